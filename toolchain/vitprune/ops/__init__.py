@@ -1,0 +1,1 @@
+"""The `vitprune::TokenSample` op: numpy specification and ONNX function body."""
