@@ -1,0 +1,77 @@
+"""Write nodes into a graphsurgeon graph without naming every intermediate by hand."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import onnx_graphsurgeon as gs
+from onnx_graphsurgeon.logger import G_LOGGER
+
+G_LOGGER.severity = G_LOGGER.ERROR  # its warnings are about colours and names, and would land in users' terminals
+Tensor = gs.Tensor
+FLOAT, INT64, BOOL = np.float32, np.int64, np.bool_
+
+
+class Emitter:
+    """Appends nodes under a readable prefix such as "block3/attn"; the graph is sorted once at the end."""
+
+    def __init__(self, graph: gs.Graph, prefix: str, constants: dict[tuple[str, str, bytes], gs.Constant] | None = None) -> None:
+        self.graph, self.prefix = graph, prefix
+        self._constants = {} if constants is None else constants
+        self._count = 0
+
+    def child(self, name: str) -> Emitter:
+        """An emitter for a sub-scope that shares small constants."""
+        return Emitter(self.graph, f"{self.prefix}/{name}", self._constants)
+
+    def constant(self, value: Any, dtype: Any = INT64, name: str | None = None) -> gs.Constant:
+        """An initialiser; unnamed ones are shared by value."""
+        array = np.ascontiguousarray(np.asarray(value, dtype=dtype))
+        if name is not None:
+            return gs.Constant(f"{self.prefix}/{name}", array)
+        key = (str(array.dtype), str(array.shape), array.tobytes())
+        if key not in self._constants:
+            self._constants[key] = gs.Constant(f"vitprune/const_{len(self._constants)}", array)
+        return self._constants[key]
+
+    def op(
+        self,
+        kind: str,
+        inputs: Sequence[Tensor],
+        label: str,
+        *,
+        dtype: Any = FLOAT,
+        shape: Sequence[int | str] | None = None,
+        domain: str | None = None,
+        **attrs: Any,
+    ) -> gs.Variable:
+        """One node with one output named after its label; returns the output."""
+        return self.ops(kind, inputs, label, [(dtype, shape)], domain=domain, **attrs)[0]
+
+    def ops(
+        self, kind: str, inputs: Sequence[Tensor], label: str, outputs: Sequence[tuple[Any, Any]], *, domain: str | None = None, **attrs: Any
+    ) -> list[gs.Variable]:
+        """One node with several outputs given as (dtype, shape)."""
+        self._count += 1
+        name = f"{self.prefix}/{label}"
+        results = [gs.Variable(f"{name}:{i}" if i else name, dtype=dtype, shape=shape) for i, (dtype, shape) in enumerate(outputs)]
+        self.graph.nodes.append(gs.Node(op=kind, name=name, attrs=attrs, inputs=list(inputs), outputs=results, domain=domain))
+        return results
+
+    def linear(self, x: Tensor, weight: np.ndarray, bias: np.ndarray | None, label: str) -> gs.Variable:
+        """x @ weight + bias; weight [in,out]."""
+        y = self.op("MatMul", [x, self.constant(weight, FLOAT, f"{label}.weight")], f"{label}/matmul")
+        if bias is None:
+            return y
+        return self.op("Add", [y, self.constant(bias, FLOAT, f"{label}.bias")], label)
+
+    def slice(self, x: Tensor, start: int, end: int | None, axis: int, label: str, dtype: Any = FLOAT) -> gs.Variable:
+        """x[start:end] along one axis; end None = to the end."""
+        stop = np.iinfo(np.int64).max if end is None else end
+        return self.op("Slice", [x, self.constant([start]), self.constant([stop]), self.constant([axis])], label, dtype=dtype)
+
+    def take_rows(self, x: Tensor, rows: Tensor, label: str) -> gs.Variable:
+        """x [B,N,C], rows int64 [B,M,1] -> [B,M,C]."""
+        return self.op("GatherND", [x, rows], label, batch_dims=1)

@@ -1,0 +1,1 @@
+"""Graph passes, one file each: what must be true before, the rewrite, what must be true after."""

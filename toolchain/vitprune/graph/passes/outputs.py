@@ -1,0 +1,48 @@
+"""Name the outputs: logits first, then the kept patches of every site."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from vitprune.graph.emit import INT64
+from vitprune.graph.passes.base import GraphPass, Surgery
+
+
+def kept_name(block: int) -> str:
+    """Name of the output that lists the patches kept at a site."""
+    return f"kept_{block}"
+
+
+class Pass(GraphPass):
+    """Add one int64 [B,K] output per site; a bypassed site repeats what was there before it."""
+
+    name = "outputs"
+
+    def apply(self, surgery: Surgery) -> bool:
+        """See `GraphPass.apply`."""
+        logits = surgery.graph.outputs[0]
+        surgery.graph.outputs = [logits]
+        last = None
+        for site, kept in zip(surgery.sites, surgery.kept, strict=True):
+            em = surgery.emitter.child(f"block{site.block}/output")
+            if kept is None:
+                kept = last if last is not None else self._all(surgery, em)
+            name = kept_name(site.block)
+            width = site.limit if surgery.padded else f"kept_{site.block}_count"
+            output = em.op("Identity", [kept], "kept", dtype=INT64)
+            output.name, output.shape = name, ["batch", width]
+            surgery.graph.outputs.append(output)
+            last = kept
+        return True
+
+    def _all(self, surgery: Surgery, em):  # type: ignore[no-untyped-def]
+        image = surgery.graph.inputs[0]
+        shape = em.op("Shape", [image], "shape", dtype=INT64)
+        batch = em.slice(shape, 0, 1, 0, "batch", dtype=INT64)
+        full = em.op("Concat", [batch, em.constant([surgery.anatomy.patches])], "full", dtype=INT64, axis=0)
+        return em.op("Expand", [em.constant(np.arange(surgery.anatomy.patches)[None]), full], "all", dtype=INT64)
+
+    def ensures(self, surgery: Surgery) -> str:
+        """Exactly one output per site behind the logits."""
+        found = len(surgery.graph.outputs) - 1
+        return "" if found == len(surgery.sites) else f"{found} kept outputs for {len(surgery.sites)} sites"

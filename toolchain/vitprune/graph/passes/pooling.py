@@ -1,0 +1,37 @@
+"""Means over tokens after the last block leave pad slots out."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from vitprune.graph.emit import FLOAT
+from vitprune.graph.passes.base import GraphPass, Surgery
+
+
+class Pass(GraphPass):
+    """Replace ReduceMean over the token axis by a mean over live tokens."""
+
+    name = "pooling"
+
+    def apply(self, surgery: Surgery) -> bool:
+        """See `GraphPass.apply`."""
+        if not surgery.anatomy.mean_pools or surgery.valid is None:
+            return False
+        for name, skipped in surgery.anatomy.mean_pools.items():
+            pooled = surgery.tensors[name]
+            node = pooled.inputs[0]
+            em = surgery.emitter.child(f"pool/{len(surgery.nodes)}")
+            valid = em.op("Cast", [surgery.valid], "valid", to=1)
+            ahead = surgery.anatomy.prefix - skipped
+            if ahead > 0:
+                first = em.slice(valid, 0, 1, 1, "first")
+                ones = em.op("Add", [em.op("Mul", [first, em.constant(0.0, FLOAT)], "zero"), em.constant(np.ones((1, ahead)), FLOAT)], "prefix")
+                valid = em.op("Concat", [ones, valid], "live", axis=1)
+            weight = em.op("Unsqueeze", [valid, em.constant([2])], "weight")
+            total = em.op("ReduceSum", [em.op("Mul", [node.inputs[0], weight], "masked"), em.constant([1])], "sum", keepdims=1)
+            count = em.op("Max", [em.op("ReduceSum", [weight, em.constant([1])], "count", keepdims=1), em.constant(1.0, FLOAT)], "at_least_one")
+            mean = em.op("Div", [total, count], "mean")
+            if not node.attrs.get("keepdims", 1):
+                mean = em.op("Squeeze", [mean, em.constant([1])], "flat")
+            surgery.replace(pooled, mean)
+        return True

@@ -1,0 +1,83 @@
+"""A copy of a graph with fixed batch, folded constants and inferred shapes, for looking things up by tensor name."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx_graphsurgeon as gs
+
+from vitprune.errors import ExportError
+
+
+def static_copy(model: onnx.ModelProto, batch: int = 1) -> gs.Graph:
+    """Fold every shape computation of `model` at a fixed batch size; data-dependent tensors keep their names.
+
+    Raises:
+        ExportError: VP320 when a dimension other than the batch is left open.
+    """
+    fixed = onnx.ModelProto()
+    fixed.CopyFrom(model)
+    initializers = {tensor.name for tensor in fixed.graph.initializer}
+    for value in fixed.graph.input:
+        if value.name in initializers:
+            continue
+        dims = value.type.tensor_type.shape.dim
+        for position, dim in enumerate(dims):
+            if dim.dim_value > 0:
+                continue
+            if position > 0:
+                raise ExportError(320, f"input '{value.name}' has an open dimension {position}", cause="only the batch may be dynamic: token counts follow from the image size", next_step="export the dense model with a fixed image size")
+            dim.dim_value = batch
+    for value in fixed.graph.output:
+        value.type.tensor_type.ClearField("shape")
+    del fixed.graph.value_info[:]
+    count = -1
+    graph = gs.import_onnx(onnx.shape_inference.infer_shapes(fixed, data_prop=True))
+    while len(graph.nodes) != count:
+        count = len(graph.nodes)
+        graph = _fold_once(graph)
+    return graph
+
+
+def _fold_once(graph: gs.Graph) -> gs.Graph:
+    logger = logging.getLogger("onnx_graphsurgeon")
+    level = logger.level
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+        logger.setLevel(logging.ERROR)
+        _fold_shapes(graph)
+        graph.fold_constants(size_threshold=1 << 24, fold_shapes=False).cleanup()
+    logger.setLevel(level)
+    return gs.import_onnx(onnx.shape_inference.infer_shapes(gs.export_onnx(graph, do_type_check=False), data_prop=True))
+
+
+def _fold_shapes(graph: gs.Graph) -> None:
+    """Replace Shape of a tensor of known shape; graphsurgeon's own folding ignores the attributes start and end."""
+    for node in graph.nodes:
+        shape = node.inputs[0].shape if node.op == "Shape" else None
+        if shape is None or not all(isinstance(dim, int) for dim in shape):
+            continue
+        start, end = node.attrs.get("start", 0), node.attrs.get("end")
+        constant = gs.Constant(f"{node.outputs[0].name}/folded", np.asarray(shape, np.int64)[start:end])
+        for consumer in list(node.outputs[0].outputs):
+            consumer.inputs = [constant if tensor is node.outputs[0] else tensor for tensor in consumer.inputs]
+
+
+def value_of(tensor: Any) -> np.ndarray | None:
+    """The constant behind a tensor, or None."""
+    if isinstance(tensor, gs.Constant):
+        return np.asarray(tensor.values)
+    if tensor.inputs and tensor.inputs[0].op == "Constant":
+        value = tensor.inputs[0].attrs.get("value")
+        return np.asarray(value.values) if isinstance(value, gs.Constant) else None
+    return None
+
+
+def scalar_of(tensor: Any) -> float | None:
+    """The constant scalar behind a tensor of one element, or None."""
+    value = value_of(tensor)
+    return float(value.reshape(-1)[0]) if value is not None and value.size == 1 else None

@@ -1,0 +1,136 @@
+"""Dense ViT graph + recipe -> token-pruned graph."""
+
+from __future__ import annotations
+
+import importlib
+from dataclasses import replace
+from typing import Any
+
+import onnx
+import onnx_graphsurgeon as gs
+
+from vitprune import methods
+from vitprune.errors import ExportError
+from vitprune.graph.anatomy import Anatomy, find
+from vitprune.graph.passes.base import GraphPass, Surgery
+from vitprune.methods.base import Geometry
+from vitprune.ops.token_sample import DOMAIN
+from vitprune.recipe import Recipe
+
+FORBIDDEN = {"NonZero", "Compress", "Unique", "Loop"}
+MAX_IR = 10
+
+
+def geometry(anatomy: Anatomy) -> Geometry:
+    """Sizes of the model a graph belongs to."""
+    block = anatomy.blocks[0]
+    return Geometry(
+        depth=len(anatomy.blocks), patches=anatomy.patches, prefix=anatomy.prefix, width=anatomy.width, heads=block.heads,
+        mlp_hidden=block.mlp_hidden, embed_macs=anatomy.embed_macs, classes=anatomy.classes, has_cls=anatomy.prefix > 0 and anatomy.reads_cls,
+    )  # fmt: skip
+
+
+def upgrade(model: onnx.ModelProto, opset: int) -> onnx.ModelProto:
+    """The same graph at the recipe's opset.
+
+    Raises:
+        ExportError: VP324 when the graph is newer than the recipe allows or cannot be converted.
+    """
+    current = max((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), default=0)
+    if current == opset:
+        return model
+    if current > opset:
+        raise ExportError(324, f"the graph is opset {current}, the recipe asks for {opset}", cause="a graph cannot be converted to an older opset safely", next_step=f"export the dense model with opset {opset}" + (f", or --set graph.opset={current}" if current <= 20 else ""))
+    import onnx.version_converter
+
+    try:
+        return onnx.version_converter.convert_version(model, opset)
+    except Exception as error:
+        raise ExportError(324, f"the graph cannot be converted from opset {current} to {opset}", cause=str(error).splitlines()[0], next_step=f"export the dense model with opset {opset}") from error
+
+
+def rewrite(model: onnx.ModelProto, recipe: Recipe, has_cls: bool | None = None) -> tuple[onnx.ModelProto, Anatomy, dict[str, Any]]:
+    """Insert the recipe's method into a dense graph.
+
+    Args:
+        model: dense ViT; it is not changed.
+        recipe: what to insert.
+        has_cls: whether prefix token 0 is a class token, where known; else read off the head.
+
+    Returns:
+        The pruned model, the anatomy of the dense one and notes for the report.
+
+    Raises:
+        ExportError: VP32x when the graph is not understood; VP312 without a CLS token for a method that needs one.
+    """
+    model = upgrade(model, recipe.graph.opset)
+    anatomy = find(model)
+    if has_cls is not None:
+        anatomy = replace(anatomy, reads_cls=has_cls)
+    method = methods.get(recipe.prune.method)
+    sizes = geometry(anatomy)
+    if method.needs_cls and not sizes.has_cls:
+        others = methods.without_cls()
+        offer = f"methods that work without a CLS token: {', '.join(others)}" if others else "use a model with a CLS token such as deit_small_patch16_224"
+        raise ExportError(312, f"{method.name} needs a CLS token", cause="this graph has no class token that its head reads" if not anatomy.prefix else "the head of this graph does not read token 0", next_step=offer)
+    sites = method.sites(recipe.prune, sizes)
+    surgery = Surgery(_working_copy(model), anatomy, recipe, method, sites)
+    kind = importlib.import_module(f"vitprune.graph.passes.{method.kind}")
+    changed = {}
+    for step in (kind.Pass(), _load("pooling"), _load("outputs")):
+        changed[step.name] = step.run(surgery)
+    return _finish(surgery), anatomy, {"passes": changed, **surgery.notes}
+
+
+def _load(name: str) -> GraphPass:
+    step: GraphPass = importlib.import_module(f"vitprune.graph.passes.{name}").Pass()
+    return step
+
+
+def _working_copy(model: onnx.ModelProto) -> gs.Graph:
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    del copy.graph.value_info[:]
+    for output in copy.graph.output:
+        for dim in list(output.type.tensor_type.shape.dim)[1:]:
+            if dim.dim_value <= 0:
+                dim.Clear()
+    return gs.import_onnx(copy)
+
+
+def _finish(surgery: Surgery) -> onnx.ModelProto:
+    """Export, attach functions, check.
+
+    Raises:
+        ExportError: VP325 when the result is not valid ONNX or holds an operator that runtimes refuse.
+    """
+    opset = surgery.graph.opset
+    surgery.graph.cleanup(remove_unused_graph_inputs=False).toposort()
+    result = gs.export_onnx(surgery.graph, do_type_check=False)
+    del result.opset_import[:]
+    result.opset_import.append(onnx.helper.make_opsetid("", opset))
+    if surgery.functions:
+        result.opset_import.append(onnx.helper.make_opsetid(DOMAIN, 1))
+        result.functions.extend(surgery.functions.values())
+    result.ir_version = min(MAX_IR, max(result.ir_version, 8))
+    result.producer_name = "vitprune"
+    refused = forbidden(result)
+    if refused:
+        raise ExportError(325, f"the rewritten graph holds {refused[0]}", cause="builders for edge targets refuse this operator", next_step="export the dense model without it")
+    try:
+        onnx.checker.check_model(result, full_check=False)
+        onnx.shape_inference.infer_shapes(result, strict_mode=False)
+    except Exception as error:
+        raise ExportError(325, "the rewritten graph is not valid ONNX", cause=str(error).splitlines()[0]) from error
+    return result
+
+
+def forbidden(model: onnx.ModelProto) -> list[str]:
+    """Operators in the graph or its functions that TensorRT parsers refuse."""
+    nodes = [*model.graph.node, *(node for body in model.functions for node in body.node)]
+    found = [node.op_type for node in nodes if node.op_type in FORBIDDEN]
+    for node in nodes:
+        reduction = next((a.s.decode() for a in node.attribute if a.name == "reduction"), "none")
+        if node.op_type.startswith("Scatter") and reduction != "none":
+            found.append(f"{node.op_type}(reduction={reduction})")
+    return found

@@ -1,0 +1,198 @@
+"""The ONNX function body of `vitprune::TokenSample`: plain operators that every runtime takes.
+
+Written in ONNX's textual syntax. It carries out the arithmetic of `token_sample.py` (integer weights, closed form); work and
+memory are linear in P save for the compaction, one TopK (official mode: and one sort). No NonZero, Compress, Unique, Loop or scatter with a reduction.
+Large integers are clamped with Where: ONNX Runtime 1.31 computes Max and Min of int64 wrongly beyond 2**31 on x86-64.
+"""
+
+from __future__ import annotations
+
+import onnx
+from onnx import parser
+
+from vitprune.ops.token_sample import DOMAIN, NAME
+
+_HEAD = """
+<domain: "{domain}", opset_import: ["" : {opset}]>
+{name} <mode, num_samples, threshold, capacity, expected, pad_to_capacity, plugin_version, plugin_namespace>
+    (score, valid) => (index, keep, count)
+{{
+  axis1 = Constant <value_ints: ints = [1]> ()
+  zero = Constant <value_int: int = 0> ()
+  one = Constant <value_int: int = 1> ()
+  fzero = Constant <value_float: float = 0.0> ()
+  shape = Shape (score)
+  width = Shape <start: int = 1, end: int = 2> (score)
+  number = Squeeze (width)
+  ramp = Range (zero, number, one)
+"""
+
+# r, q and the number of points S; shared by both inverse transform modes.
+_WEIGHTS = """
+  points = Constant <value_int: int = @num_samples> ()
+  fone = Constant <value_float: float = 1.0> ()
+  two30 = Constant <value_float: float = 1073741824.0> ()
+  positive = Greater (score, fzero)
+  counted = And (valid, positive)
+  clean = Where (counted, score, fzero)
+  top = ReduceMax <keepdims: int = 1> (clean, axis1)
+  has_top = Greater (top, fzero)
+  divisor = Where (has_top, top, fone)
+  relative = Div (clean, divisor)
+  scaled = Mul (relative, two30)
+  trunc = Cast <to: int = 7> (scaled)
+  least = Max (trunc, one)
+  weight = Where (valid, least, zero)
+"""
+
+_PAPER = """
+  c = CumSum (weight, one)
+  last = Constant <value_ints: ints = [-1]> ()
+  end = Constant <value_ints: ints = [9223372036854775807]> ()
+  total0 = Slice (c, last, end, axis1)
+  missing = Equal (total0, zero)
+  total = Where (missing, one, total0)
+  c2 = Add (c, c)
+  edge = Sub (c2, weight)
+  spread = Mul (edge, points)
+  rounded = Add (spread, total)
+  total2 = Add (total, total)
+  below0 = Div (rounded, total2)
+  first = Equal (c, weight)
+  below = Where (first, zero, below0)
+  valid64 = Cast <to: int = 7> (valid)
+  rank = CumSum (valid64, one)
+  rank0 = Sub (rank, one)
+  slot = Where (valid, rank0, number)
+  fenced = Where (valid, below, points)
+  none = Sub (below, below)
+  blank = Add (none, points)
+  column = Slice (blank, last, end, axis1)
+  empty = Concat <axis: int = 1> (blank, column)
+  packed = ScatterElements <axis: int = 1> (empty, slot, fenced)
+  above = GatherElements <axis: int = 1> (packed, rank)
+  rises = Greater (above, below)
+  chosen = And (valid, rises)
+  position = Expand (ramp, shape)
+  ranked = Identity (score)
+"""
+
+_OFFICIAL = """
+  behind = Constant <value_float: float = 2.0> ()
+  sortable = Where (valid, relative, behind)
+  sorted, position = TopK <axis: int = 1, largest: int = 0, sorted: int = 1> (sortable, width)
+  q = GatherElements <axis: int = 1> (weight, position)
+  present = Greater (q, zero)
+  c = CumSum (q, one)
+  last = Constant <value_ints: ints = [-1]> ()
+  end = Constant <value_ints: ints = [9223372036854775807]> ()
+  total0 = Slice (c, last, end, axis1)
+  missing = Equal (total0, zero)
+  total = Where (missing, one, total0)
+  number0 = Sub (number, one)
+  second0 = Min (number0, one)
+  second1 = Unsqueeze (second0, axis0)
+  start = Gather <axis: int = 1> (c, second1)
+  start2 = Add (start, start)
+  c2 = Add (c, c)
+  edge = Sub (c2, q)
+  over = Sub (edge, start2)
+  outside = Less (over, zero)
+  inside = Where (outside, zero, over)
+  steps = Sub (points, one)
+  spread = Mul (inside, steps)
+  rest = Sub (total, start)
+  rest2 = Add (rest, rest)
+  alone = Equal (rest2, zero)
+  span = Where (alone, one, rest2)
+  whole = Div (spread, span)
+  reached = Add (whole, one)
+  below0 = Where (outside, zero, reached)
+  first = Equal (c, q)
+  below1 = Where (first, zero, below0)
+  below = Where (present, below1, points)
+  shifted = Slice (below, axis1, end, axis1)
+  none = Sub (below, below)
+  blank = Add (none, points)
+  column = Slice (blank, last, end, axis1)
+  above = Concat <axis: int = 1> (shifted, column)
+  rises = Greater (above, below)
+  chosen = And (present, rises)
+  ranked = GatherElements <axis: int = 1> (score, position)
+"""
+
+_THRESHOLD = """
+  least = Constant <value_float: float = @threshold> ()
+  exceeds = Greater (score, least)
+  chosen = And (valid, exceeds)
+  position = Expand (ramp, shape)
+  ranked = Identity (score)
+"""
+
+# Overflow: keep the highest scores, ties to the lower index (the slots come in an order that makes TopK do so).
+_OVERFLOW = """
+  limit = Constant <value_int: int = @capacity> ()
+  limit0 = Min (limit, number)
+  limit1 = Unsqueeze (limit0, axis0)
+  lowest = Constant <value_float: float = -3.4028234663852886e38> ()
+  contest = Where (chosen, ranked, lowest)
+  best, slots = TopK <axis: int = 1> (contest, limit1)
+  taken = GatherElements <axis: int = 1> (position, slots)
+  chosen32 = Cast <to: int = 6> (chosen)
+  real32 = GatherElements <axis: int = 1> (chosen32, slots)
+  real = Cast <to: int = 9> (real32)
+"""
+_NO_OVERFLOW = """
+  taken = Identity (position)
+  real = Identity (chosen)
+"""
+
+_DYNAMIC_WIDTH = """
+  real64 = Cast <to: int = 7> (real)
+  counts = ReduceSum <keepdims: int = 0> (real64, axis1)
+  most = ReduceMax <keepdims: int = 0> (counts)
+  count = Max (most, one)
+"""
+_STATIC_WIDTH = """
+  count = Constant <value_int: int = @capacity> ()
+"""
+
+# Keys 2P - position sort the kept slots to the front in ascending position; exact in float32 up to P = 2**23.
+_TAIL = """
+  number2 = Add (number, number)
+  key64 = Sub (number2, taken)
+  key = Cast <to: int = 1> (key64)
+  minus = Constant <value_float: float = -1.0> ()
+  marked = Where (real, key, minus)
+  count1 = Unsqueeze (count, axis0)
+  front, unused = TopK <axis: int = 1> (marked, count1)
+  keep = Greater (front, fzero)
+  front64 = Cast <to: int = 7> (front)
+  kept = Sub (number2, front64)
+  index = Where (keep, kept, zero)
+}
+"""
+
+_BODIES = {
+    "inverse_transform": _WEIGHTS + _PAPER,
+    "inverse_transform_official": _WEIGHTS + _OFFICIAL,
+    "threshold": _THRESHOLD,
+}
+
+
+def function(mode: str, *, overflow: bool, padded: bool, opset: int = 18) -> onnx.FunctionProto:
+    """Function body of TokenSample for one mode.
+
+    Args:
+        mode: one of `token_sample.MODES`; the body carries out only this one.
+        overflow: a capacity may cut selected tokens away.
+        padded: K is the attribute `capacity` (which must not exceed P) instead of the largest count.
+        opset: opset of the body, at least 18.
+
+    Returns:
+        A model-local function; every node of a model that shares it must use the same mode and shape.
+    """
+    head = _HEAD.format(domain=DOMAIN, name=NAME, opset=opset)
+    head += "  axis0 = Constant <value_ints: ints = [0]> ()\n"
+    width = _STATIC_WIDTH if padded else _DYNAMIC_WIDTH
+    return parser.parse_function(head + _BODIES[mode] + (_OVERFLOW if overflow else _NO_OVERFLOW) + width + _TAIL)

@@ -1,0 +1,217 @@
+"""Recipes: one YAML file says what to prune, how to export and what must hold."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, ValidationError, field_validator, model_validator
+
+from vitprune import methods
+from vitprune.errors import RecipeError
+from vitprune.methods.base import MethodParams
+from vitprune.resources import shipped_recipes
+from vitprune.suggestions import did_you_mean
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
+
+
+class ModelSection(_Section):
+    """Which model: a timm name, weights (.pth, .safetensors or null = timm's), image size and timm arguments."""
+
+    name: str | None = None
+    weights: str | None = None
+    image_size: int | None = Field(default=None, gt=0)
+    args: dict[str, Any] = Field(default_factory=dict)
+    mean: list[float] | None = None
+    std: list[float] | None = None
+
+
+class GraphSection(_Section):
+    """Opset, shape mode and batch profile "min:opt:max" (one number: static batch)."""
+
+    opset: int = Field(default=18, ge=17, le=20)
+    shapes: Literal["dynamic", "padded"] = "dynamic"
+    batch: str = "1:4:8"
+
+    @field_validator("batch", mode="before")
+    @classmethod
+    def _profile(cls, value: Any) -> str:
+        parts = str(value).split(":")
+        if len(parts) not in (1, 3) or not all(part.isdigit() and int(part) > 0 for part in parts):
+            raise ValueError("batch is one number or min:opt:max, for example 1:4:8")
+        if len(parts) == 3 and not int(parts[0]) <= int(parts[1]) <= int(parts[2]):
+            raise ValueError("batch min:opt:max must ascend")
+        return str(value)
+
+    @property
+    def profile(self) -> tuple[int, int, int]:
+        """(min, opt, max)."""
+        parts = [int(part) for part in self.batch.split(":")]
+        return (parts[0], parts[0], parts[0]) if len(parts) == 1 else (parts[0], parts[1], parts[2])
+
+    @property
+    def static_batch(self) -> int | None:
+        """The batch size when it is fixed, else None."""
+        return int(self.batch) if ":" not in self.batch else None
+
+
+class PrecisionSection(_Section):
+    """Numeric type of the graph; decisions are FP32 in every mode."""
+
+    mode: Literal["fp32"] = "fp32"
+    keep_fp32: list[str] = Field(default_factory=list)
+
+
+class Gates(_Section):
+    """Limits that `validate` enforces; null switches one off.
+
+    logits_max_abs: largest difference of a logit, reference against graph, where decisions agree.
+    top1_agreement: share of images with the same top-1. top1_drop: points of accuracy lost against the dense model (needs
+    labels). flip_margin: a kept token may differ only where the reference's decision margin is below this.
+    """
+
+    logits_max_abs: float | None = Field(default=1e-4, gt=0)
+    top1_agreement: float | None = Field(default=0.995, ge=0, le=1)
+    top1_drop: float | None = Field(default=None, ge=0, le=100)
+    flip_margin: float = Field(default=1e-5, ge=0)
+
+
+class ValidateSection(_Section):
+    """How many images to run and the gates."""
+
+    samples: int = Field(default=256, gt=0)
+    gates: Gates = Field(default_factory=Gates)
+
+
+class Recipe(_Section):
+    """A complete recipe; unknown keys are refused."""
+
+    version: Literal[1] = 1
+    model: ModelSection = Field(default_factory=ModelSection)
+    prune: SerializeAsAny[MethodParams]
+    graph: GraphSection = Field(default_factory=GraphSection)
+    precision: PrecisionSection = Field(default_factory=PrecisionSection)
+    validation: ValidateSection = Field(default_factory=ValidateSection, alias="validate")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _choose_method(cls, data: Any) -> Any:
+        prune = data.get("prune") if isinstance(data, dict) else None
+        if isinstance(prune, dict):
+            name = prune.get("method")
+            if not isinstance(name, str):
+                raise RecipeError(103, "prune.method is missing", cause=f"it is one of {', '.join(methods.names())}", next_step="vitprune methods")
+            try:
+                parsed = methods.get(name).params.model_validate(prune)
+            except ValidationError as error:
+                raise _readable(error, methods.get(name).params, "prune") from error
+            return {**data, "prune": parsed}
+        return data
+
+    @classmethod
+    def load(cls, source: str | Path | dict[str, Any], overrides: list[str] | None = None) -> Recipe:
+        """Read a recipe.
+
+        Args:
+            source: a path, the name of a shipped recipe, or the parsed mapping.
+            overrides: "key.path=value" strings, applied last.
+
+        Raises:
+            RecipeError: VP100 not found, VP101 not YAML, VP102 a key or value is wrong, VP103/VP104 no such method.
+        """
+        data = copy.deepcopy(source) if isinstance(source, dict) else _read(Path(source))
+        base = data.pop("extends", None)
+        if base is not None:
+            beside = Path(source).parent / str(base) if not isinstance(source, dict) else Path(str(base))
+            parent = _read(beside if beside.exists() else Path(str(base)))
+            if "extends" in parent:
+                raise RecipeError(102, f"recipe '{base}' extends another one", cause="extends goes one level deep", next_step="extend the base recipe directly")
+            data = _merge(parent, data)
+        for override in overrides or []:
+            _override(data, override)
+        try:
+            return cls.model_validate(data)
+        except ValidationError as error:
+            raise _readable(error, cls, "") from error
+
+    def to_dict(self) -> dict[str, Any]:
+        """The resolved recipe as plain data."""
+        return self.model_dump(mode="json", by_alias=True)
+
+    def to_yaml(self) -> str:
+        """The resolved recipe as YAML."""
+        return yaml.safe_dump(self.to_dict(), sort_keys=False)
+
+    def digest(self) -> str:
+        """sha256 of the resolved recipe."""
+        return hashlib.sha256(json.dumps(self.to_dict(), sort_keys=True).encode()).hexdigest()
+
+    def with_(self, path: str, value: Any) -> Recipe:
+        """A copy with one key changed, checked like a file."""
+        return Recipe.load(self.to_dict(), [f"{path}={json.dumps(value)}"])
+
+
+def _read(path: Path) -> dict[str, Any]:
+    if not path.exists():
+        shipped = shipped_recipes()
+        if str(path) not in shipped:
+            raise RecipeError(100, f"recipe '{path}' not found", cause=did_you_mean(str(path), shipped), next_step="vitprune recipes")
+        path = shipped[str(path)]
+    try:
+        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
+        raise RecipeError(101, f"recipe '{path}' cannot be read", cause=" ".join(str(error).split()), next_step="check the file's YAML syntax") from error
+    if not isinstance(data, dict):
+        raise RecipeError(101, f"recipe '{path}' is not a mapping", cause="a recipe has keys such as prune: and graph:", next_step="vitprune recipes")
+    return data
+
+
+def _merge(base: dict[str, Any], top: dict[str, Any]) -> dict[str, Any]:
+    merged = dict(base)
+    for key, value in top.items():
+        both = isinstance(value, dict) and isinstance(merged.get(key), dict)
+        merged[key] = _merge(merged[key], value) if both else value
+    return merged
+
+
+def _override(data: dict[str, Any], text: str) -> None:
+    path, separator, value = text.partition("=")
+    keys = path.strip().split(".")
+    if not separator or not all(keys):
+        raise RecipeError(105, f"--set '{text}' is not key.path=value", next_step="for example --set prune.num_samples=64")
+    here = data
+    for key in keys[:-1]:
+        here = here.setdefault(key, {})
+        if not isinstance(here, dict):
+            raise RecipeError(105, f"--set '{text}' goes through a value", cause=f"'{key}' holds no keys", next_step="for example --set prune.num_samples=64")
+    try:
+        here[keys[-1]] = yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise RecipeError(105, f"--set '{text}': the value is not YAML", cause=" ".join(str(error).split())) from error
+
+
+def _readable(error: ValidationError, model: type[BaseModel], prefix: str) -> RecipeError:
+    """Turn pydantic's first complaint into ours; unknown keys get a did-you-mean."""
+    first = error.errors()[0]
+    where = ".".join(str(part) for part in (prefix, *first["loc"]) if str(part))
+    if first["type"] == "extra_forbidden":
+        known = _keys_at(model, first["loc"][:-1])
+        return RecipeError(102, f"unknown key '{where}' in the recipe", cause=did_you_mean(str(first["loc"][-1]), known), next_step="correct or remove the key")
+    cause = first["msg"].removeprefix("Value error, ")
+    return RecipeError(102, f"'{where}' has a wrong value: {json.dumps(first.get('input'), default=str)[:80]}", cause=cause, next_step=f"correct '{where}' in the recipe")
+
+
+def _keys_at(model: type[BaseModel], location: tuple[int | str, ...]) -> list[str]:
+    for part in location:
+        for name, field in model.model_fields.items():
+            nested = field.annotation
+            if part in (name, field.alias) and isinstance(nested, type) and issubclass(nested, BaseModel):
+                model = nested
+    return [field.alias or name for name, field in model.model_fields.items()]

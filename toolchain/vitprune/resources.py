@@ -1,0 +1,23 @@
+"""Where shipped recipes and targets lie: inside the wheel, or beside the sources in a checkout."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+
+def recipes_folder() -> Path:
+    """Folder with *.yaml recipes, `targets/` and `fashion_mnist/`."""
+    packaged = Path(__file__).parent / "_recipes"
+    return packaged if packaged.is_dir() else Path(__file__).resolve().parents[2] / "recipes"
+
+
+def shipped_recipes() -> dict[str, Path]:
+    """Name -> path of every shipped recipe."""
+    root = recipes_folder()
+    found = {path.stem: path for path in sorted(root.glob("*.yaml"))}
+    return found | {f"{path.parent.name}/{path.stem}": path for path in sorted(root.glob("fashion_mnist/*.yaml"))}
+
+
+def shipped_targets() -> dict[str, Path]:
+    """Name -> path of every shipped target."""
+    return {path.stem: path for path in sorted((recipes_folder() / "targets").glob("*.yaml"))}
