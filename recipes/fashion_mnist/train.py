@@ -78,7 +78,9 @@ def augment(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
 def accuracy(model: torch.nn.Module, images: torch.Tensor, labels: torch.Tensor, batch: int = 250) -> float:
     """Top-1 in percent."""
     model.eval()
-    hits = sum((model(images[i : i + batch]).argmax(1) == labels[i : i + batch]).sum().item() for i in range(0, len(images), batch))
+    hits = sum(
+        (model(images[i : i + batch]).argmax(1) == labels[i : i + batch]).sum().item() for i in range(0, len(images), batch)
+    )
     return 100.0 * hits / len(images)
 
 
@@ -93,7 +95,9 @@ def run_phase(phase: dict, start: dict | None, out: Path, data: Path, batch: int
     test_images, test_labels = load_split(data, "t10k")
     decay = [p for p in model.parameters() if p.ndim > 1]
     rest = [p for p in model.parameters() if p.ndim <= 1]
-    optimiser = torch.optim.AdamW([{"params": decay, "weight_decay": 0.05}, {"params": rest, "weight_decay": 0.0}], lr=phase["lr"])
+    optimiser = torch.optim.AdamW(
+        [{"params": decay, "weight_decay": 0.05}, {"params": rest, "weight_decay": 0.0}], lr=phase["lr"]
+    )
     steps = len(images) // batch
     total, warm = steps * phase["epochs"], steps // 2
     schedule = torch.optim.lr_scheduler.LambdaLR(

@@ -107,7 +107,12 @@ class Recipe(_Section):
         if isinstance(prune, dict):
             name = prune.get("method")
             if not isinstance(name, str):
-                raise RecipeError(103, "prune.method is missing", cause=f"it is one of {', '.join(methods.names())}", next_step="vitprune methods")
+                raise RecipeError(
+                    103,
+                    "prune.method is missing",
+                    cause=f"it is one of {', '.join(methods.names())}",
+                    next_step="vitprune methods",
+                )
             try:
                 parsed = methods.get(name).params.model_validate(prune)
             except ValidationError as error:
@@ -132,7 +137,12 @@ class Recipe(_Section):
             beside = Path(source).parent / str(base) if not isinstance(source, dict) else Path(str(base))
             parent = _read(beside if beside.exists() else Path(str(base)))
             if "extends" in parent:
-                raise RecipeError(102, f"recipe '{base}' extends another one", cause="extends goes one level deep", next_step="extend the base recipe directly")
+                raise RecipeError(
+                    102,
+                    f"recipe '{base}' extends another one",
+                    cause="extends goes one level deep",
+                    next_step="extend the base recipe directly",
+                )
             data = _merge(parent, data)
         for override in overrides or []:
             _override(data, override)
@@ -162,14 +172,23 @@ def _read(path: Path) -> dict[str, Any]:
     if not path.exists():
         shipped = shipped_recipes()
         if str(path) not in shipped:
-            raise RecipeError(100, f"recipe '{path}' not found", cause=did_you_mean(str(path), shipped), next_step="vitprune recipes")
+            raise RecipeError(
+                100, f"recipe '{path}' not found", cause=did_you_mean(str(path), shipped), next_step="vitprune recipes"
+            )
         path = shipped[str(path)]
     try:
         data = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
-        raise RecipeError(101, f"recipe '{path}' cannot be read", cause=" ".join(str(error).split()), next_step="check the file's YAML syntax") from error
+        raise RecipeError(
+            101, f"recipe '{path}' cannot be read", cause=" ".join(str(error).split()), next_step="check the file's YAML syntax"
+        ) from error
     if not isinstance(data, dict):
-        raise RecipeError(101, f"recipe '{path}' is not a mapping", cause="a recipe has keys such as prune: and graph:", next_step="vitprune recipes")
+        raise RecipeError(
+            101,
+            f"recipe '{path}' is not a mapping",
+            cause="a recipe has keys such as prune: and graph:",
+            next_step="vitprune recipes",
+        )
     return data
 
 
@@ -190,7 +209,12 @@ def _override(data: dict[str, Any], text: str) -> None:
     for key in keys[:-1]:
         here = here.setdefault(key, {})
         if not isinstance(here, dict):
-            raise RecipeError(105, f"--set '{text}' goes through a value", cause=f"'{key}' holds no keys", next_step="for example --set prune.num_samples=64")
+            raise RecipeError(
+                105,
+                f"--set '{text}' goes through a value",
+                cause=f"'{key}' holds no keys",
+                next_step="for example --set prune.num_samples=64",
+            )
     try:
         here[keys[-1]] = yaml.safe_load(value)
     except yaml.YAMLError as error:
@@ -203,9 +227,19 @@ def _readable(error: ValidationError, model: type[BaseModel], prefix: str) -> Re
     where = ".".join(str(part) for part in (prefix, *first["loc"]) if str(part))
     if first["type"] == "extra_forbidden":
         known = _keys_at(model, first["loc"][:-1])
-        return RecipeError(102, f"unknown key '{where}' in the recipe", cause=did_you_mean(str(first["loc"][-1]), known), next_step="correct or remove the key")
+        return RecipeError(
+            102,
+            f"unknown key '{where}' in the recipe",
+            cause=did_you_mean(str(first["loc"][-1]), known),
+            next_step="correct or remove the key",
+        )
     cause = first["msg"].removeprefix("Value error, ")
-    return RecipeError(102, f"'{where}' has a wrong value: {json.dumps(first.get('input'), default=str)[:80]}", cause=cause, next_step=f"correct '{where}' in the recipe")
+    return RecipeError(
+        102,
+        f"'{where}' has a wrong value: {json.dumps(first.get('input'), default=str)[:80]}",
+        cause=cause,
+        next_step=f"correct '{where}' in the recipe",
+    )
 
 
 def _keys_at(model: type[BaseModel], location: tuple[int | str, ...]) -> list[str]:

@@ -93,7 +93,12 @@ class Anatomy:
 def _fail(index: int | None, node: Any, expected: str) -> ExportError:
     where = "the graph" if index is None else f"block {index}"
     seen = f"node '{node.name or node.op}' ({node.op})" if isinstance(node, gs.Node) else str(node)
-    return ExportError(322, f"{where} does not look like a ViT block", cause=f"at {seen}: expected {expected}", next_step="export the dense model with timm or Hugging Face, without fusing attention into one node")
+    return ExportError(
+        322,
+        f"{where} does not look like a ViT block",
+        cause=f"at {seen}: expected {expected}",
+        next_step="export the dense model with timm or Hugging Face, without fusing attention into one node",
+    )
 
 
 def _producer(tensor: Any) -> gs.Node | None:
@@ -132,14 +137,21 @@ class _Walk:
     norm: HeadNorm | None
 
 
+def _integer(tensor: Any) -> int | None:
+    """The constant integer behind a tensor of one element, or None."""
+    value = scalar_of(tensor)
+    return None if value is None else int(value)
+
+
 def _selected_third(node: gs.Node, tensor: Any) -> int | None:
     """Which part of a packed projection a Slice, Gather or Split takes."""
-    if node.op == "Slice" and (start := value_of(node.inputs[1])) is not None and start.size == 1:
-        extent = node.inputs[0].shape[int(value_of(node.inputs[3])[0])] if len(node.inputs) > 3 else 3
-        size = tensor.shape[int(value_of(node.inputs[3])[0])] if len(node.inputs) > 3 and tensor.shape else 1
-        return int(start.reshape(-1)[0]) % int(extent) // int(size)
-    if node.op == "Gather" and (number := scalar_of(node.inputs[1])) is not None:
-        return int(number)
+    if node.op == "Slice" and (start := _integer(node.inputs[1])) is not None:
+        axis = _integer(node.inputs[3]) if len(node.inputs) > 3 else None
+        if axis is None or not tensor.shape or not node.inputs[0].shape:
+            return None
+        return start % int(node.inputs[0].shape[axis]) // int(tensor.shape[axis])
+    if node.op == "Gather":
+        return _integer(node.inputs[1])
     if node.op == "Split":
         return next(i for i, output in enumerate(node.outputs) if output is tensor)
     return None
@@ -172,10 +184,16 @@ def _walk_up(tensor: Any, index: int, heads: int, head_dim: int) -> _Walk:
             weight = value_of(node.inputs[1])
             if weight is None or weight.size != head_dim:
                 raise _fail(index, node, f"q/k norm over the head dimension {head_dim}")
-            norm = HeadNorm(weight, value_of(node.inputs[2]) if len(node.inputs) > 2 else None, float(node.attrs.get("epsilon", 1e-5)))
+            norm = HeadNorm(
+                weight, value_of(node.inputs[2]) if len(node.inputs) > 2 else None, float(node.attrs.get("epsilon", 1e-5))
+            )
             tensor = node.inputs[0]
         else:
-            hint = " (rotary positions or relative biases are not supported)" if node.op in ("Concat", "Add", "Sub", "Neg", "Where") else ""
+            hint = (
+                " (rotary positions or relative biases are not supported)"
+                if node.op in ("Concat", "Add", "Sub", "Neg", "Where")
+                else ""
+            )
             raise _fail(index, node, f"reshapes, scaling or q/k norm between a linear map and attention{hint}")
     raise _fail(index, f"tensor '{tensor.name}'", "a linear map with constant weights above attention")
 
@@ -186,7 +204,9 @@ def _section(linear: Linear, part: int | None, inner: int, index: int, tensor: A
     if width == inner:
         return linear
     if width != 3 * inner or part is None or part > 2:
-        raise _fail(index, f"tensor '{tensor.name}'", f"a projection to {inner} or a packed one to {3 * inner} columns, found {width}")
+        raise _fail(
+            index, f"tensor '{tensor.name}'", f"a projection to {inner} or a packed one to {3 * inner} columns, found {width}"
+        )
     columns = slice(part * inner, (part + 1) * inner)
     return Linear(linear.weight[:, columns], None if linear.bias is None else linear.bias[columns], linear.source)
 
@@ -255,7 +275,7 @@ def _down_to_residual(tensor: Any, index: int) -> gs.Node:
 
 
 def _check_norm(h: Any, x_name: str, index: int) -> None:
-    """h must be a norm of x: only norm operators between them."""
+    """H must be a norm of x: only norm operators between them."""
     frontier, seen = [h], set()
     while frontier:
         tensor = frontier.pop()
@@ -264,7 +284,11 @@ def _check_norm(h: Any, x_name: str, index: int) -> None:
         seen.add(tensor.name)
         node = _producer(tensor)
         if node is None or node.op not in NORM_PARTS or len(seen) > 16:
-            raise _fail(index, node if node is not None else f"tensor '{tensor.name}'", "a LayerNorm of the block's input before q, k, v (pre-norm)")
+            raise _fail(
+                index,
+                node if node is not None else f"tensor '{tensor.name}'",
+                "a LayerNorm of the block's input before q, k, v (pre-norm)",
+            )
         frontier.extend(node.inputs)
 
 
@@ -367,10 +391,10 @@ def _head(last: Any) -> tuple[bool, dict[str, int]]:
             if node.op == "Gather" and node.attrs.get("axis", 0) == 1 and scalar_of(node.inputs[1]) == 0:
                 reads_cls = True
                 continue
-            if node.op == "Slice" and len(node.inputs) > 3 and (axis := value_of(node.inputs[3])) is not None and int(axis.reshape(-1)[0]) == 1:
-                start, stop = int(value_of(node.inputs[1]).reshape(-1)[0]), int(value_of(node.inputs[2]).reshape(-1)[0])
-                reads_cls |= start == 0 and stop == 1
-                follow = skipped + start
+            if node.op == "Slice" and len(node.inputs) > 3 and _integer(node.inputs[3]) == 1:
+                first = _integer(node.inputs[1]) or 0
+                reads_cls |= first == 0 and _integer(node.inputs[2]) == 1
+                follow = skipped + first
             elif node.op == "ReduceMean" and _token_axis_mean(node):
                 pools[node.outputs[0].name] = skipped
                 continue
@@ -397,7 +421,12 @@ def find(model: onnx.ModelProto) -> Anatomy:
         for node in graph.nodes:
             counts[node.op] = counts.get(node.op, 0) + 1
         common = ", ".join(f"{n} {op}" for op, n in sorted(counts.items(), key=lambda item: -item[1])[:4])
-        raise ExportError(321, "this graph is not a Vision Transformer with explicit attention", cause=f"no Softmax over [batch, heads, tokens, tokens] was found (it has {common or 'no nodes'})", next_step="give the ONNX of a dense ViT, exported without fused attention nodes")
+        raise ExportError(
+            321,
+            "this graph is not a Vision Transformer with explicit attention",
+            cause=f"no Softmax over [batch, heads, tokens, tokens] was found (it has {common or 'no nodes'})",
+            next_step="give the ONNX of a dense ViT, exported without fused attention nodes",
+        )
     blocks = tuple(_block(index, softmax) for index, softmax in enumerate(softmaxes))
     tensors = graph.tensors()
     conv = next((node for node in graph.nodes if node.op == "Conv" and len(node.outputs[0].shape or ()) == 4), None)

@@ -10,7 +10,7 @@ import onnx_graphsurgeon as gs
 from onnx_graphsurgeon.logger import G_LOGGER
 
 G_LOGGER.severity = G_LOGGER.ERROR  # its warnings are about colours and names, and would land in users' terminals
-Tensor = gs.Tensor
+Tensor = Any  # a graphsurgeon Variable or Constant
 FLOAT, INT64, BOOL = np.float32, np.int64, np.bool_
 
 
@@ -51,17 +51,26 @@ class Emitter:
         return self.ops(kind, inputs, label, [(dtype, shape)], domain=domain, **attrs)[0]
 
     def ops(
-        self, kind: str, inputs: Sequence[Tensor], label: str, outputs: Sequence[tuple[Any, Any]], *, domain: str | None = None, **attrs: Any
+        self,
+        kind: str,
+        inputs: Sequence[Tensor],
+        label: str,
+        outputs: Sequence[tuple[Any, Any]],
+        *,
+        domain: str | None = None,
+        **attrs: Any,
     ) -> list[gs.Variable]:
         """One node with several outputs given as (dtype, shape)."""
         self._count += 1
         name = f"{self.prefix}/{label}"
-        results = [gs.Variable(f"{name}:{i}" if i else name, dtype=dtype, shape=shape) for i, (dtype, shape) in enumerate(outputs)]
+        results = [
+            gs.Variable(f"{name}:{i}" if i else name, dtype=dtype, shape=shape) for i, (dtype, shape) in enumerate(outputs)
+        ]
         self.graph.nodes.append(gs.Node(op=kind, name=name, attrs=attrs, inputs=list(inputs), outputs=results, domain=domain))
         return results
 
     def linear(self, x: Tensor, weight: np.ndarray, bias: np.ndarray | None, label: str) -> gs.Variable:
-        """x @ weight + bias; weight [in,out]."""
+        """X @ weight + bias; weight [in,out]."""
         y = self.op("MatMul", [x, self.constant(weight, FLOAT, f"{label}.weight")], f"{label}/matmul")
         if bias is None:
             return y
@@ -73,5 +82,5 @@ class Emitter:
         return self.op("Slice", [x, self.constant([start]), self.constant([stop]), self.constant([axis])], label, dtype=dtype)
 
     def take_rows(self, x: Tensor, rows: Tensor, label: str) -> gs.Variable:
-        """x [B,N,C], rows int64 [B,M,1] -> [B,M,C]."""
+        """X [B,N,C], rows int64 [B,M,1] -> [B,M,C]."""
         return self.op("GatherND", [x, rows], label, batch_dims=1)

@@ -31,7 +31,12 @@ def static_copy(model: onnx.ModelProto, batch: int = 1) -> gs.Graph:
             if dim.dim_value > 0:
                 continue
             if position > 0:
-                raise ExportError(320, f"input '{value.name}' has an open dimension {position}", cause="only the batch may be dynamic: token counts follow from the image size", next_step="export the dense model with a fixed image size")
+                raise ExportError(
+                    320,
+                    f"input '{value.name}' has an open dimension {position}",
+                    cause="only the batch may be dynamic: token counts follow from the image size",
+                    next_step="export the dense model with a fixed image size",
+                )
             dim.dim_value = batch
     for value in fixed.graph.output:
         value.type.tensor_type.ClearField("shape")

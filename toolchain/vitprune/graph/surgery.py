@@ -40,16 +40,29 @@ def upgrade(model: onnx.ModelProto, opset: int) -> onnx.ModelProto:
     if current == opset:
         return model
     if current > opset:
-        raise ExportError(324, f"the graph is opset {current}, the recipe asks for {opset}", cause="a graph cannot be converted to an older opset safely", next_step=f"export the dense model with opset {opset}" + (f", or --set graph.opset={current}" if current <= 20 else ""))
+        raise ExportError(
+            324,
+            f"the graph is opset {current}, the recipe asks for {opset}",
+            cause="a graph cannot be converted to an older opset safely",
+            next_step=f"export the dense model with opset {opset}"
+            + (f", or --set graph.opset={current}" if current <= 20 else ""),
+        )
     import onnx.version_converter
 
     try:
         return onnx.version_converter.convert_version(model, opset)
     except Exception as error:
-        raise ExportError(324, f"the graph cannot be converted from opset {current} to {opset}", cause=str(error).splitlines()[0], next_step=f"export the dense model with opset {opset}") from error
+        raise ExportError(
+            324,
+            f"the graph cannot be converted from opset {current} to {opset}",
+            cause=str(error).splitlines()[0],
+            next_step=f"export the dense model with opset {opset}",
+        ) from error
 
 
-def rewrite(model: onnx.ModelProto, recipe: Recipe, has_cls: bool | None = None) -> tuple[onnx.ModelProto, Anatomy, dict[str, Any]]:
+def rewrite(
+    model: onnx.ModelProto, recipe: Recipe, has_cls: bool | None = None
+) -> tuple[onnx.ModelProto, Anatomy, dict[str, Any]]:
     """Insert the recipe's method into a dense graph.
 
     Args:
@@ -71,8 +84,19 @@ def rewrite(model: onnx.ModelProto, recipe: Recipe, has_cls: bool | None = None)
     sizes = geometry(anatomy)
     if method.needs_cls and not sizes.has_cls:
         others = methods.without_cls()
-        offer = f"methods that work without a CLS token: {', '.join(others)}" if others else "use a model with a CLS token such as deit_small_patch16_224"
-        raise ExportError(312, f"{method.name} needs a CLS token", cause="this graph has no class token that its head reads" if not anatomy.prefix else "the head of this graph does not read token 0", next_step=offer)
+        offer = (
+            f"methods that work without a CLS token: {', '.join(others)}"
+            if others
+            else "use a model with a CLS token such as deit_small_patch16_224"
+        )
+        raise ExportError(
+            312,
+            f"{method.name} needs a CLS token",
+            cause="this graph has no class token that its head reads"
+            if not anatomy.prefix
+            else "the head of this graph does not read token 0",
+            next_step=offer,
+        )
     sites = method.sites(recipe.prune, sizes)
     surgery = Surgery(_working_copy(model), anatomy, recipe, method, sites)
     kind = importlib.import_module(f"vitprune.graph.passes.{method.kind}")
@@ -116,7 +140,12 @@ def _finish(surgery: Surgery) -> onnx.ModelProto:
     result.producer_name = "vitprune"
     refused = forbidden(result)
     if refused:
-        raise ExportError(325, f"the rewritten graph holds {refused[0]}", cause="builders for edge targets refuse this operator", next_step="export the dense model without it")
+        raise ExportError(
+            325,
+            f"the rewritten graph holds {refused[0]}",
+            cause="builders for edge targets refuse this operator",
+            next_step="export the dense model without it",
+        )
     try:
         onnx.checker.check_model(result, full_check=False)
         onnx.shape_inference.infer_shapes(result, strict_mode=False)

@@ -7,7 +7,7 @@ import pkgutil
 from functools import cache
 
 from vitprune.errors import RecipeError
-from vitprune.methods.base import Method
+from vitprune.methods.base import Method as Method
 from vitprune.suggestions import did_you_mean
 
 _SUPPORT = {"base", "cost"}

@@ -32,7 +32,7 @@ def attention_output(block: Any, context: Tensor) -> Tensor:
 
 
 def feed_forward(block: Any, x: Tensor) -> Tensor:
-    """x + LayerScale(MLP(LN2(x)))."""
+    """X + LayerScale(MLP(LN2(x)))."""
     return x + block.ls2(block.mlp(block.norm2(x)))
 
 

@@ -48,20 +48,46 @@ def check_supported(model: nn.Module, method: methods.Method) -> None:
     if not isinstance(model, VisionTransformer):
         rotary = getattr(model, "rope", None) is not None
         cause = f"{name} is not a timm VisionTransformer" + (
-            ": it uses rotary positions, which enter every attention by row and would have to be pruned with the tokens" if rotary else ""
+            ": it uses rotary positions, which enter every attention by row and would have to be pruned with the tokens"
+            if rotary
+            else ""
         )
-        raise ExportError(310, f"nothing to patch in {name}", cause=cause, next_step="use a timm VisionTransformer such as deit_small_patch16_224")
+        raise ExportError(
+            310,
+            f"nothing to patch in {name}",
+            cause=cause,
+            next_step="use a timm VisionTransformer such as deit_small_patch16_224",
+        )
     refused = [(index, is_plain(block)) for index, block in enumerate(model.blocks) if is_plain(block)]
     if refused or not len(model.blocks):
         index, cause = refused[0] if refused else (0, "it has no blocks")
-        raise ExportError(311, f"cannot patch block {index} of {name}", cause=cause, next_step="use a model with timm's standard Block and Attention")
+        raise ExportError(
+            311,
+            f"cannot patch block {index} of {name}",
+            cause=cause,
+            next_step="use a model with timm's standard Block and Attention",
+        )
     if method.needs_cls and model.cls_token is None:
         others = methods.without_cls()
-        offer = f"methods that work without a CLS token: {', '.join(others)}" if others else "use a model with a CLS token such as deit_small_patch16_224"
-        raise ExportError(312, f"{method.name} needs a CLS token", cause=f"{method.name} scores patches by the CLS row of attention and this model has none", next_step=offer)
+        offer = (
+            f"methods that work without a CLS token: {', '.join(others)}"
+            if others
+            else "use a model with a CLS token such as deit_small_patch16_224"
+        )
+        raise ExportError(
+            312,
+            f"{method.name} needs a CLS token",
+            cause=f"{method.name} scores patches by the CLS row of attention and this model has none",
+            next_step=offer,
+        )
     if model.attn_pool is not None or model.global_pool not in ("token", "avg", ""):
         pool = "attention pooling" if model.attn_pool is not None else f"'{model.global_pool}' pooling"
-        raise ExportError(313, f"{pool} is not supported", cause="pad slots could not be left out of the pooled result", next_step="create the model with global_pool='token' or 'avg'")
+        raise ExportError(
+            313,
+            f"{pool} is not supported",
+            cause="pad slots could not be left out of the pooled result",
+            next_step="create the model with global_pool='token' or 'avg'",
+        )
 
 
 class PrunedViT(nn.Module):

@@ -89,5 +89,10 @@ class GraphPass(ABC):
                 changed = self.apply(surgery)
                 surgery.graph.toposort()
             if problem := check(surgery):
-                raise ExportError(323, f"pass {self.name}: {problem}", cause=f"condition {moment} the rewrite", next_step="report the dense ONNX file with this message")
+                raise ExportError(
+                    323,
+                    f"pass {self.name}: {problem}",
+                    cause=f"condition {moment} the rewrite",
+                    next_step="report the dense ONNX file with this message",
+                )
         return changed

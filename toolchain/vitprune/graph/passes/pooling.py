@@ -25,11 +25,19 @@ class Pass(GraphPass):
             ahead = surgery.anatomy.prefix - skipped
             if ahead > 0:
                 first = em.slice(valid, 0, 1, 1, "first")
-                ones = em.op("Add", [em.op("Mul", [first, em.constant(0.0, FLOAT)], "zero"), em.constant(np.ones((1, ahead)), FLOAT)], "prefix")
+                ones = em.op(
+                    "Add",
+                    [em.op("Mul", [first, em.constant(0.0, FLOAT)], "zero"), em.constant(np.ones((1, ahead)), FLOAT)],
+                    "prefix",
+                )
                 valid = em.op("Concat", [ones, valid], "live", axis=1)
             weight = em.op("Unsqueeze", [valid, em.constant([2])], "weight")
             total = em.op("ReduceSum", [em.op("Mul", [node.inputs[0], weight], "masked"), em.constant([1])], "sum", keepdims=1)
-            count = em.op("Max", [em.op("ReduceSum", [weight, em.constant([1])], "count", keepdims=1), em.constant(1.0, FLOAT)], "at_least_one")
+            count = em.op(
+                "Max",
+                [em.op("ReduceSum", [weight, em.constant([1])], "count", keepdims=1), em.constant(1.0, FLOAT)],
+                "at_least_one",
+            )
             mean = em.op("Div", [total, count], "mean")
             if not node.attrs.get("keepdims", 1):
                 mean = em.op("Squeeze", [mean, em.constant([1])], "flat")

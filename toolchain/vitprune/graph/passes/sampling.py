@@ -30,12 +30,21 @@ def cls_attention(em: Emitter, block: Block, h: Any, key: Any, bias: Any) -> Any
     spread = em.op("Mul", [column, em.constant(head_indicator(block), FLOAT)], "cls_query/heads")
     logits = em.op("MatMul", [key, spread], "cls_logits")
     if bias is not None:
-        logits = em.op("Add", [logits, em.op("Squeeze", [em.op("Transpose", [bias], "bias/rows", perm=[0, 3, 1, 2]), em.constant([2])], "bias/column")], "cls_masked")
+        logits = em.op(
+            "Add",
+            [
+                logits,
+                em.op("Squeeze", [em.op("Transpose", [bias], "bias/rows", perm=[0, 3, 1, 2]), em.constant([2])], "bias/column"),
+            ],
+            "cls_masked",
+        )
     return em.op("Softmax", [logits], "cls_row", axis=1)
 
 
 def _per_head(em: Emitter, block: Block, row: Any, value: Any) -> Any:
-    squares = em.op("MatMul", [em.op("Mul", [value, value], "value/squares"), em.constant(head_indicator(block), FLOAT)], "value/head_squares")
+    squares = em.op(
+        "MatMul", [em.op("Mul", [value, value], "value/squares"), em.constant(head_indicator(block), FLOAT)], "value/head_squares"
+    )
     products = em.op("Mul", [row, em.op("Sqrt", [squares], "value/norms")], "products")
     return em.op("ReduceSum", [products, em.constant([2])], "score/all", keepdims=0)
 
