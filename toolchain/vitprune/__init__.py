@@ -1,3 +1,47 @@
-"""vitprune: token-pruned Vision Transformers from PyTorch to ONNX and TensorRT."""
+"""vitprune: token-pruned Vision Transformers from PyTorch to ONNX and TensorRT.
+
+Public API (everything else may change):
+
+    Recipe.load(path | dict)                      a recipe, checked
+    reference(module, recipe)                     PyTorch reference; forward(x) -> logits, then .kept
+    export(module_or_name, recipe, output)        timm VisionTransformer -> Bundle
+    rewrite(onnx_path, recipe, output)            dense ViT ONNX -> Bundle
+    open_bundle(path)                             verified Bundle; .run(x, backend=...) -> Result with .logits and .kept
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
+
+_PUBLIC = {
+    "Bundle": "bundle",
+    "Recipe": "recipe",
+    "Result": "backends",
+    "VitpruneError": "errors",
+    "export": "exporting",
+    "open_bundle": "bundle",
+    "rewrite": "exporting",
+}
+__all__ = sorted([*_PUBLIC, "reference", "__version__"])
+
+if TYPE_CHECKING:
+    from vitprune.backends import Result as Result
+    from vitprune.bundle import Bundle as Bundle
+    from vitprune.bundle import open_bundle as open_bundle
+    from vitprune.errors import VitpruneError as VitpruneError
+    from vitprune.exporting import export as export
+    from vitprune.exporting import rewrite as rewrite
+    from vitprune.recipe import Recipe as Recipe
+
+
+def __getattr__(name: str) -> Any:
+    """Import public names on first use, so that `import vitprune` stays light."""
+    if name not in __all__:
+        raise AttributeError(f"module 'vitprune' has no attribute '{name}'")
+    import importlib
+
+    if name == "reference":
+        return importlib.import_module("vitprune.reference")
+    return getattr(importlib.import_module(f"vitprune.{_PUBLIC[name]}"), name)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -71,10 +72,18 @@ class Emitter:
 
     def linear(self, x: Tensor, weight: np.ndarray, bias: np.ndarray | None, label: str) -> gs.Variable:
         """X @ weight + bias; weight [in,out]."""
-        y = self.op("MatMul", [x, self.constant(weight, FLOAT, f"{label}.weight")], f"{label}/matmul")
+        y = self.op("MatMul", [x, self._shared(weight, f"{label}.weight")], f"{label}/matmul")
         if bias is None:
             return y
-        return self.op("Add", [y, self.constant(bias, FLOAT, f"{label}.bias")], label)
+        return self.op("Add", [y, self._shared(bias, f"{label}.bias")], label)
+
+    def _shared(self, array: np.ndarray, name: str) -> gs.Constant:
+        """A named initialiser, written once however often its values are used."""
+        array = np.ascontiguousarray(array, dtype=FLOAT)
+        key = ("shared", str(array.shape), hashlib.sha256(array.tobytes()).digest())
+        if key not in self._constants:
+            self._constants[key] = gs.Constant(f"{self.prefix}/{name}", array)
+        return self._constants[key]
 
     def slice(self, x: Tensor, start: int, end: int | None, axis: int, label: str, dtype: Any = FLOAT) -> gs.Variable:
         """x[start:end] along one axis; end None = to the end."""

@@ -106,6 +106,17 @@ def rewrite(
     return _finish(surgery), anatomy, {"passes": changed, **surgery.notes}
 
 
+def canonical(model: onnx.ModelProto, recipe: Recipe) -> onnx.ModelProto:
+    """The dense graph with every block in canonical form and nothing pruned; it must compute what the dense graph computes."""
+    from vitprune.graph.passes import attention
+
+    model = upgrade(model, recipe.graph.opset)
+    surgery = Surgery(_working_copy(model), find(model), recipe, methods.get(recipe.prune.method), [])
+    for block in surgery.anatomy.blocks:
+        attention.canonical(surgery, block)
+    return _finish(surgery)
+
+
 def _load(name: str) -> GraphPass:
     step: GraphPass = importlib.import_module(f"vitprune.graph.passes.{name}").Pass()
     return step

@@ -1,0 +1,5 @@
+"""`python -m vitprune`."""
+
+from vitprune.cli import main
+
+main()

@@ -1,0 +1,57 @@
+"""Backends, one file each with the same verbs: `missing`, `version`, `build`, `Session`.
+
+A file in this folder is a backend; targets name it.
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vitprune.errors import LoadError
+from vitprune.suggestions import did_you_mean
+
+if TYPE_CHECKING:
+    from vitprune.bundle import Bundle
+
+
+@dataclass(frozen=True)
+class Result:
+    """logits float32 [B,classes]; kept: per site int64 [B,K] original patch numbers, ascending, padded with -1."""
+
+    logits: NDArray[np.float32]
+    kept: list[NDArray[np.int64]]
+
+
+def names() -> list[str]:
+    """Names of all backends."""
+    return sorted(entry.name for entry in pkgutil.iter_modules(__path__) if not entry.name.startswith("_"))
+
+
+def get(name: str) -> Any:
+    """The backend module called `name` ("-" and "_" are the same).
+
+    Raises:
+        LoadError: VP610 when there is none.
+    """
+    wanted = name.replace("-", "_")
+    if wanted not in names():
+        raise LoadError(610, f"unknown backend '{name}'", cause=did_you_mean(wanted, names()), next_step="vitprune targets")
+    return importlib.import_module(f"vitprune.backends.{wanted}")
+
+
+def session(bundle: Bundle, name: str) -> Any:
+    """A session of a bundle on a backend, with `run(x) -> Result`.
+
+    Raises:
+        LoadError: VP610 unknown backend, VP611 not installed here.
+    """
+    backend = get(name)
+    if why := backend.missing():
+        raise LoadError(611, f"backend '{name}' cannot be used here", cause=why, next_step="vitprune doctor")
+    return backend.Session(bundle)

@@ -1,0 +1,106 @@
+"""ONNX Runtime: runs bundles anywhere; `build` writes the graph specialised for its CPU kernels."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from vitprune.backends import Result
+from vitprune.backends._inputs import images
+from vitprune.errors import LoadError
+
+if TYPE_CHECKING:
+    from vitprune.bundle import Bundle
+
+
+def missing() -> str:
+    """Why the backend cannot be used here, or ""."""
+    import importlib.util
+
+    return "" if importlib.util.find_spec("onnxruntime") else "onnxruntime is not installed"
+
+
+def version() -> str:
+    """Version of ONNX Runtime."""
+    import onnxruntime
+
+    return str(onnxruntime.__version__)
+
+
+def make_session(path: str | Path | bytes, threads: int = 0, spin: bool = True) -> Any:
+    """An InferenceSession on the CPU, quiet.
+
+    Args:
+        path: model file or serialised model.
+        threads: intra-op threads, 0 = ONNX Runtime's choice.
+        spin: let idle threads spin; off where several sessions are timed side by side.
+
+    Raises:
+        LoadError: VP612 when ONNX Runtime refuses the model.
+    """
+    import onnxruntime as ort
+
+    options = ort.SessionOptions()
+    options.log_severity_level = 3
+    options.intra_op_num_threads = threads
+    if not spin:
+        options.add_session_config_entry("session.force_spinning_stop", "1")
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    try:
+        return ort.InferenceSession(str(path) if isinstance(path, Path) else path, options, providers=["CPUExecutionProvider"])
+    except Exception as error:
+        raise LoadError(
+            612,
+            "ONNX Runtime refuses the model",
+            cause=str(error).splitlines()[0],
+            next_step="vitprune inspect the bundle, or export it again",
+        ) from error
+
+
+class Session:
+    """model.onnx of a bundle, or an engine folder built for onnxruntime-cpu."""
+
+    def __init__(self, bundle: Bundle, engine: Path | None = None) -> None:
+        self._shape = tuple(bundle.manifest.preprocessing["input_size"])
+        self._io = bundle.manifest.io
+        self._batch = bundle.recipe.graph.static_batch
+        self._session = make_session(engine if engine is not None else bundle.model_path)
+
+    def run(self, x: Any) -> Result:
+        """Run images float32 [B,C,H,W]; a graph with a fixed batch is fed in pieces."""
+        array = images(x, self._shape)
+        size = self._batch or len(array)
+        parts = [self._piece(array[start : start + size], size) for start in range(0, len(array), size)]
+        return Result(
+            np.concatenate([part.logits for part in parts]),
+            [_stack([part.kept[site] for part in parts]) for site in range(len(parts[0].kept))],
+        )
+
+    def _piece(self, array: Any, size: int) -> Result:
+        short = size - len(array)
+        fed = np.concatenate([array, np.repeat(array[-1:], short, axis=0)]) if short else array
+        logits, *kept = self._session.run(None, {self._io["inputs"][0]["name"]: fed})
+        return Result(logits[: len(array)], [k[: len(array)] for k in kept])
+
+
+def _stack(parts: list[Any]) -> Any:
+    """Concatenate [B,K] lists of different K, padding with -1."""
+    width = max(part.shape[1] for part in parts)
+    return np.concatenate([np.pad(part, ((0, 0), (0, width - part.shape[1])), constant_values=-1) for part in parts])
+
+
+def build(request: dict[str, Any], report: Any) -> dict[str, Any]:
+    """Write the specialised graph; see `building` for the request. Returns facts for engine.json."""
+    import onnx
+
+    from vitprune.graph.runtime import specialise
+
+    model = onnx.load(request["model"])
+    report("specialising attention, GELU and linear maps for ONNX Runtime")
+    special, facts = specialise(model, keep_outputs=True)
+    onnx.save(special, request["output"])
+    report("loading the result once")
+    make_session(Path(request["output"]))
+    return {"runtime": f"onnxruntime {version()}", **facts}

@@ -1,0 +1,130 @@
+"""TensorRT-RTX: builds engines for desktop GPUs without one; running them needs the GPU."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vitprune.errors import BuildError, LoadError
+
+if TYPE_CHECKING:
+    from vitprune.bundle import Bundle
+
+
+def missing() -> str:
+    """Why the backend cannot be used here, or ""."""
+    import importlib.util
+
+    return (
+        ""
+        if importlib.util.find_spec("tensorrt_rtx")
+        else "tensorrt_rtx is not installed (extra 'rtx': pip install 'vitprune[rtx]', x86-64, Python >= 3.11)"
+    )
+
+
+def version() -> str:
+    """Version of TensorRT-RTX."""
+    import tensorrt_rtx
+
+    return str(tensorrt_rtx.__version__)
+
+
+def build(request: dict[str, Any], report: Any) -> dict[str, Any]:
+    """Build an engine on the CPU; see `building` for the request. Returns facts for engine.json.
+
+    Raises:
+        BuildError: VP510 the parser refuses the graph, VP511 the builder finds no engine.
+    """
+    import tensorrt_rtx as trt
+
+    messages: list[str] = []
+
+    class Logger(trt.ILogger):  # type: ignore[misc]
+        def __init__(self) -> None:
+            trt.ILogger.__init__(self)
+
+        def log(self, severity: Any, message: str) -> None:
+            if severity <= trt.ILogger.Severity.WARNING:
+                messages.append(f"{severity.name}: {message}")
+
+    logger = Logger()
+    builder = trt.Builder(logger)
+    network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
+    parser = trt.OnnxParser(network, logger)
+    report("parsing the graph")
+    if not parser.parse_from_file(str(request["model"])):
+        first = parser.get_error(0).desc() if parser.num_errors else "no message"
+        raise BuildError(510, "TensorRT-RTX refuses the graph", cause=first, next_step="see build.log")
+    config = builder.create_builder_config()
+    if workspace := request.get("workspace_mib"):
+        config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, int(workspace) << 20)
+    low, opt, high = request["batch"]
+    profile = builder.create_optimization_profile()
+    image = network.get_input(0)
+    rest = tuple(image.shape)[1:]
+    profile.set_shape(image.name, (low, *rest), (opt, *rest), (high, *rest))
+    config.add_optimization_profile(profile)
+    monitor = _monitor(trt, report)
+    if monitor is not None:
+        config.progress_monitor = monitor
+    report(f"building for batch {low}:{opt}:{high}")
+    plan = builder.build_serialized_network(network, config)
+    Path(request["log"]).write_text("\n".join(messages) + "\n", encoding="utf-8")
+    if plan is None:
+        errors = [line for line in messages if line.startswith("ERROR")]
+        raise BuildError(
+            511,
+            "TensorRT-RTX found no engine for the graph",
+            cause=errors[0] if errors else "no message",
+            next_step="see build.log",
+        )
+    report("writing the engine")
+    Path(request["output"]).write_bytes(bytes(plan))
+    return {
+        "runtime": f"tensorrt_rtx {version()}",
+        "layers": network.num_layers,
+        "strongly_typed": True,
+        "inputs": [network.get_input(i).name for i in range(network.num_inputs)],
+        "outputs": [network.get_output(i).name for i in range(network.num_outputs)],
+    }
+
+
+def _monitor(trt: Any, report: Any) -> Any:
+    """A progress monitor that reports phases, where this version has the interface."""
+    if not hasattr(trt, "IProgressMonitor"):
+        return None
+
+    class Monitor(trt.IProgressMonitor):  # type: ignore[misc,name-defined]
+        """Reports the outermost phases only: the inner ones pass by the thousand."""
+
+        def __init__(self) -> None:
+            trt.IProgressMonitor.__init__(self)
+            self.outer: dict[str, int] = {}
+
+        def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: int) -> None:
+            if not parent_phase or parent_phase in self.outer and len(self.outer) < 2:
+                self.outer[phase_name] = num_steps
+                report(phase_name)
+
+        def phase_finish(self, phase_name: str) -> None:
+            self.outer.pop(phase_name, None)
+
+        def step_complete(self, phase_name: str, step: int) -> bool:
+            total = self.outer.get(phase_name, 0)
+            if total and (total < 20 or step % (total // 10) == 0):
+                report(f"{phase_name} {step + 1}/{total}")
+            return True
+
+    return Monitor()
+
+
+class Session:
+    """Running an RTX engine needs an NVIDIA GPU of compute capability 8.0, 8.6, 8.9 or 12.0."""
+
+    def __init__(self, bundle: Bundle) -> None:
+        raise LoadError(
+            614,
+            "TensorRT-RTX engines are not run by this version",
+            cause="only building is supported",
+            next_step="validate with --backend onnxruntime",
+        )

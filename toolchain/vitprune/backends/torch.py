@@ -1,0 +1,85 @@
+"""PyTorch: runs the reference of a bundle whose weights can be had again."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from vitprune.backends import Result
+from vitprune.backends._inputs import images
+from vitprune.errors import LoadError
+
+if TYPE_CHECKING:
+    from vitprune.bundle import Bundle
+
+
+def missing() -> str:
+    """Why the backend cannot be used here, or ""."""
+    import importlib.util
+
+    absent = [name for name in ("torch", "timm") if importlib.util.find_spec(name) is None]
+    return f"{' and '.join(absent)} not installed (extra 'torch')" if absent else ""
+
+
+def version() -> str:
+    """Version of PyTorch."""
+    import torch
+
+    return str(torch.__version__)
+
+
+def dense_module(bundle: Bundle, weights: str | None = None) -> Any:
+    """The dense timm model a bundle was exported from.
+
+    Raises:
+        LoadError: VP613 when its weights are not at hand or are others.
+    """
+    from vitprune.bundle import sha256_of
+    from vitprune.models.loading import SHIPPED, load, weights_path
+
+    source = bundle.manifest.model["source"]
+    if source["kind"] != "timm":
+        raise LoadError(
+            613,
+            "the PyTorch model cannot be made again",
+            cause="the bundle was exported from an instance or an ONNX file; its stored samples carry the reference",
+            next_step="vitprune validate without --reference torch",
+        )
+    file = weights or source.get("file")
+    section = bundle.recipe.model.model_copy(
+        update={"name": source["name"], "args": source["args"], "image_size": None, "weights": None}
+    )
+    if source["weights"] == "file":
+        path = weights_path(file or "")
+        if not path.is_file() or sha256_of(path) != source["sha256"]:
+            where = "is not here" if not path.is_file() else "is not the file the bundle was exported from"
+            raise LoadError(
+                613,
+                "the PyTorch model cannot be made again",
+                cause=f"weights '{file}' {where}",
+                next_step="--weights FILE with the original checkpoint",
+            )
+        file = file if str(file).startswith(SHIPPED) else str(path)
+    return load(
+        section,
+        pretrained=source["weights"] == "pretrained",
+        seed=source.get("seed", 0),
+        weights=file if source["weights"] == "file" else None,
+    ).module
+
+
+class Session:
+    """The reference on the CPU."""
+
+    def __init__(self, bundle: Bundle, module: Any = None) -> None:
+        from vitprune.reference.vit import reference
+
+        self._shape = tuple(bundle.manifest.preprocessing["input_size"])
+        self.model = reference(module if module is not None else dense_module(bundle), bundle.recipe)
+
+    def run(self, x: Any) -> Result:
+        """Run images float32 [B,C,H,W]."""
+        import torch
+
+        with torch.inference_mode():
+            logits = self.model(torch.from_numpy(images(x, self._shape)))
+        return Result(logits.numpy(), [kept.numpy() for kept in self.model.kept])

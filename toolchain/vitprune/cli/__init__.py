@@ -1,0 +1,115 @@
+"""The command line: one file per command, each parses, calls one function and renders."""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+import signal
+import sys
+from typing import Annotated, Any
+
+import click
+import typer
+
+from vitprune import __version__, console
+from vitprune.errors import RecipeError, VitpruneError
+
+app = typer.Typer(
+    name="vitprune",
+    help="Token-pruned Vision Transformers: export to ONNX, build engines, prove parity.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"vitprune {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _globals(
+    json: Annotated[bool, typer.Option("--json", help="One JSON document on stdout; everything else goes to stderr.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Only errors and warnings.")] = False,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="More detail.")] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Tracebacks of errors.")] = False,
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")] = False,
+) -> None:
+    console.settings.json |= json
+    console.settings.quiet |= quiet
+    console.settings.verbose |= verbose
+    console.settings.debug |= debug
+
+
+def _register() -> None:
+    """Every module in this folder with a function `command` is a command named after its file."""
+    for entry in sorted(pkgutil.iter_modules(__path__), key=lambda e: e.name):
+        if not entry.name.startswith("_"):
+            module = importlib.import_module(f"vitprune.cli.{entry.name}")
+            app.command(entry.name.replace("_", "-"))(module.command)
+
+
+def _hoist(arguments: list[str]) -> list[str]:
+    """Let the global switches stand behind the command too."""
+    switches = [a for a in arguments if a in ("--json", "--quiet", "-q", "--verbose", "-v", "--debug")]
+    cut = arguments.index("--") if "--" in arguments else len(arguments)
+    return [*switches, *(a for i, a in enumerate(arguments) if a not in switches or i > cut)]
+
+
+def run(arguments: list[str]) -> int:
+    """Run the command line; returns the exit code: 0 fine, 1 a gate failed, 2 could not run, 130 interrupted."""
+    _register_once()
+    name = next((a for a in arguments if not a.startswith("-")), "")
+    try:
+        outcome: Any = app(_hoist(arguments), standalone_mode=False)
+        return int(outcome or 0)
+    except VitpruneError as error:
+        if console.settings.debug:
+            console.settings.console.print_exception()
+        console.show_error(error, name)
+        return error.exit_code
+    except click.exceptions.Exit as leave:
+        return int(leave.exit_code)
+    except (KeyboardInterrupt, click.exceptions.Abort):
+        console.settings.console.print("[bold red]interrupted[/bold red]; nothing was left half-written")
+        return 130
+    except click.ClickException as error:
+        console.show_error(
+            RecipeError(
+                199,
+                error.format_message(),
+                cause="the command line was not understood",
+                next_step=f"vitprune {name} --help".replace("  ", " "),
+            ),
+            name,
+        )
+        return 2
+    except Exception as error:
+        if console.settings.debug:
+            raise
+        unexpected = RecipeError(
+            198,
+            f"unexpected {type(error).__name__}",
+            cause=str(error).split("\n")[0][:300],
+            next_step="run again with --debug and report the output",
+        )
+        console.show_error(unexpected, name)
+        return 2
+
+
+_registered = False
+
+
+def _register_once() -> None:
+    global _registered
+    if not _registered:
+        _register()
+        _registered = True
+
+
+def main() -> None:
+    """Console script."""
+    signal.signal(signal.SIGTERM, lambda *_: (_ for _ in ()).throw(KeyboardInterrupt()))
+    sys.exit(run(sys.argv[1:]))

@@ -1,0 +1,17 @@
+"""Options shared by commands."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+RecipeOption = Annotated[str, typer.Option("--recipe", "-r", help="Recipe file, or the name of a shipped recipe.")]
+SetOption = Annotated[list[str] | None, typer.Option("--set", help="Override a recipe key: key.path=value; repeatable.")]
+OutputOption = Annotated[Path, typer.Option("--output", "-o", help="Folder of the new bundle.")]
+ForceOption = Annotated[bool, typer.Option("--force", help="Replace what is there.")]
+DataOption = Annotated[
+    Path | None, typer.Option("--data", help="Images: an .npz with 'images' (and 'labels'), or a folder of class folders.")
+]
+BundleArgument = Annotated[Path, typer.Argument(help="A bundle made by export or rewrite.", show_default=False)]

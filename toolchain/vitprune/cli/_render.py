@@ -1,0 +1,73 @@
+"""Tables of results."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING
+
+from vitprune import console
+
+if TYPE_CHECKING:
+    from vitprune.bundle import Bundle
+    from vitprune.validation.validate import Verdict
+
+
+def exported(bundle: Bundle, command: str) -> None:
+    """What a new bundle holds."""
+    notes = json.loads((bundle.path / "reports" / "export.json").read_text(encoding="utf-8"))
+    check = notes["check"]
+    for warning in notes.get("warnings", []):
+        console.warn(warning)
+    live = sum(not site["bypass"] for site in bundle.manifest.sites)
+    size = bundle.model_path.stat().st_size / 2**20
+    console.info(
+        f"bundle [bold]{bundle.path}[/bold]: {live} prune sites, {notes['nodes']} nodes, {size:.1f} MiB, samples {notes['samples']}"
+    )
+    if "logits_max_abs" in check:
+        console.info(
+            f"evidence: graph = PyTorch reference on the CPU, logits within {check['logits_max_abs']:.1e} on {check['images']} images, same kept sets"
+        )
+    else:
+        console.info(
+            f"evidence: with nothing pruned the graph reproduces the dense one within {check['canonical_max_abs']:.1e}; there is no PyTorch reference"
+        )
+    console.document(
+        command,
+        {
+            "status": "ok",
+            "exit_code": 0,
+            "bundle": str(bundle.path),
+            "manifest": bundle.manifest.model_dump(mode="json"),
+            "notes": notes,
+        },
+    )
+
+
+def verdict(outcome: Verdict) -> None:
+    """Sites, gates and the closing line of a validation."""
+    comparison = outcome.comparison
+    rows = [
+        [
+            f"block {s.block}",
+            f"{s.kept_mean:.1f}",
+            f"{s.kept_min}–{s.kept_max}",
+            str(s.images_differing),
+            f"{s.legal_flips}/{s.illegal_flips}",
+            str(s.overflowed),
+        ]
+        for s in comparison.sites
+    ]
+    console.table(
+        f"kept patches, {comparison.images} images ({outcome.data})",
+        ["site", "mean", "range", "images differing", "flips legal/illegal", "overflowed"],
+        rows,
+    )
+    if comparison.accuracy is not None:
+        console.table("top-1 accuracy", list(comparison.accuracy), [[f"{value:.2f} %" for value in comparison.accuracy.values()]])
+    console.info(
+        f"MACs per image {outcome.macs['pruned'] / 1e9:.3f} G of {outcome.macs['dense'] / 1e9:.3f} G ({outcome.macs['ratio']:.2f}x)"
+    )
+    for gate in outcome.gates:
+        console.info(f"  {'[green]✓[/green]' if gate.passed else '[red]✗[/red]'} {gate.text()}")
+    word = "[bold green]PASSED[/bold green]" if outcome.passed else "[bold red]FAILED[/bold red]"
+    console.info(f"{word} {outcome.bundle} on {outcome.backend} against {outcome.reference}; evidence: {outcome.rung}")

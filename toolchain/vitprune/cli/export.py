@@ -1,0 +1,34 @@
+"""vitprune export."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from vitprune import console
+from vitprune.cli._common import DataOption, ForceOption, OutputOption, RecipeOption, SetOption
+
+
+def command(
+    model: Annotated[str | None, typer.Argument(help="timm model name; default: the recipe's.", show_default=False)] = None,
+    recipe: RecipeOption = ...,  # type: ignore[assignment]
+    output: OutputOption = ...,  # type: ignore[assignment]
+    pretrained: Annotated[bool, typer.Option("--pretrained/--no-pretrained", help="timm's weights, or random ones.")] = True,
+    seed: Annotated[int, typer.Option(help="Seed of random weights.")] = 0,
+    weights: Annotated[str | None, typer.Option(help="Checkpoint (.safetensors, .pth); wins over the recipe's.")] = None,
+    data: DataOption = None,
+    overrides: SetOption = None,
+    force: ForceOption = False,
+) -> None:
+    """Export a timm Vision Transformer with token pruning to a bundle; parity with PyTorch is checked before it succeeds."""
+    from vitprune.cli._render import exported
+    from vitprune.exporting import export
+    from vitprune.recipe import Recipe
+
+    parsed = Recipe.load(recipe, overrides)
+    with console.step("export") as step:
+        bundle = export(
+            model, parsed, output, pretrained=pretrained, seed=seed, weights=weights, data=data, force=force, report=step.update
+        )
+    exported(bundle, "export")

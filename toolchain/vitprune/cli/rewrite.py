@@ -1,0 +1,30 @@
+"""vitprune rewrite."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from vitprune import console
+from vitprune.cli._common import DataOption, ForceOption, OutputOption, RecipeOption, SetOption
+
+
+def command(
+    dense: Annotated[Path, typer.Argument(help="Dense ViT as ONNX, from any exporter.", show_default=False)],
+    recipe: RecipeOption = ...,  # type: ignore[assignment]
+    output: OutputOption = ...,  # type: ignore[assignment]
+    data: DataOption = None,
+    overrides: SetOption = None,
+    force: ForceOption = False,
+) -> None:
+    """Apply a recipe to a dense ViT ONNX from another exporter (timm, Hugging Face; legacy or new)."""
+    from vitprune.cli._render import exported
+    from vitprune.exporting import rewrite
+    from vitprune.recipe import Recipe
+
+    parsed = Recipe.load(recipe, overrides)
+    with console.step("rewrite") as step:
+        bundle = rewrite(dense, parsed, output, data=data, force=force, report=step.update)
+    exported(bundle, "rewrite")

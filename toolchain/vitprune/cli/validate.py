@@ -1,0 +1,53 @@
+"""vitprune validate."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from vitprune import console
+from vitprune.cli._common import BundleArgument, DataOption
+from vitprune.errors import RecipeError
+
+
+def command(
+    bundle: BundleArgument,
+    backend: Annotated[str, typer.Option(help="What to run the bundle on.")] = "onnxruntime",
+    reference: Annotated[str, typer.Option(help="auto, torch (live) or stored (the bundle's samples).")] = "auto",
+    data: DataOption = None,
+    weights: Annotated[str | None, typer.Option(help="Checkpoint of the live reference.")] = None,
+    samples: Annotated[int | None, typer.Option(min=1, help="Number of images instead of the recipe's.")] = None,
+    junit: Annotated[Path | None, typer.Option(help="Write a JUnit XML file.")] = None,
+    exit_zero: Annotated[bool, typer.Option("--exit-zero", help="Report only: exit 0 even when a gate fails.")] = False,
+) -> None:
+    """Compare a bundle with its reference and enforce the recipe's gates; exit 1 when one fails."""
+    import json
+
+    from vitprune.bundle import open_bundle, write_atomic
+    from vitprune.cli._render import verdict as render
+    from vitprune.reports.junit import junit_xml
+    from vitprune.validation.validate import validate
+
+    if reference not in ("auto", "torch", "stored"):
+        raise RecipeError(
+            199, f"--reference '{reference}'", cause="it is auto, torch or stored", next_step="vitprune validate --help"
+        )
+    opened = open_bundle(bundle)
+    with console.step("validate") as step:
+        outcome = validate(
+            opened, backend=backend, reference=reference, data=data, weights=weights, samples=samples, report=step.update
+        )
+    opened.write_report("validate.json", json.dumps(outcome.document(), indent=2) + "\n")
+    if junit is not None:
+        try:
+            write_atomic(junit, junit_xml(outcome).encode())
+        except OSError as error:
+            raise RecipeError(
+                107, f"cannot write '{junit}'", cause=error.strerror or str(error), next_step="choose another --junit"
+            ) from error
+    render(outcome)
+    console.document("validate", outcome.document())
+    if not outcome.passed and not exit_zero:
+        raise typer.Exit(1)

@@ -1,0 +1,165 @@
+"""Build an engine for a target and add it to a bundle."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import shutil
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from vitprune import __version__, backends, building
+from vitprune.bundle import Bundle, sha256_of
+from vitprune.errors import BuildError, RecipeError, TargetError
+from vitprune.targets import Target
+
+
+def require_backend(target: Target) -> Any:
+    """The target's backend module.
+
+    Raises:
+        TargetError: VP210 when this version has no such backend, VP211 when it is not installed.
+    """
+    if target.backend not in backends.names():
+        raise TargetError(
+            210,
+            f"engines for '{target.name}' cannot be built by this version",
+            cause=f"the '{target.backend}' backend and the device package are missing"
+            + (": engines for this device must be built on it" if target.builds_on == "device" else ""),
+            next_step="vitprune build-engine BUNDLE --target rtx, or take model.onnx to the device and build it with trtexec",
+        )
+    backend = backends.get(target.backend)
+    if why := backend.missing():
+        raise TargetError(
+            211,
+            f"target '{target.name}' cannot be built here",
+            cause=why,
+            next_step="pip install 'vitprune[rtx]'" if target.backend == "tensorrt_rtx" else "vitprune doctor",
+        )
+    return backend
+
+
+def build_engine(
+    bundle: Bundle,
+    target: Target,
+    *,
+    batch: tuple[int, int, int] | None = None,
+    workspace_mib: int | None = None,
+    timeout: float = 1800.0,
+    force: bool = False,
+    report: Callable[[str], None] = lambda text: None,
+) -> dict[str, Any]:
+    """Build in a child process; the engine folder appears whole or not at all.
+
+    Args:
+        bundle: an opened bundle; its manifest gains the new files.
+        target: what to build for.
+        batch: (min, opt, max) instead of the recipe's.
+        workspace_mib: memory limit of the builder.
+        timeout: seconds.
+        force: replace an engine that is there.
+        report: called with progress texts.
+
+    Returns:
+        The contents of engine.json.
+
+    Raises:
+        TargetError: VP21x. RecipeError: VP106 an engine exists, VP107 unwritable, VP108 batch. BuildError: VP5xx.
+    """
+    backend = require_backend(target)
+    folder = bundle.engine_path(target.name)
+    if folder.exists() and not force:
+        raise RecipeError(
+            106,
+            f"an engine for '{target.name}' exists in the bundle",
+            cause="nothing is overwritten unless asked",
+            next_step="add --force",
+        )
+    static = bundle.recipe.graph.static_batch
+    profile = batch or bundle.recipe.graph.profile
+    if static is not None and profile != (static,) * 3:
+        raise RecipeError(
+            108,
+            f"the graph has a fixed batch of {static}",
+            cause=f"asked for {':'.join(map(str, profile))}",
+            next_step='export with --set graph.batch="1:4:8"',
+        )
+    try:
+        folder.parent.mkdir(exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".tmp", dir=folder.parent))
+    except OSError as error:
+        raise RecipeError(
+            107,
+            f"cannot write '{folder}'",
+            cause=error.strerror or str(error),
+            next_step="free some space or copy the bundle elsewhere",
+        ) from error
+    try:
+        began = time.monotonic()
+        request = {
+            "backend": target.backend, "model": str(_model_for(bundle, target, temporary)), "output": str(temporary / target.engine_file),
+            "log": str(temporary / "build.log"), "batch": profile, "workspace_mib": workspace_mib or target.workspace_mib,
+        }  # fmt: skip
+        try:
+            facts = building.run_child(request, report, timeout)
+        except BuildError:
+            _keep_log(bundle, temporary, target)
+            raise
+        (temporary / "graph.onnx").unlink(missing_ok=True)
+        document = {
+            "schema_version": 1, "target": target.name, "backend": target.backend, "backend_version": backend.version(),
+            "tool_version": __version__, "host": platform.machine(), "batch": profile, "precision": bundle.recipe.precision.mode,
+            "model_sha256": bundle.manifest.files["model.onnx"], "engine": target.engine_file,
+            "engine_sha256": sha256_of(temporary / target.engine_file), "engine_bytes": (temporary / target.engine_file).stat().st_size,
+            "seconds": round(time.monotonic() - began, 2), "facts": facts,
+        }  # fmt: skip
+        (temporary / "engine.json").write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
+        os.chmod(temporary, 0o755)
+        _swap(temporary, folder)
+    except OSError as error:
+        raise RecipeError(
+            107,
+            f"cannot write '{folder}'",
+            cause=error.strerror or str(error),
+            next_step="free some space or copy the bundle elsewhere",
+        ) from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+        if folder.parent.is_dir() and not any(folder.parent.iterdir()):
+            folder.parent.rmdir()
+    bundle.drop_files(f"engines/{target.name}/")
+    bundle.add_files([f"engines/{target.name}/{path.name}" for path in sorted(folder.iterdir())])
+    return document
+
+
+def _swap(new: Path, place: Path) -> None:
+    old = place.with_name(f".{place.name}.old")
+    if place.exists():
+        os.rename(place, old)
+    os.rename(new, place)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _keep_log(bundle: Bundle, temporary: Path, target: Target) -> None:
+    log = temporary / "build.log"
+    if log.is_file():
+        bundle.write_report(f"build-{target.name}.log", log.read_text(encoding="utf-8", errors="replace"))
+
+
+def _model_for(bundle: Bundle, target: Target, folder: Path) -> Path:
+    """model.onnx, or a copy without the kept outputs: data-dependent outputs would need an allocator at run time."""
+    if target.keep_kept_outputs:
+        return bundle.model_path
+    import onnx
+
+    model = onnx.load(str(bundle.model_path))
+    logits = model.graph.output[0]
+    del model.graph.output[:]
+    model.graph.output.append(logits)
+    path = folder / "graph.onnx"
+    onnx.save(model, str(path))
+    return path

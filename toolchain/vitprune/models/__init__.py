@@ -1,0 +1,1 @@
+"""Loading timm models, weights, preprocessing and images."""

@@ -1,0 +1,212 @@
+"""A timm model from a name, a checkpoint or an instance, with everything needed to make it again."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from vitprune.bundle import sha256_of
+from vitprune.errors import ExportError
+from vitprune.recipe import ModelSection
+from vitprune.resources import recipes_folder
+from vitprune.suggestions import did_you_mean
+
+SHIPPED = "shipped:"
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A dense model in evaluation mode.
+
+    source says how to make it again: {"kind": "timm", "name", "args", "weights": "pretrained" | "random" | "file", ...} or
+    {"kind": "module"} for an instance of the user's own.
+    """
+
+    module: Any
+    name: str
+    preprocessing: dict[str, Any]
+    source: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(channels, height, width)."""
+        channels, height, width = self.preprocessing["input_size"]
+        return channels, height, width
+
+
+def require_torch(purpose: str) -> None:
+    """Raise TargetError VP201 when torch or timm is not installed."""
+    import importlib.util
+
+    from vitprune.errors import TargetError
+
+    missing = [name for name in ("torch", "timm") if importlib.util.find_spec(name) is None]
+    if missing:
+        raise TargetError(
+            201,
+            f"{purpose} needs {' and '.join(missing)}",
+            cause="the extra 'torch' is not installed",
+            next_step="pip install 'vitprune[torch]'",
+        )
+
+
+def weights_path(text: str) -> Path:
+    """Resolve a weights entry; "shipped:" names files that come with vitprune."""
+    return recipes_folder() / text.removeprefix(SHIPPED) if text.startswith(SHIPPED) else Path(text)
+
+
+def preprocessing_of(module: Any, section: ModelSection) -> dict[str, Any]:
+    """Input size, mean, std, interpolation and crop of a timm model; the recipe's mean and std win."""
+    from timm.data import resolve_data_config
+
+    config = resolve_data_config(pretrained_cfg=getattr(module, "pretrained_cfg", None) or {})
+    embed = module.patch_embed
+    size = embed.img_size or config["input_size"][1:]
+    channels = embed.proj.in_channels if hasattr(embed.proj, "in_channels") else config["input_size"][0]
+    mean, std = section.mean or list(config["mean"]), section.std or list(config["std"])
+    return {
+        "input_size": [int(channels), int(size[0]), int(size[1])],
+        "mean": [float(v) for v in (mean * channels)[:channels]] if len(mean) != channels else [float(v) for v in mean],
+        "std": [float(v) for v in (std * channels)[:channels]] if len(std) != channels else [float(v) for v in std],
+        "interpolation": config["interpolation"],
+        "crop_pct": float(config["crop_pct"]),
+    }
+
+
+def from_module(module: Any, section: ModelSection, name: str = "") -> LoadedModel:
+    """Wrap an instance of the user's own; it cannot be made again from a bundle, so its samples carry the reference."""
+    module = module.eval()
+    label = name or section.name or type(module).__name__.lower()
+    if not hasattr(module, "patch_embed"):
+        return LoadedModel(module, label, {}, {"kind": "module"})
+    return LoadedModel(module, label, preprocessing_of(module, section), {"kind": "module"})
+
+
+def load(section: ModelSection, *, pretrained: bool = True, seed: int = 0, weights: str | None = None) -> LoadedModel:
+    """Create a timm model.
+
+    Args:
+        section: the recipe's model section; `name` must be set.
+        pretrained: take timm's weights when no weights file is given.
+        seed: random seed of the weights when neither.
+        weights: a file that wins over the recipe's.
+
+    Raises:
+        ExportError: VP300 unknown name, VP301 arguments do not fit, VP302 weights cannot be had, VP303 weights do not fit.
+    """
+    require_torch("loading a model")
+    import timm
+    import torch
+
+    name = section.name or ""
+    if not timm.is_model(name):
+        raise ExportError(
+            300,
+            f"timm has no model '{name}'",
+            cause=did_you_mean(name, timm.list_models()[:5000]) if name else "no model was named",
+            next_step="give a timm model name, for example deit_small_patch16_224",
+        )
+    args = dict(section.args) | ({"img_size": section.image_size} if section.image_size else {})
+    file = weights or section.weights
+    source: dict[str, Any] = {"kind": "timm", "name": name, "args": args}
+    fetch = pretrained and not file
+    torch.manual_seed(seed)
+    try:
+        module = timm.create_model(name, pretrained=fetch, **args).eval()
+    except (TypeError, AssertionError, ValueError) as error:
+        raise ExportError(
+            301,
+            f"cannot create '{name}' with {args}",
+            cause=str(error).splitlines()[0],
+            next_step="correct model.args in the recipe",
+        ) from error
+    except Exception as error:
+        if not fetch:
+            raise
+        raise ExportError(
+            302,
+            f"no pretrained weights for '{name}'",
+            cause=str(error).splitlines()[0],
+            next_step="--weights FILE, or --no-pretrained --seed 0 for random ones",
+        ) from error
+    if file:
+        path = weights_path(file)
+        load_weights(module, path)
+        source |= {"weights": "file", "file": file if file.startswith(SHIPPED) else path.name, "sha256": sha256_of(path)}
+    else:
+        source |= {"weights": "pretrained"} if fetch else {"weights": "random", "seed": seed}
+    return LoadedModel(module, name, preprocessing_of(module, section), source)
+
+
+def read_weights(path: Path) -> dict[str, Any]:
+    """State dict of a .safetensors, .pth or .pt file.
+
+    Raises:
+        ExportError: VP302 when it is missing or not a state dict.
+    """
+    if not path.is_file():
+        raise ExportError(
+            302, f"weights file '{path}' not found", cause="no such file", next_step="check --weights or model.weights"
+        )
+    try:
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            return load_file(str(path))
+        import torch
+
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise ExportError(
+            302,
+            f"weights file '{path}' cannot be read",
+            cause=str(error).splitlines()[0],
+            next_step="give a .safetensors or .pth state dict",
+        ) from error
+    for key in ("state_dict_ema", "model_ema", "state_dict", "model"):
+        if isinstance(state, dict) and isinstance(state.get(key), dict):
+            state = state[key]
+            break
+    if not isinstance(state, dict):
+        raise ExportError(
+            302,
+            f"weights file '{path}' holds no state dict",
+            cause=f"found {type(state).__name__}",
+            next_step="give a .safetensors or .pth state dict",
+        )
+    return {name.removeprefix("module."): value for name, value in state.items()}
+
+
+def load_weights(module: Any, path: Path) -> None:
+    """Load a weights file strictly.
+
+    Raises:
+        ExportError: VP303 naming the first difference.
+    """
+    state = read_weights(path)
+    own = {name: tuple(value.shape) for name, value in module.state_dict().items()}
+    for name, shape in own.items():
+        if name not in state:
+            raise ExportError(
+                303,
+                f"'{path.name}' does not fit the model",
+                cause=f"it has no '{name}'",
+                next_step="check model.name and model.args against the checkpoint",
+            )
+        if tuple(state[name].shape) != shape:
+            raise ExportError(
+                303,
+                f"'{path.name}' does not fit the model",
+                cause=f"'{name}' is {tuple(state[name].shape)}, the model wants {shape}",
+                next_step="check model.name and model.args against the checkpoint",
+            )
+    extra = sorted(set(state) - set(own))
+    if extra:
+        raise ExportError(
+            303,
+            f"'{path.name}' does not fit the model",
+            cause=f"it has '{extra[0]}', which the model lacks",
+            next_step="check model.name and model.args against the checkpoint",
+        )
+    module.load_state_dict(state)

@@ -1,0 +1,1 @@
+"""Proof that a bundle does what its PyTorch reference does, with gates and an exit code."""

@@ -1,0 +1,193 @@
+"""Run a bundle on a backend against its reference and decide."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vitprune import backends, methods
+from vitprune.backends import Result
+from vitprune.bundle import Bundle
+from vitprune.errors import LoadError, RecipeError, VitpruneError
+from vitprune.methods.base import Geometry
+from vitprune.methods.cost import dense_blocks, model_macs
+from vitprune.models import images as image_data
+from vitprune.validation.compare import Comparison, Gate, compare, gate_list
+
+BATCH = 8
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Outcome of a validation."""
+
+    bundle: str
+    backend: str
+    reference: str
+    data: str
+    comparison: Comparison
+    gates: list[Gate]
+    macs: dict[str, float]
+
+    @property
+    def passed(self) -> bool:
+        """Whether every gate holds."""
+        return all(gate.passed for gate in self.gates)
+
+    @property
+    def rung(self) -> str:
+        """The rung of evidence this stands on (architecture §9)."""
+        if self.comparison.accuracy is not None:
+            return "task accuracy"
+        return "graph = reference on CPU" if self.reference != "stored ONNX Runtime results" else "graph = itself on another run"
+
+    def document(self) -> dict[str, Any]:
+        """JSON-ready form."""
+        gates = [{"name": g.name, "limit": g.limit, "seen": g.seen, "passed": g.passed} for g in self.gates]
+        return {
+            "status": "passed" if self.passed else "failed", "exit_code": 0 if self.passed else 1, "bundle": self.bundle,
+            "backend": self.backend, "reference": self.reference, "data": self.data, "evidence": self.rung, "gates": gates,
+            "macs": self.macs, "comparison": self.comparison.document(),
+        }  # fmt: skip
+
+
+def validate(
+    bundle: Bundle,
+    *,
+    backend: str = "onnxruntime",
+    reference: str = "auto",
+    data: str | Path | None = None,
+    weights: str | None = None,
+    samples: int | None = None,
+    report: Callable[[str], None] = lambda text: None,
+) -> Verdict:
+    """Validate a bundle.
+
+    Args:
+        bundle: an opened bundle. backend: what to run it on.
+        reference: "torch" (live), "stored" (samples.npz) or "auto": live where the model can be made again, else stored.
+        data: images and labels for a live reference; the stored samples otherwise.
+        weights: checkpoint for the live reference, where the bundle names a file that is not here.
+        samples: number of images instead of the recipe's.
+        report: called with progress texts.
+
+    Raises:
+        LoadError: VP61x backend, VP613 no live reference, VP62x data. RecipeError: VP120-range of recipes; VP109 accuracy is gated
+            and there are no labels.
+    """
+    gates = bundle.recipe.validation.gates
+    blocks = [int(site["block"]) for site in bundle.manifest.sites]
+    session = backends.session(bundle, backend)
+    stored = bundle.samples()
+    module, note = _dense(bundle, reference, data, weights)
+    if module is None:
+        arrays, origin = stored, "stored samples"
+        arrays = {name: value[: samples or len(value)] for name, value in arrays.items()}
+        label = "stored ONNX Runtime results" if bundle.manifest.model["source"]["kind"] == "onnx" else f"stored samples ({note})"
+    else:
+        inputs, origin = _inputs(bundle, stored, data, samples)
+        report("running the PyTorch reference")
+        arrays, label = _live(bundle, module, inputs, blocks, report), "PyTorch, live"
+    if gates.top1_drop is not None and "labels" not in arrays:
+        raise RecipeError(
+            109,
+            "accuracy is gated but there are no labels",
+            cause=f"the recipe sets gates.top1_drop to {gates.top1_drop} and {origin} carries no labels",
+            next_step="--data FILE.npz with 'labels', an image folder, or --set validate.gates.top1_drop=null at export",
+        )
+    report(f"running {backend}")
+    result = _in_pieces(session, arrays["images"], report)
+    comparison = compare(result, arrays, blocks, gates)
+    comparison = replace(comparison, evidence={"backend_version": backends.get(backend).version()})
+    return Verdict(
+        bundle.manifest.name, backend, label, origin, comparison, gate_list(comparison, gates), _macs(bundle, comparison)
+    )
+
+
+def _dense(bundle: Bundle, reference: str, data: Any, weights: str | None) -> tuple[Any, str]:
+    """The live dense module, or None and the reason why stored samples serve."""
+    from vitprune.backends import torch as torch_backend
+
+    if reference == "stored":
+        return None, "asked for"
+    try:
+        if why := torch_backend.missing():
+            raise LoadError(611, "PyTorch is not at hand", cause=why, next_step="pip install 'vitprune[torch]'")
+        return torch_backend.dense_module(bundle, weights), ""
+    except VitpruneError as error:
+        if reference == "torch" or data is not None or weights is not None:
+            raise
+        return None, error.cause or error.message
+
+
+def _inputs(
+    bundle: Bundle, stored: dict[str, NDArray[Any]], data: str | Path | None, samples: int | None
+) -> tuple[image_data.Images, str]:
+    if data is None:
+        count = samples or len(stored["images"])
+        labels = stored.get("labels")
+        return image_data.Images(
+            stored["images"][:count], None if labels is None else labels[:count], "stored samples"
+        ), "stored samples"
+    loaded = image_data.load(Path(data), bundle.manifest.preprocessing, samples or bundle.recipe.validation.samples)
+    return loaded, loaded.origin
+
+
+def _live(
+    bundle: Bundle, module: Any, inputs: image_data.Images, blocks: list[int], report: Callable[[str], None]
+) -> dict[str, NDArray[Any]]:
+    import torch
+
+    from vitprune.backends.onnxruntime import _stack
+    from vitprune.reference.vit import reference
+
+    oracle = reference(module, bundle.recipe)
+    logits, dense, kept, margin, overflow = [], [], [], [], []
+    with torch.inference_mode():
+        for start in range(0, len(inputs), BATCH):
+            x = torch.from_numpy(inputs.pixels[start : start + BATCH])
+            logits.append(oracle(x).numpy())
+            dense.append(module(x).numpy())
+            kept.append([value.numpy() for value in oracle.kept])
+            margin.append([value.numpy() for value in oracle.margin])
+            overflow.append([value.numpy() for value in oracle.overflow])
+            report(f"running the PyTorch reference {min(start + BATCH, len(inputs))}/{len(inputs)}")
+    arrays: dict[str, NDArray[Any]] = {
+        "images": inputs.pixels,
+        "logits": np.concatenate(logits),
+        "dense_logits": np.concatenate(dense),
+    }
+    for number, block in enumerate(blocks):
+        arrays[f"kept_{block}"] = _stack([part[number] for part in kept])
+        arrays[f"margin_{block}"] = np.concatenate([part[number] for part in margin])
+        arrays[f"overflow_{block}"] = np.concatenate([part[number] for part in overflow])
+    return arrays if inputs.labels is None else arrays | {"labels": inputs.labels}
+
+
+def _in_pieces(session: Any, pixels: NDArray[np.float32], report: Callable[[str], None]) -> Result:
+    from vitprune.backends.onnxruntime import _stack
+
+    parts = []
+    for start in range(0, len(pixels), BATCH):
+        parts.append(session.run(pixels[start : start + BATCH]))
+        report(f"running the graph {min(start + BATCH, len(pixels))}/{len(pixels)}")
+    return Result(
+        np.concatenate([part.logits for part in parts]),
+        [_stack([part.kept[i] for part in parts]) for i in range(len(parts[0].kept))],
+    )
+
+
+def _macs(bundle: Bundle, comparison: Comparison) -> dict[str, float]:
+    """Mean MACs per image, dense and pruned, from the kept counts that were seen."""
+    geometry = Geometry(**bundle.manifest.model["geometry"])
+    method = methods.get(bundle.recipe.prune.method)
+    sites = method.sites(bundle.recipe.prune, geometry)
+    blocks = method.block_tokens(sites, geometry, [site.kept_mean for site in comparison.sites])
+    dense = model_macs(geometry, dense_blocks(geometry))
+    pruned = model_macs(geometry, blocks)
+    return {"dense": dense, "pruned": pruned, "ratio": pruned / dense}
