@@ -53,7 +53,8 @@ def run_child(request: dict[str, Any], report: Callable[[str], None], timeout: f
     timer.start()
     outcome: dict[str, Any] = {}
     try:
-        assert process.stdin is not None and process.stdout is not None
+        assert process.stdin is not None
+        assert process.stdout is not None
         with contextlib.suppress(BrokenPipeError):
             process.stdin.write(json.dumps(request))
             process.stdin.close()

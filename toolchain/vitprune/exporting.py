@@ -171,7 +171,7 @@ def read_onnx(path: Path) -> onnx.ModelProto:
     return model
 
 
-def dense_onnx(module: Any, image_shape: tuple[int, int, int], recipe: Recipe, exporter: str = "dynamo") -> onnx.ModelProto:
+def dense_onnx(module: Any, image_shape: tuple[int, int, int], recipe: Recipe) -> onnx.ModelProto:
     """Export a dense module with torch.onnx.
 
     Raises:
@@ -188,20 +188,6 @@ def dense_onnx(module: Any, image_shape: tuple[int, int, int], recipe: Recipe, e
     try:
         with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
             warnings.simplefilter("ignore")
-            if exporter == "torchscript":
-                buffer = io.BytesIO()
-                axes = None if static else {"image": {0: "batch"}, "logits": {0: "batch"}}
-                torch.onnx.export(
-                    module,
-                    (image,),
-                    buffer,
-                    dynamo=False,
-                    opset_version=recipe.graph.opset,
-                    input_names=["image"],
-                    output_names=["logits"],
-                    dynamic_axes=axes,
-                )
-                return onnx.load_from_string(buffer.getvalue())
             program = torch.onnx.export(
                 module,
                 (image,),

@@ -39,7 +39,7 @@ def build(request: dict[str, Any], report: Any) -> dict[str, Any]:
 
     messages: list[str] = []
 
-    class Logger(trt.ILogger):  # type: ignore[misc]
+    class Logger(trt.ILogger):
         def __init__(self) -> None:
             trt.ILogger.__init__(self)
 
@@ -94,7 +94,7 @@ def _monitor(trt: Any, report: Any) -> Any:
     if not hasattr(trt, "IProgressMonitor"):
         return None
 
-    class Monitor(trt.IProgressMonitor):  # type: ignore[misc,name-defined]
+    class Monitor(trt.IProgressMonitor):
         """Reports the outermost phases only: the inner ones pass by the thousand."""
 
         def __init__(self) -> None:
