@@ -1,13 +1,30 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Exact widening of the stored element types to float32, for host code.
+// Exact widening of the stored element types to float32.
 #pragma once
 
 #include <cstdint>
 
 #include "arithmetic.h"
 
+#if defined(__CUDACC__)
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+#endif
+
 namespace vitprune {
+
+VP_HD float widen(float value) { return value; }
+
+#if defined(__CUDACC__)
+
+using Half = __half;
+using Bfloat16 = __nv_bfloat16;
+
+__device__ inline float widen(Half value) { return __half2float(value); }
+__device__ inline float widen(Bfloat16 value) { return __bfloat162float(value); }
+
+#else
 
 struct Half {
     uint16_t bits;
@@ -16,8 +33,6 @@ struct Half {
 struct Bfloat16 {
     uint16_t bits;
 };
-
-inline float widen(float value) { return value; }
 
 inline float widen(Bfloat16 value) { return float_of(static_cast<uint32_t>(value.bits) << 16); }
 
@@ -30,5 +45,7 @@ inline float widen(Half value) {
     const float magnitude = static_cast<float>(fraction) * 5.9604644775390625e-8f;  // 2^-24, the subnormal step
     return float_of(bits_of(magnitude) | sign);
 }
+
+#endif
 
 }  // namespace vitprune

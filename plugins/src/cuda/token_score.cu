@@ -2,20 +2,15 @@
 //
 // Score and selection in one launch: one block per image and head computes that head's attention and value norms; the
 // block that finishes last for its image adds the heads in order and samples.
-#include <cuda_bf16.h>
-#include <cuda_fp16.h>
-
+#include "block_launch.cuh"
 #include "cuda/launch.h"
 #include "cuda/workspace.cuh"
+#include "element.h"
 
 namespace vitprune {
 namespace {
 
 constexpr int kThreads = kSoftmaxStrands;  // the softmax sum has one partial per thread, as on the host
-
-__device__ inline float widen(float value) { return value; }
-__device__ inline float widen(__half value) { return __half2float(value); }
-__device__ inline float widen(__nv_bfloat16 value) { return __bfloat162float(value); }
 
 // Tickets int32 [B], logits then attention float [B,H,N], squared value norms float [B,H,P], then the sampling part.
 struct ScoreWorkspace {
@@ -119,48 +114,77 @@ __device__ void add_heads(bool pooled, const float* attention, const float* squa
     __syncthreads();
 }
 
-template <typename Element>
-__global__ void __launch_bounds__(kThreads)
-    score_kernel(bool pooled, float scale, SampleParameters parameters, const Element* query, const Element* key,
-                 const Element* value, const uint8_t* valid, ScoreShape shape, int32_t limit, void* base, float* score,
-                 Outputs outputs) {
-    extern __shared__ __align__(16) char dynamic[];
-    __shared__ BlockShared shared;
-    __shared__ float partial[kThreads];
-    __shared__ bool last;
-    const int32_t b = static_cast<int32_t>(blockIdx.x) / shape.heads;
-    const ScoreWorkspace workspace(base, shape);
-    const size_t row = blockIdx.x;
-    const size_t head = row * shape.keys() * shape.width;
-    valid += static_cast<size_t>(b) * shape.patches;
-    score_head(query + row * shape.width, key + head, value + head, valid, shape, scale,
-               workspace.attention + row * shape.keys(), workspace.squares + row * shape.patches, partial);
+struct ScoreShared {
+    BlockShared block;
+    float partial[kThreads];
+    bool last;
+};
 
-    __threadfence();
-    __syncthreads();
-    if (threadIdx.x == 0) last = atomicAdd(workspace.tickets + b, 1u) + 1 == static_cast<unsigned int>(shape.heads);
-    __syncthreads();
-    if (!last) return;
-    __threadfence();
-    const size_t first = static_cast<size_t>(b) * shape.heads;
-    float* image_score = score + static_cast<size_t>(b) * shape.patches;
-    add_heads(pooled, workspace.attention + first * shape.keys(), workspace.squares + first * shape.patches, valid, shape,
-              image_score);
-    const SampleWorkspace sampling(workspace.sample, shape.batch, shape.patches);
-    const ImageScratch scratch = sampling.image(b, shape.patches, dynamic);
-    const int32_t kept = select_image(parameters, image_score, valid, shape.patches, limit, scratch, shared);
-    finish_image(outputs, b, kept, sampling, scratch, shape.patches, shared);
-}
+template <typename Element>
+struct ScoreProgram {
+    using Shared = ScoreShared;
+    static constexpr int kMaxThreads = kThreads;
+    bool pooled;
+    float scale;
+    SampleParameters parameters;
+    const Element* query;
+    const Element* key;
+    const Element* value;
+    const uint8_t* valid;
+    ScoreShape shape;
+    int32_t limit;
+    void* workspace;
+    float* score;
+    Outputs outputs;
+
+    __device__ void operator()(char* dynamic, Shared& shared) const {
+        const int32_t b = static_cast<int32_t>(blockIdx.x) / shape.heads;
+        const size_t row = blockIdx.x;
+        const size_t head = row * shape.keys() * shape.width;
+        const ScoreWorkspace layout(workspace, shape);
+        const uint8_t* image_valid = valid + static_cast<size_t>(b) * shape.patches;
+        score_head(query + row * shape.width, key + head, value + head, image_valid, shape, scale,
+                   layout.attention + row * shape.keys(), layout.squares + row * shape.patches, shared.partial);
+        if (!is_last_head(layout.tickets + b, shared)) return;
+        const size_t first = static_cast<size_t>(b) * shape.heads;
+        float* image_score = score + static_cast<size_t>(b) * shape.patches;
+        add_heads(pooled, layout.attention + first * shape.keys(), layout.squares + first * shape.patches, image_valid, shape,
+                  image_score);
+        const SampleWorkspace sampling(layout.sample, shape.batch, shape.patches);
+        const ImageScratch scratch = sampling.image(b, shape.patches, dynamic);
+        const int32_t kept =
+            select_image(parameters, image_score, image_valid, shape.patches, limit, scratch, shared.block);
+        finish_image(outputs, b, kept, sampling, scratch, shape.patches, shared.block);
+    }
+
+    // Draws a ticket; true in the block that draws the image's last one, after which all heads' results are visible.
+    __device__ bool is_last_head(unsigned int* ticket, Shared& shared) const {
+        __threadfence();
+        __syncthreads();
+        if (threadIdx.x == 0) shared.last = atomicAdd(ticket, 1u) + 1 == static_cast<unsigned int>(shape.heads);
+        __syncthreads();
+        __threadfence();
+        return shared.last;
+    }
+};
 
 template <typename Element>
 cudaError_t launch(const ScoreParameters& score_parameters, const SampleParameters& parameters, const void* query,
                    const void* key, const void* value, const uint8_t* valid, float* score, const Outputs& outputs,
                    const ScoreShape& shape, void* workspace, cudaStream_t stream) {
-    score_kernel<Element><<<shape.batch * shape.heads, kThreads, shared_bytes(shape.patches), stream>>>(
-        score_parameters.form == Form::kPooled, score_scale(score_parameters, shape.width), parameters,
-        static_cast<const Element*>(query), static_cast<const Element*>(key), static_cast<const Element*>(value), valid, shape,
-        row_limit(parameters, shape.patches), workspace, score, outputs);
-    return cudaPeekAtLastError();
+    const ScoreProgram<Element> program{score_parameters.form == Form::kPooled,
+                                        score_scale(score_parameters, shape.width),
+                                        parameters,
+                                        static_cast<const Element*>(query),
+                                        static_cast<const Element*>(key),
+                                        static_cast<const Element*>(value),
+                                        valid,
+                                        shape,
+                                        row_limit(parameters, shape.patches),
+                                        workspace,
+                                        score,
+                                        outputs};
+    return launch_blocks(program, shape.batch * shape.heads, kThreads, shared_bytes(shape.patches), stream);
 }
 
 }  // namespace
@@ -177,7 +201,7 @@ cudaError_t score_sample_on_device(const ScoreParameters& score_parameters, cons
     const bool known = parameters.padded || shape.batch == 1;
     const int64_t fixed = parameters.padded ? row_limit(parameters, shape.patches) : 0;
     const Outputs outputs{tensors.index, tensors.keep, tensors.count, known ? fixed : -1};
-    const auto run = dtype == VP_FLOAT32 ? launch<float> : dtype == VP_FLOAT16 ? launch<__half> : launch<__nv_bfloat16>;
+    const auto run = dtype == VP_FLOAT32 ? launch<float> : dtype == VP_FLOAT16 ? launch<Half> : launch<Bfloat16>;
     error = run(score_parameters, parameters, query, key, value, tensors.valid, score, outputs, shape, workspace, stream);
     if (error != cudaSuccess || known) return error;
     return emit_on_device(0, tensors.index, tensors.keep, tensors.count, shape.batch, shape.patches, layout.sample, stream);

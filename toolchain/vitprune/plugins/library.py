@@ -62,7 +62,7 @@ _SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "vp_token_sample_cpu": (_I32, [*[_POINTER] * 3, _I64, _I64, *[_POINTER] * 3]),
     "vp_token_score_sample_cpu": (_I32, [*_SCORED, *[_POINTER] * 4]),
 }
-_CUDA_SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
+CUDA_SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "vp_token_sample_workspace": (_I32, [_I64, _I64, _POINTER]),
     "vp_token_sample_cuda": (_I32, [*[_POINTER] * 3, _I64, _I64, _POINTER, ctypes.c_size_t, *[_POINTER] * 4]),
     "vp_token_score_sample_workspace": (_I32, [*[_I64] * 4, _POINTER]),
@@ -84,9 +84,9 @@ class PluginLibrary:
         if abi != ABI_VERSION:
             raise PluginError("VP606", f"{path} has interface {abi}, not {ABI_VERSION}.", "Build it anew with this vitprune.")
         self.path = path
-        _declare(self.raw, _SIGNATURES)
+        declare(self.raw, _SIGNATURES)
         if "cuda" in self.features:
-            _declare(self.raw, _CUDA_SIGNATURES)
+            declare(self.raw, CUDA_SIGNATURES)
 
     @property
     def features(self) -> tuple[str, ...]:
@@ -239,7 +239,8 @@ def score_attributes_pointer(attributes: ScoreAttributes) -> Any:
     return ctypes.byref(_ScoreAttributes(attributes.form.encode(), attributes.scale, attributes.prefix_tokens))
 
 
-def _declare(library: ctypes.CDLL, signatures: dict[str, tuple[Any, list[Any]]]) -> None:
+def declare(library: ctypes.CDLL, signatures: dict[str, tuple[Any, list[Any]]]) -> None:
+    """Tell ctypes the result and argument types of C functions."""
     for name, (result, arguments) in signatures.items():
         function = getattr(library, name)
         function.restype = result
