@@ -46,9 +46,7 @@ def attributes(mode: str, patches: int, rng: np.random.Generator) -> Attributes:
     )
 
 
-def cases(
-    mode: str, number: int, sizes: tuple[int, ...], seed: int = 0
-) -> Iterator[tuple[np.ndarray, np.ndarray, Attributes]]:
+def cases(mode: str, number: int, sizes: tuple[int, ...], seed: int = 0) -> Iterator[tuple[np.ndarray, np.ndarray, Attributes]]:
     """`number` random (score, valid, attributes) with patch counts out of `sizes` and 1 to 4 images."""
     rng = np.random.default_rng(seed)
     for case in range(number):

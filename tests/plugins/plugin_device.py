@@ -55,7 +55,11 @@ class _Outputs:
         assert raw.vp_token_sample_max_count(sample_attributes(attributes), shape[1], ctypes.byref(slots)) == 0
         total = shape[0] * slots.value
         self.memory, self.batch = memory, shape[0]
-        self.tensors = [memory.put(_garbage(total, np.int64)), memory.put(_garbage(total, np.uint8)), memory.put(_garbage(1, np.int64))]
+        self.tensors = [
+            memory.put(_garbage(total, np.int64)),
+            memory.put(_garbage(total, np.uint8)),
+            memory.put(_garbage(1, np.int64)),
+        ]
 
     def pointers(self) -> list[int]:
         return [self.memory.pointer(tensor) for tensor in self.tensors]

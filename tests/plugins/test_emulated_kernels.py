@@ -36,7 +36,19 @@ def test_small_workspace_is_refused(emulated: ctypes.CDLL) -> None:
     needed = ctypes.c_size_t()
     assert emulated.vp_token_sample_workspace(2, 50, ctypes.byref(needed)) == 0
     dummy = np.zeros(4096, np.uint8).ctypes.data
-    arguments = (sample_attributes(Attributes("threshold")), dummy, dummy, 2, 50, dummy, needed.value - 1, dummy, dummy, dummy, None)
+    arguments = (
+        sample_attributes(Attributes("threshold")),
+        dummy,
+        dummy,
+        2,
+        50,
+        dummy,
+        needed.value - 1,
+        dummy,
+        dummy,
+        dummy,
+        None,
+    )
     small_workspace = 8
     assert emulated.vp_token_sample_cuda(*arguments) == small_workspace
 

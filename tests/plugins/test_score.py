@@ -86,9 +86,7 @@ def test_padded_tokens_change_nothing(library: PluginLibrary) -> None:
 
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_emulated_kernel_has_the_bits_of_the_twin(
-    library: PluginLibrary, emulated: ctypes.CDLL, form: str, dtype: str
-) -> None:
+def test_emulated_kernel_has_the_bits_of_the_twin(library: PluginLibrary, emulated: ctypes.CDLL, form: str, dtype: str) -> None:
     rng = np.random.default_rng(11)
     for mode, patches, width, batch in [(MODES[0], 49, 64, 2), (MODES[1], 70, 20, 1), (MODES[2], 300, 33, 3)]:
         tensors, valid = attention_inputs(rng, dtype, batch=batch, heads=2, patches=patches, width=width, prefix=2)

@@ -5,6 +5,7 @@
 
 #include <onnxruntime_c_api.h>
 
+#include <exception>
 #include <string>
 #include <vector>
 

@@ -2,6 +2,7 @@
 #include "tensorrt/fields.h"
 
 #include <cstring>
+#include <iterator>
 
 namespace vitprune {
 namespace {

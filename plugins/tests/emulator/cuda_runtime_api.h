@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // The part of CUDA that the kernels use, for the host: one thread block at a time, its threads as fibers that run from one
-// barrier to the next in a shuffled order, so that a missing barrier gives wrong results. Only for tests.
+// barrier to the next in a random order, with warps running ahead of each other, so that a missing barrier gives wrong
+// results. Only for tests.
 #pragma once
 
 #include <algorithm>

@@ -68,6 +68,20 @@ void start(Fiber& fiber) {
     makecontext(&fiber.context, enter, 0);
 }
 
+constexpr unsigned int kAllWarps = ~0u;
+
+// Gives every unfinished thread of a warp, or of all, one turn in random order; false when none got past a barrier.
+bool run_round(std::vector<unsigned int>& order, unsigned int warp, std::mt19937& random) {
+    const unsigned long long before = progress;
+    std::shuffle(order.begin(), order.end(), random);
+    for (const unsigned int thread : order) {
+        if ((warp != kAllWarps && thread / 32 != warp) || fibers[thread].done) continue;
+        thread_index.x = thread;
+        swapcontext(&scheduler, &fibers[thread].context);
+    }
+    return progress != before;
+}
+
 }  // namespace
 
 uint64_t& slot(unsigned int thread) { return slots[thread]; }
@@ -86,17 +100,14 @@ void run_block(unsigned int threads, const std::function<void()>& body) {
         start(fibers[i]);
     }
     while (!order.empty()) {
-        const unsigned long long before = progress;
-        std::shuffle(order.begin(), order.end(), random);
-        for (const unsigned int thread : order) {
-            thread_index.x = thread;
-            swapcontext(&scheduler, &fibers[thread].context);
-        }
-        order.erase(std::remove_if(order.begin(), order.end(), [](unsigned int i) { return fibers[i].done; }), order.end());
-        if (progress == before) {
+        // One warp may run far ahead of the others, up to the next barrier of the block; when it can go no further, or
+        // now and then, all threads get a turn.
+        const unsigned int favoured = random() % 4 == 0 ? kAllWarps : order[random() % order.size()] / 32;
+        if (!run_round(order, favoured, random) && !run_round(order, kAllWarps, random)) {
             std::fprintf(stderr, "emulated block: deadlock at a barrier\n");
             std::abort();
         }
+        order.erase(std::remove_if(order.begin(), order.end(), [](unsigned int i) { return fibers[i].done; }), order.end());
     }
 }
 
