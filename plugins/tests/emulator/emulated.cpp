@@ -5,6 +5,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <memory>
+#include <numeric>
 #include <random>
 #include <vector>
 
@@ -68,14 +69,15 @@ void start(Fiber& fiber) {
     makecontext(&fiber.context, enter, 0);
 }
 
-constexpr unsigned int kAllWarps = ~0u;
-
-// Gives every unfinished thread of a warp, or of all, one turn in random order; false when none got past a barrier.
-bool run_round(std::vector<unsigned int>& order, unsigned int warp, std::mt19937& random) {
-    const unsigned long long before = progress;
+// Gives every unfinished thread of a warp one turn in random order; false when none got past a barrier.
+bool run_round(unsigned int warp, std::mt19937& random) {
+    std::vector<unsigned int> order;
+    for (unsigned int i = warp * 32; i < warp * 32 + 32; ++i) {
+        if (!fibers[i].done) order.push_back(i);
+    }
     std::shuffle(order.begin(), order.end(), random);
+    const unsigned long long before = progress;
     for (const unsigned int thread : order) {
-        if ((warp != kAllWarps && thread / 32 != warp) || fibers[thread].done) continue;
         thread_index.x = thread;
         swapcontext(&scheduler, &fibers[thread].context);
     }
@@ -94,20 +96,23 @@ void run_block(unsigned int threads, const std::function<void()>& body) {
     current_body = &body;
     block_barrier = {};
     std::fill(warp_barriers.begin(), warp_barriers.end(), Barrier{});
-    std::vector<unsigned int> order(threads);
-    for (unsigned int i = 0; i < threads; ++i) {
-        order[i] = i;
-        start(fibers[i]);
-    }
-    while (!order.empty()) {
-        // One warp may run far ahead of the others, up to the next barrier of the block; when it can go no further, or
-        // now and then, all threads get a turn.
-        const unsigned int favoured = random() % 4 == 0 ? kAllWarps : order[random() % order.size()] / 32;
-        if (!run_round(order, favoured, random) && !run_round(order, kAllWarps, random)) {
+    std::vector<unsigned int> warps(threads / 32);
+    std::iota(warps.begin(), warps.end(), 0u);
+    for (unsigned int i = 0; i < threads; ++i) start(fibers[i]);
+    const auto unfinished = [threads] {
+        return std::any_of(fibers.begin(), fibers.begin() + threads, [](const Fiber& fiber) { return !fiber.done; });
+    };
+    while (unfinished()) {
+        // Each warp runs as far as it can before the next one gets a turn.
+        bool moved = false;
+        std::shuffle(warps.begin(), warps.end(), random);
+        for (const unsigned int warp : warps) {
+            while (run_round(warp, random)) moved = true;
+        }
+        if (!moved) {
             std::fprintf(stderr, "emulated block: deadlock at a barrier\n");
             std::abort();
         }
-        order.erase(std::remove_if(order.begin(), order.end(), [](unsigned int i) { return fibers[i].done; }), order.end());
     }
 }
 
