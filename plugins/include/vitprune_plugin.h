@@ -1,0 +1,132 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * C interface of libvitprune_plugin: the operators TokenSample and TokenScoreSample on plain pointers.
+ *
+ * The same library is a TensorRT plugin library and an ONNX Runtime custom operator library; vp_features() tells which
+ * parts were built. Every function is thread safe, keeps no state between calls and never throws.
+ *
+ * Shapes: B images (>= 1), P patch tokens (1..16384), K kept tokens per image, H heads, N = prefix_tokens + P keys,
+ * D head width. bool is one byte, 0 or 1. All tensors are dense and row major.
+ */
+#ifndef VITPRUNE_PLUGIN_H
+#define VITPRUNE_PLUGIN_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#define VP_API __attribute__((visibility("default")))
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+#define VP_ABI_VERSION 1
+#define VP_MAX_PATCHES 16384
+#define VP_MAX_SAMPLES 65536
+
+/* What a call returns; vp_status_string() has a sentence for each. */
+enum VpStatus {
+    VP_OK = 0,
+    VP_NULL_POINTER = 1,
+    VP_UNKNOWN_MODE = 2,
+    VP_BAD_PATCHES = 3,
+    VP_BAD_BATCH = 4,
+    VP_BAD_NUM_SAMPLES = 5,
+    VP_BAD_CAPACITY = 6,
+    VP_BAD_EXPECTED = 7,
+    VP_SMALL_WORKSPACE = 8,
+    VP_UNKNOWN_FORM = 9,
+    VP_UNKNOWN_DTYPE = 10,
+    VP_BAD_HEADS = 11,
+    VP_BAD_PREFIX = 12,
+    VP_BAD_SCALE = 13,
+    VP_OUT_OF_MEMORY = 14,
+    VP_CUDA_ERROR = 15
+};
+
+/* Bits of vp_features(). */
+enum VpFeature { VP_FEATURE_CUDA = 1, VP_FEATURE_TENSORRT = 2, VP_FEATURE_ONNXRUNTIME = 4 };
+
+/* Element type of query, key and value. */
+enum VpDtype { VP_FLOAT32 = 0, VP_FLOAT16 = 1, VP_BFLOAT16 = 2 };
+
+/* Attributes of TokenSample.
+ *   mode             "inverse_transform", "inverse_transform_official" or "threshold"
+ *   num_samples      sampling points, 1..65536; not read in threshold mode
+ *   threshold        a valid token is kept when its score is greater; read in threshold mode only
+ *   capacity         largest number of tokens kept per image, 0 = no limit
+ *   expected         typical kept count, a hint to builders, 0 = unknown
+ *   pad_to_capacity  nonzero: K is min(capacity, P), or P without a capacity; zero: the largest count in the batch */
+typedef struct VpTokenSampleAttributes {
+    const char* mode;
+    int64_t num_samples;
+    float threshold;
+    int64_t capacity;
+    int64_t expected;
+    int32_t pad_to_capacity;
+} VpTokenSampleAttributes;
+
+/* Attributes of the score part of TokenScoreSample.
+ *   form           "paper": sum over heads of a_h[j] * |v_hj|; "official": (sum over heads of a_h[j]) * |v_j|
+ *   scale          factor of query . key before the softmax, 0 = 1 / sqrt(D)
+ *   prefix_tokens  rows before the first patch in key and value (class token, registers), >= 0 */
+typedef struct VpTokenScoreAttributes {
+    const char* form;
+    float scale;
+    int64_t prefix_tokens;
+} VpTokenScoreAttributes;
+
+VP_API int32_t vp_abi_version(void);
+VP_API uint32_t vp_features(void);
+/* JSON object: what the library was built with. */
+VP_API const char* vp_build_info(void);
+/* A sentence for a status; never null. */
+VP_API const char* vp_status_string(int32_t status);
+
+/* Largest possible K for P patches: allocate index and keep with B * this many elements. Writes *max_count.
+ * Errors: VP_NULL_POINTER and those of the attributes and of P. */
+VP_API int32_t vp_token_sample_max_count(const VpTokenSampleAttributes* attributes, int64_t patches, int64_t* max_count);
+
+/* TokenSample on the host.
+ *   score float32 [B,P], valid bool [B,P]
+ *   index int64 and keep bool, room for B * max_count each; on return the first B*K elements are the row-major [B,K]
+ *   count int64 scalar, K on return
+ * Errors: VP_NULL_POINTER, VP_UNKNOWN_MODE, VP_BAD_PATCHES, VP_BAD_BATCH, VP_BAD_NUM_SAMPLES, VP_BAD_CAPACITY,
+ * VP_BAD_EXPECTED, VP_OUT_OF_MEMORY. Outputs are untouched on error. */
+VP_API int32_t vp_token_sample_cpu(const VpTokenSampleAttributes* attributes, const float* score, const uint8_t* valid,
+                                   int64_t batch, int64_t patches, int64_t* index, uint8_t* keep, int64_t* count);
+
+/* TokenScoreSample on the host.
+ *   query dtype [B,H,D] (class token's row only), key and value dtype [B,H,N,D], valid bool [B,P]
+ *   score float32 [B,P]; index, keep, count as above
+ * Errors: those of vp_token_sample_cpu and VP_UNKNOWN_FORM, VP_UNKNOWN_DTYPE, VP_BAD_HEADS (H or D < 1),
+ * VP_BAD_PREFIX, VP_BAD_SCALE. */
+VP_API int32_t vp_token_score_sample_cpu(const VpTokenScoreAttributes* score_attributes,
+                                         const VpTokenSampleAttributes* attributes, int32_t dtype, const void* query,
+                                         const void* key, const void* value, const uint8_t* valid, int64_t batch,
+                                         int64_t heads, int64_t patches, int64_t width, float* score, int64_t* index,
+                                         uint8_t* keep, int64_t* count);
+
+/* The four functions below exist only when vp_features() has VP_FEATURE_CUDA. Every tensor and the workspace lie in
+ * device memory; `stream` is a cudaStream_t. They only enqueue work: no allocation, no synchronisation, so they can be
+ * captured in a CUDA graph. Further errors: VP_SMALL_WORKSPACE, VP_CUDA_ERROR (a launch was refused). */
+VP_API int32_t vp_token_sample_workspace(int64_t batch, int64_t patches, size_t* bytes);
+
+VP_API int32_t vp_token_sample_cuda(const VpTokenSampleAttributes* attributes, const float* score, const uint8_t* valid,
+                                    int64_t batch, int64_t patches, void* workspace, size_t workspace_bytes, int64_t* index,
+                                    uint8_t* keep, int64_t* count, void* stream);
+
+VP_API int32_t vp_token_score_sample_workspace(int64_t batch, int64_t heads, int64_t patches, int64_t prefix_tokens,
+                                               size_t* bytes);
+
+VP_API int32_t vp_token_score_sample_cuda(const VpTokenScoreAttributes* score_attributes,
+                                          const VpTokenSampleAttributes* attributes, int32_t dtype, const void* query,
+                                          const void* key, const void* value, const uint8_t* valid, int64_t batch,
+                                          int64_t heads, int64_t patches, int64_t width, void* workspace,
+                                          size_t workspace_bytes, float* score, int64_t* index, uint8_t* keep,
+                                          int64_t* count, void* stream);
+
+#ifdef __cplusplus
+}
+#endif
+#endif

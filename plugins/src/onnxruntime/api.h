@@ -1,0 +1,57 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// The little of ONNX Runtime's C interface that the operators need, with statuses turned into exceptions.
+#pragma once
+
+#include <onnxruntime_c_api.h>
+
+#include <exception>
+#include <string>
+#include <vector>
+
+#include "parameters.h"
+
+namespace vitprune {
+
+// Interface version asked of the runtime: the first whose callbacks can report errors (ONNX Runtime 1.16).
+constexpr uint32_t kOrtApi = 16;
+
+struct OrtFailure {
+    OrtStatus* status;
+};
+
+inline void check(OrtStatus* status) {
+    if (status != nullptr) throw OrtFailure{status};
+}
+
+[[noreturn]] void fail(const OrtApi& api, OrtErrorCode code, const std::string& message);
+
+// Throws unless a status of this library is VP_OK.
+void check_own(const OrtApi& api, int32_t status);
+
+struct TensorView {
+    const void* data;
+    ONNXTensorElementDataType type;
+    std::vector<int64_t> dims;
+};
+
+TensorView input_tensor(const OrtApi& api, OrtKernelContext* context, size_t index);
+void* output_tensor(const OrtApi& api, OrtKernelContext* context, size_t index, const std::vector<int64_t>& dims);
+
+// Attributes of a node, checked. Absent ones have the default of the specification; `fused` reads the score part too.
+void read_attributes(const OrtApi& api, const OrtKernelInfo* info, bool fused, SampleParameters& sample, ScoreParameters& score);
+
+// Runs a callback that may throw and returns what ONNX Runtime wants: a status, null on success.
+template <typename Callback>
+OrtStatus* guarded(const OrtApi& api, Callback callback) noexcept {
+    try {
+        callback();
+        return nullptr;
+    } catch (const OrtFailure& failure) {
+        return failure.status;
+    } catch (const std::exception& error) {
+        return api.CreateStatus(ORT_FAIL, error.what());
+    }
+}
+
+}  // namespace vitprune

@@ -1,0 +1,136 @@
+"""Builds the native library with CMake and keeps the result."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from vitprune.plugins.errors import PluginError
+from vitprune.plugins.sources import find_sources, source_digest
+from vitprune.plugins.toolchain import Toolchain, find_toolchain
+
+LIBRARY = "libvitprune_plugin.so"
+_INFO = "build_info.json"
+_LOG_LINES = 40
+
+
+@dataclass(frozen=True)
+class BuildReport:
+    """What was found and what was built.
+
+    library: the shared library. cached: it had been built before. version: of the library. compiler: name and version of the
+    C++ compiler. nvcc: version of the CUDA compiler, tensorrt: version of its headers, onnxruntime_api: version of its C
+    header; each "" where there is none, and then that part is not in the library. architectures: GPU architectures.
+    """
+
+    library: Path
+    cached: bool
+    version: str
+    compiler: str
+    nvcc: str
+    architectures: tuple[str, ...]
+    tensorrt: str
+    onnxruntime_api: str
+
+
+def cache_folder() -> Path:
+    """Where built libraries are kept: below $XDG_CACHE_HOME, or ~/.cache."""
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path.home() / ".cache") / "vitprune" / "plugins"
+
+
+def build(
+    *,
+    architectures: tuple[str, ...] = (),
+    cuda: bool | None = None,
+    nvcc: Path | None = None,
+    tensorrt_include: Path | None = None,
+    ort_include: Path | None = None,
+    tests: bool = False,
+    jobs: int = 2,
+    cache: Path | None = None,
+) -> BuildReport:
+    """Build the library, or take it from the cache when sources, options and tools are those of an earlier build.
+
+    Args:
+        architectures: GPU architectures such as ("87",); empty for all that nvcc can build for.
+        cuda: True requires the CUDA part, False leaves it out, None builds it where nvcc is.
+        nvcc: the CUDA compiler.
+        tensorrt_include: folder with NvInfer.h.
+        ort_include: folder with onnxruntime_c_api.h.
+        tests: also build the test programs, next to the library.
+        jobs: compilers to run at once.
+        cache: folder to keep results in, instead of `cache_folder()`.
+
+    Raises:
+        PluginError: VP601, VP602 and VP603 for what is missing, VP604 when CMake or a compiler fails.
+    """
+    sources = find_sources()
+    tools = find_toolchain(cuda=cuda, nvcc=nvcc, tensorrt_include=tensorrt_include, ort_include=ort_include)
+    options = _options(tools, architectures, tests)
+    key = hashlib.sha256("\n".join([source_digest(sources), tools.identity(), *options]).encode()).hexdigest()[:24]
+    root = cache or cache_folder()
+    final = root / key
+    cached = (final / _INFO).is_file()
+    if not cached:
+        root.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix="building-", dir=root) as temporary:
+            _publish(_compile(sources, Path(temporary), tools, options, jobs), final)
+    return _report(final, cached)
+
+
+def _options(tools: Toolchain, architectures: tuple[str, ...], tests: bool) -> list[str]:
+    """CMake options; parts whose tools were not found are switched off, so that CMake does not find others."""
+    options = ["-DCMAKE_BUILD_TYPE=Release", f"-DCMAKE_CXX_COMPILER={tools.compiler}"]
+    options.append(f"-DVITPRUNE_CUDA={'ON' if tools.nvcc else 'OFF'}")
+    if tools.nvcc:
+        options += [f"-DCMAKE_CUDA_COMPILER={tools.nvcc}", f"-DVITPRUNE_CUDA_ARCHS={';'.join(architectures)}"]
+    for part, variable, folder in (
+        ("TENSORRT", "TENSORRT_INCLUDE_DIR", tools.tensorrt_include),
+        ("ONNXRUNTIME", "ORT_INCLUDE_DIR", tools.ort_include),
+    ):
+        options.append(f"-DVITPRUNE_{part}={'AUTO' if folder else 'OFF'}")
+        if folder:
+            options.append(f"-D{variable}={folder.resolve()}")
+    return [*options, f"-DVITPRUNE_TESTS={'ON' if tests else 'OFF'}"]
+
+
+def _compile(sources: Path, work: Path, tools: Toolchain, options: list[str], jobs: int) -> Path:
+    """Configure and build below `work`; returns a folder that holds only what is worth keeping."""
+    tree, stage = work / "tree", work / "stage"
+    _run([str(tools.cmake), "-S", str(sources), "-B", str(tree), *options])
+    _run([str(tools.cmake), "--build", str(tree), "--parallel", str(jobs)])
+    stage.mkdir()
+    for file in tree.iterdir():
+        program = file.is_file() and os.access(file, os.X_OK)
+        if program or file.name in (LIBRARY, _INFO):
+            shutil.copy2(file, stage / file.name)
+    return stage
+
+
+def _run(command: list[str]) -> None:
+    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
+    if done.returncode:
+        tail = "\n".join(done.stdout.splitlines()[-_LOG_LINES:])
+        raise PluginError("VP604", f"Building the plugin library failed:\n{tail}\n", "The last lines above name the reason.")
+
+
+def _publish(stage: Path, final: Path) -> None:
+    """Move a finished build to its place in one step; another process may have been faster with the same content."""
+    try:
+        stage.rename(final)
+    except OSError:
+        if not (final / _INFO).is_file():
+            raise
+
+
+def _report(folder: Path, cached: bool) -> BuildReport:
+    info = json.loads((folder / _INFO).read_text(encoding="utf-8"))
+    architectures = tuple(info.pop("architectures").split())
+    return BuildReport(library=folder / LIBRARY, cached=cached, architectures=architectures, **info)
