@@ -29,7 +29,7 @@ class Emitter:
 
     def constant(self, value: Any, dtype: Any = INT64, name: str | None = None) -> gs.Constant:
         """An initialiser; unnamed ones are shared by value."""
-        array = np.ascontiguousarray(np.asarray(value, dtype=dtype))
+        array = np.asarray(value, dtype=dtype, order="C")
         if name is not None:
             return gs.Constant(f"{self.prefix}/{name}", array)
         key = (str(array.dtype), str(array.shape), array.tobytes())

@@ -14,6 +14,8 @@ import onnx.inliner
 import onnx_graphsurgeon as gs
 
 from vitprune.graph.static import scalar_of, value_of
+from vitprune.ops.function import function
+from vitprune.ops.token_sample import NAME
 
 CONTRIB = "com.microsoft"
 
@@ -28,7 +30,7 @@ def specialise(model: onnx.ModelProto, keep_outputs: bool) -> tuple[onnx.ModelPr
     Returns:
         The specialised model and how many of each fusion were made.
     """
-    flat = onnx.inliner.inline_local_functions(model)
+    flat = onnx.shape_inference.infer_shapes(onnx.inliner.inline_local_functions(_shorter_sampling(model)))
     graph = gs.import_onnx(flat)
     if not keep_outputs:
         graph.outputs = graph.outputs[:1]
@@ -143,13 +145,42 @@ def _fuse_gelu(graph: gs.Graph) -> int:
     return made
 
 
+def _shorter_sampling(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The model with the shorter TokenSample body: in a pruned graph valid slots come first; for single images all are valid."""
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    nodes = [node for node in model.graph.node if node.op_type == NAME]
+    modes = {attribute.s.decode() for node in nodes for attribute in node.attribute if attribute.name == "mode"}
+    padded = any(attribute.i for node in nodes for attribute in node.attribute if attribute.name == "pad_to_capacity")
+    single = model.graph.input[0].type.tensor_type.shape.dim[0].dim_value == 1
+    for body in copy.functions:
+        if body.name == NAME and len(modes) == 1:
+            overflow = any(node.output[0] == "best" for node in body.node)
+            body.CopyFrom(
+                function(
+                    next(iter(modes)), overflow=overflow, padded=padded, valid="single" if single and not padded else "first"
+                )
+            )
+    return copy
+
+
 def _fuse_gemm(graph: gs.Graph) -> int:
     """MatMul of rows [B,N,C] with weights + bias -> one Gemm over [B*N,C]; ONNX Runtime does this only for static shapes."""
     made = 0
+    batch = graph.inputs[0].shape[0] if isinstance(graph.inputs[0].shape[0], int) else None
+    shapes: dict[tuple[int, int], Any] = {}
     for matmul in [node for node in graph.nodes if node.op == "MatMul"]:
         weight = value_of(matmul.inputs[1])
         readers = matmul.outputs[0].outputs
-        if weight is None or weight.ndim != 2 or len(readers) != 1 or readers[0].op != "Add":
+        x = matmul.inputs[0]
+        if (
+            weight is None
+            or weight.ndim != 2
+            or len(readers) != 1
+            or readers[0].op != "Add"
+            or len(x.shape or ()) != 3
+            or x.shape[1] == 1
+        ):
             continue
         add = readers[0]
         bias = next((t for t in add.inputs if (v := value_of(t)) is not None and v.ndim == 1 and v.size == weight.shape[1]), None)
@@ -159,17 +190,27 @@ def _fuse_gemm(graph: gs.Graph) -> int:
         add.outputs.clear()
         rows = gs.Variable(f"{name}/rows", dtype=np.float32)
         flat = gs.Variable(f"{name}/flat", dtype=np.float32)
-        shape = gs.Variable(f"{name}/shape", dtype=np.int64)
-        full = gs.Variable(f"{name}/full_shape", dtype=np.int64)
-        x = matmul.inputs[0]
         minus = gs.Constant(f"{name}/rows_shape", np.array([-1, weight.shape[0]], np.int64))
-        width = gs.Constant(f"{name}/width", np.array([weight.shape[1]], np.int64))
+        full = _outer_shape(graph, x, weight.shape[1], batch, shapes)
         graph.nodes += [
             gs.Node("Reshape", name=f"{name}/to_rows", inputs=[x, minus], outputs=[rows]),
             gs.Node("Gemm", name=f"{name}/gemm", inputs=[rows, matmul.inputs[1], bias], outputs=[flat]),
-            gs.Node("Shape", name=f"{name}/outer", attrs={"start": 0, "end": -1}, inputs=[x], outputs=[shape]),
-            gs.Node("Concat", name=f"{name}/outer_width", attrs={"axis": 0}, inputs=[shape, width], outputs=[full]),
             gs.Node("Reshape", name=f"{name}/from_rows", inputs=[flat, full], outputs=[output]),
         ]
         made += 1
     return made
+
+
+def _outer_shape(graph: gs.Graph, x: Any, width: int, batch: int | None, shapes: dict[tuple[int, int], Any]) -> Any:
+    """The shape [B,N,width] to go back to; a constant when the batch is fixed, else read off x once per width."""
+    if batch is not None:
+        return gs.Constant(f"{x.name}/back_{width}_{len(graph.nodes)}", np.array([batch, -1, width], np.int64))
+    key = (id(x), width)
+    if key not in shapes:
+        outer = gs.Variable(f"{x.name}/outer_{width}", dtype=np.int64)
+        full = gs.Variable(f"{x.name}/full_{width}", dtype=np.int64)
+        constant = gs.Constant(f"{x.name}/width_{width}", np.array([width], np.int64))
+        graph.nodes.append(gs.Node("Shape", name=outer.name, attrs={"start": 0, "end": -1}, inputs=[x], outputs=[outer]))
+        graph.nodes.append(gs.Node("Concat", name=full.name, attrs={"axis": 0}, inputs=[outer, constant], outputs=[full]))
+        shapes[key] = full
+    return shapes[key]

@@ -21,13 +21,17 @@ def _head_norm(em: Emitter, x: Any, norm: HeadNorm, label: str) -> Any:
     return em.op("LayerNormalization", inputs, label, axis=-1, epsilon=norm.epsilon)
 
 
+def scaled_query(block: Block) -> tuple[np.ndarray, np.ndarray | None]:
+    """Weights and bias of the query map with the attention scale folded in (for blocks without q/k norm)."""
+    factor, bias = np.float32(block.scale), block.query.bias
+    return block.query.weight * factor, None if bias is None else bias * factor
+
+
 def queries(em: Emitter, block: Block, h: Any, label: str = "q") -> Any:
     """Scaled queries [B,M,H*d] of rows h [B,M,C]; the scale is folded into the weights unless q/k norm stands between."""
-    weight, bias = block.query.weight, block.query.bias
     if block.query_norm is None:
-        weight, bias = weight * np.float32(block.scale), None if bias is None else bias * np.float32(block.scale)
-        return em.linear(h, weight, bias, label)
-    flat = em.linear(h, weight, bias, label)
+        return em.linear(h, *scaled_query(block), label)
+    flat = em.linear(h, block.query.weight, block.query.bias, label)
     split = em.op("Reshape", [flat, em.constant([0, 0, block.heads, block.head_dim])], f"{label}/split")
     normed = _head_norm(em, split, block.query_norm, f"{label}/norm")
     scaled = em.op("Mul", [normed, em.constant(block.scale, FLOAT)], f"{label}/scale")
@@ -98,22 +102,41 @@ def start(surgery: Surgery, em: Emitter, score: Any) -> None:
     surgery.patch = em.op("Expand", [numbers, shape], "all_patches", dtype=INT64)
 
 
+def _prefix_rows(surgery: Surgery) -> Any:
+    """Row numbers of the prefix tokens, int64 [B,prefix]; made once."""
+    prefix, batch = surgery.anatomy.prefix, surgery.recipe.graph.static_batch
+    if surgery.front is None:
+        em = surgery.emitter.child("prefix")
+        if batch is not None:
+            surgery.front = em.constant(np.tile(np.arange(prefix), (batch, 1)))
+        else:
+            shape = em.op("Shape", [surgery.graph.inputs[0]], "batch", dtype=INT64, start=0, end=1)
+            full = em.op("Concat", [shape, em.constant([prefix])], "shape", dtype=INT64, axis=0)
+            surgery.front = em.op("Expand", [em.constant(np.arange(prefix)[None]), full], "rows", dtype=INT64)
+    return surgery.front
+
+
+def _prefix_bias(surgery: Surgery) -> Any:
+    """Zeros float32 [B,prefix]: prefix tokens are never hidden; made once."""
+    if surgery.front_bias is None:
+        em = surgery.emitter.child("prefix")
+        none = em.op("Sub", [_prefix_rows(surgery), _prefix_rows(surgery)], "none", dtype=INT64)
+        surgery.front_bias = em.op("Cast", [none], "bias", to=1)
+    return surgery.front_bias
+
+
 def update(surgery: Surgery, em: Emitter, index: Any, keep: Any) -> Any:
     """After a selection (index, keep [B,K]): token rows [B,prefix+K,1] to gather; state, key bias and kept output follow."""
     prefix = surgery.anatomy.prefix
     surgery.patch = em.op("GatherElements", [surgery.patch, index], "patch", dtype=INT64, axis=1)
     surgery.valid = keep
     surgery.kept.append(em.op("Where", [keep, surgery.patch, em.constant(-1)], "kept", dtype=INT64))
-    shape = em.op("Shape", [index], "rows/shape", dtype=INT64)
-    batch = em.slice(shape, 0, 1, 0, "rows/batch", dtype=INT64)
-    front_shape = em.op("Concat", [batch, em.constant([prefix])], "rows/front_shape", dtype=INT64, axis=0)
-    front = em.op("Expand", [em.constant(np.arange(prefix)[None]), front_shape], "rows/prefix", dtype=INT64)
+    front = _prefix_rows(surgery)
     behind = em.op("Add", [index, em.constant(prefix)], "rows/patches", dtype=INT64)
     rows = em.op("Concat", [front, behind], "rows", dtype=INT64, axis=1)
     if not surgery.single:
         missing = em.op("Cast", [em.op("Not", [keep], "bias/pad", dtype=BOOL)], "bias/pad_float", to=1)
         hidden = em.op("Mul", [missing, em.constant(-1.0e4, FLOAT)], "bias/patches")
-        zero = em.op("Mul", [em.op("Cast", [front], "bias/front", to=1), em.constant(0.0, FLOAT)], "bias/prefix")
-        flat = em.op("Concat", [zero, hidden], "bias/flat", axis=1)
+        flat = em.op("Concat", [_prefix_bias(surgery), hidden], "bias/flat", axis=1)
         surgery.bias = em.op("Unsqueeze", [flat, em.constant([1, 2])], "bias")
     return em.op("Unsqueeze", [rows, em.constant([2])], "rows/column", dtype=INT64)

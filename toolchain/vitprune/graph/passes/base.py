@@ -23,7 +23,7 @@ class Surgery:
     Attributes:
         graph: the dense graph, changed in place. anatomy: its blocks, by tensor name. recipe, method, sites: what to insert.
         valid: bool [B,K] tensor of real patch slots after the last site so far, None while all are. patch: int64 [B,K] original
-        patch numbers, None while all are there. kept: per site, the output tensor of kept patch numbers.
+        patch numbers, None while all are there. bias: float32 [B,1,1,N] that hides pads as keys, None while there are none. kept: per site, the output tensor of kept patch numbers.
         functions: model-local functions to attach. notes: facts for the export report.
     """
 
@@ -35,6 +35,8 @@ class Surgery:
     valid: Any = None
     patch: Any = None
     bias: Any = None
+    front: Any = None
+    front_bias: Any = None
     kept: list[Any] = field(default_factory=list)
     functions: dict[str, onnx.FunctionProto] = field(default_factory=dict)
     notes: dict[str, Any] = field(default_factory=dict)

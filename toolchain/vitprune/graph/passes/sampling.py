@@ -8,7 +8,7 @@ import numpy as np
 
 from vitprune.graph.anatomy import Block
 from vitprune.graph.emit import BOOL, FLOAT, INT64, Emitter
-from vitprune.graph.passes.attention import queries
+from vitprune.graph.passes.attention import queries, scaled_query
 from vitprune.graph.passes.base import Surgery
 from vitprune.methods.base import Site
 from vitprune.ops.function import function
@@ -25,8 +25,12 @@ def cls_attention(em: Emitter, block: Block, h: Any, key: Any, bias: Any) -> Any
 
     The product runs on flat keys [B,N,H*d] against a block-diagonal query, which spares a transposed copy of the keys.
     """
-    cls = queries(em, block, em.slice(h, 0, 1, 1, "cls"), "cls_query")
-    column = em.op("Transpose", [cls], "cls_query/column", perm=[0, 2, 1])
+    if block.query_norm is None:
+        flat = em.linear(em.op("Gather", [h, em.constant(0)], "cls", axis=1), *scaled_query(block), "cls_query")
+        column = em.op("Unsqueeze", [flat, em.constant([2])], "cls_query/column")
+    else:
+        flat = queries(em, block, em.slice(h, 0, 1, 1, "cls"), "cls_query")
+        column = em.op("Transpose", [flat], "cls_query/column", perm=[0, 2, 1])
     spread = em.op("Mul", [column, em.constant(head_indicator(block), FLOAT)], "cls_query/heads")
     logits = em.op("MatMul", [key, spread], "cls_logits")
     if bias is not None:

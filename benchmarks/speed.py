@@ -1,0 +1,126 @@
+"""Speed and memory of pruned graphs on ONNX Runtime, as ratios inside one interleaved run (performance.md §0).
+
+    python benchmarks/speed.py --out benchmarks/results/speed.json      # measure
+    python benchmarks/report.py                                         # tables from the stored JSON
+
+One thread and CPU time (process_time), spinning off, random order inside each round, per-round ratios, medians.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import random
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from slice_oracle import slice_oracle  # noqa: E402
+
+from vitprune import exporting  # noqa: E402
+from vitprune.backends.onnxruntime import make_session  # noqa: E402
+from vitprune.graph import surgery  # noqa: E402
+from vitprune.graph.runtime import specialise  # noqa: E402
+from vitprune.models import images  # noqa: E402
+from vitprune.models.loading import load  # noqa: E402
+from vitprune.recipe import Recipe  # noqa: E402
+
+
+def variants(name: str, image_size: int, recipe: Recipe, batch: int) -> tuple[dict[str, bytes], np.ndarray, dict]:
+    """Specialised dense, pruned and oracle graphs, one input and facts about it."""
+    section = recipe.model.model_copy(update={"name": name, "image_size": image_size})
+    model = load(section, pretrained=False, seed=0)
+    for block in model.module.blocks:  # peaky attention, so that the counts are like those of a trained model
+        block.attn.qkv.weight.data[: 2 * model.module.embed_dim] *= 4
+    x = images.synthetic(batch, model.preprocessing).pixels
+    dense = exporting.dense_onnx(model.module, model.image_shape, recipe)
+    pruned, anatomy, _ = surgery.rewrite(dense, recipe)
+    _, *kept = make_session(pruned.SerializeToString()).run(None, {"image": x})
+    counts = {site: int(rows.shape[1]) for site, rows in zip(recipe.prune.stages, kept, strict=True)}
+    graphs = {"dense": surgery.canonical(dense, recipe), "pruned": pruned, "oracle": slice_oracle(dense, recipe, counts)}
+    ready = {label: specialise(graph, keep_outputs=False)[0].SerializeToString() for label, graph in graphs.items()}
+    return ready, x, {"tokens": anatomy.prefix + anatomy.patches, "kept": list(counts.values())}
+
+
+def interleaved(sessions: dict, x: np.ndarray, rounds: int) -> dict[str, list[float]]:
+    """CPU seconds of every variant in every round, order shuffled inside each round."""
+    rng, times = random.Random(0), {label: [] for label in sessions}
+    for label in sessions:
+        sessions[label].run(None, {"image": x})
+    for _ in range(rounds):
+        order = list(sessions)
+        rng.shuffle(order)
+        for label in order:
+            began = time.process_time()
+            sessions[label].run(None, {"image": x})
+            times[label].append(time.process_time() - began)
+    return times
+
+
+def peak_rss(graph: bytes, x: np.ndarray) -> int:
+    """Peak resident memory in MiB of a child process that runs the graph three times."""
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder, "m.onnx").write_bytes(graph)
+        np.save(Path(folder, "x.npy"), x)
+        code = (
+            "import sys,numpy as np;from pathlib import Path;from vitprune.backends.onnxruntime import make_session;"
+            "f=Path(sys.argv[1]);s=make_session(f/'m.onnx',1,False);x=np.load(f/'x.npy');[s.run(None,{'image':x}) for _ in range(3)];"
+            "print(next(l.split()[1] for l in open('/proc/self/status') if l.startswith('VmHWM')))"
+        )
+        done = subprocess.run([sys.executable, "-c", code, folder], capture_output=True, text=True, check=True)
+    return int(done.stdout.strip().splitlines()[-1]) // 1024
+
+
+def measure(name: str, image_size: int, recipe: Recipe, batch: int, rounds: int) -> dict:
+    """One row of the table."""
+    graphs, x, facts = variants(name, image_size, recipe, batch)
+    sessions = {label: make_session(graph, threads=1, spin=False) for label, graph in graphs.items()}
+    times = interleaved(sessions, x, rounds)
+    ratio = [p / o for p, o in zip(times["pruned"], times["oracle"], strict=True)]
+    gain = [d / p for d, p in zip(times["dense"], times["pruned"], strict=True)]
+    quartiles = statistics.quantiles(ratio, n=4)
+    memory = {label: peak_rss(graphs[label], x) for label in ("dense", "pruned")}
+    return {
+        "model": name, "image_size": image_size, "batch": batch, "rounds": rounds, **facts,
+        "median_ms": {label: round(1e3 * statistics.median(values), 2) for label, values in times.items()},
+        "pruned_over_oracle": round(statistics.median(ratio), 4), "pruned_over_oracle_iqr": [round(quartiles[0], 4), round(quartiles[2], 4)],
+        "dense_over_pruned": round(statistics.median(gain), 3), "peak_rss_mib": memory, "rss_ratio": round(memory["pruned"] / memory["dense"], 3),
+    }  # fmt: skip
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "speed.json")
+    parser.add_argument("--recipe", default="ats_deit_small")
+    parser.add_argument("--model", default="deit_small_patch16_224")
+    parser.add_argument("--rounds", type=int, default=21)
+    parser.add_argument("--cases", nargs="*", default=["224:1", "384:1", "224:8"], help="image size:batch")
+    parser.add_argument("--set", nargs="*", default=[], dest="overrides")
+    args = parser.parse_args()
+    rows = []
+    for case in args.cases:
+        size, batch = (int(part) for part in case.split(":"))
+        recipe = Recipe.load(args.recipe, [f'graph.batch="{batch}"', *args.overrides])
+        rows.append(measure(args.model, size, recipe, batch, args.rounds))
+        print(json.dumps(rows[-1]), flush=True)
+    machine = {
+        "cpu": platform.processor() or platform.machine(),
+        "onnxruntime": onnxruntime.__version__,
+        "onnx": onnx.__version__,
+    }
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    args.out.write_text(json.dumps({"recipe": args.recipe, "threads": 1, "machine": machine, "rows": rows}, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,150 @@
+"""The whole pipeline on the shipped Fashion-MNIST model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+
+from vitprune import backends, building, engines, targets
+from vitprune.bundle import Bundle, open_bundle
+from vitprune.errors import RecipeError, TargetError
+from vitprune.exporting import dense_onnx, export, rewrite
+from vitprune.graph import surgery
+from vitprune.models.loading import load
+from vitprune.recipe import Recipe
+from vitprune.reports.html import html_report
+from vitprune.resources import recipes_folder
+from vitprune.validation.validate import BATCH, Verdict, validate
+
+CLASSES = ["T-shirt/top", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot"]
+MARKER = ".vitprune-demo"
+
+
+@dataclass(frozen=True)
+class DemoResult:
+    """What the demo produced: verdict, rows of (what, dense, pruned), the HTML file and notes."""
+
+    verdict: Verdict
+    facts: list[list[str]]
+    report: Path
+    notes: list[str]
+
+
+def run(method: str, folder: Path, step: Callable[[str], Any]) -> DemoResult:
+    """Export, rewrite, build, validate and report.
+
+    Args:
+        method: a recipe in recipes/fashion_mnist/. folder: where everything goes; an earlier demo there is replaced.
+        step: context manager factory that shows one step.
+
+    Raises:
+        RecipeError: VP100 no such shipped recipe; VP106 the folder holds something else.
+    """
+    _prepare(folder)
+    recipe = Recipe.load(f"fashion_mnist/{method}")
+    data = recipes_folder() / "fashion_mnist" / "test_images.npz"
+    with step(f"export: PyTorch to a pruned ONNX bundle ({method})") as shown:
+        bundle = export(None, recipe, folder / method, data=data, force=True, report=shown.update)
+    with step("rewrite: the same surgery on the dense ONNX file, without PyTorch's help") as shown:
+        dense = dense_onnx(load(recipe.model).module, tuple(bundle.manifest.preprocessing["input_size"]), recipe)  # type: ignore[arg-type]
+        dense_path = folder / "dense.onnx"
+        onnx.save(dense, str(dense_path))
+        again = rewrite(dense_path, recipe, folder / f"{method}-rewritten", data=data, force=True, report=shown.update)
+    notes = [f"export and rewrite give the same logits within {_difference(bundle, again):.1e}"]
+    sizes = {"model.onnx": (dense_path.stat().st_size, bundle.model_path.stat().st_size)}
+    for name in ("onnxruntime-cpu", "rtx"):
+        target = targets.load(name)
+        try:
+            engines.require_backend(target)
+        except TargetError as error:
+            notes.append(f"{name} engine left out: {error.cause}")
+            continue
+        with step(f"build-engine --target {name}") as shown:
+            document = engines.build_engine(bundle, target, report=shown.update)
+            sizes[f"{name} engine"] = (_dense_engine(dense, recipe, target, folder, shown.update), document["engine_bytes"])
+    with step("validate on 1,000 test images") as shown:
+        verdict = validate(bundle, data=data, report=shown.update)
+    facts = _facts(verdict, sizes)
+    images, labels, kept, logits = _pictures(bundle, data)
+    patches = int(np.sqrt(bundle.manifest.model["geometry"]["patches"]))
+    arrays = {"images": images, "labels": labels, "run_logits": logits}
+    text = html_report(verdict, arrays, kept, bundle.manifest.preprocessing, (patches, patches), facts=facts, class_names=CLASSES)
+    return DemoResult(verdict, facts, bundle.write_report("report.html", text), notes)
+
+
+def _prepare(folder: Path) -> None:
+    if folder.exists() and any(folder.iterdir()) and not (folder / MARKER).exists():
+        raise RecipeError(
+            106,
+            f"output '{folder}' exists and is not an earlier demo",
+            cause="the demo replaces only its own files",
+            next_step="choose another -o",
+        )
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / MARKER).touch()
+    except OSError as error:
+        raise RecipeError(
+            107, f"cannot write '{folder}'", cause=error.strerror or str(error), next_step="choose another -o"
+        ) from error
+
+
+def _difference(one: Bundle, other: Bundle) -> float:
+    first, second = one.samples(), other.samples()
+    count = min(len(first["logits"]), len(second["logits"]))
+    return float(np.abs(first["logits"][:count] - second["logits"][:count]).max())
+
+
+def _dense_engine(
+    dense: onnx.ModelProto, recipe: Recipe, target: targets.Target, folder: Path, report: Callable[[str], None]
+) -> int:
+    """Size of the dense engine for the same target, built from the canonical dense graph."""
+    model, output = folder / "dense-canonical.onnx", folder / f"dense-{target.name}.engine"
+    onnx.save(surgery.canonical(dense, recipe), str(model))
+    request = {
+        "backend": target.backend,
+        "model": str(model),
+        "output": str(output),
+        "log": str(folder / "dense-build.log"),
+        "batch": recipe.graph.profile,
+        "workspace_mib": None,
+    }
+    building.run_child(request, report, timeout=600)
+    size = output.stat().st_size
+    for path in (model, output, folder / "dense-build.log"):
+        path.unlink(missing_ok=True)
+    return size
+
+
+def _facts(verdict: Verdict, sizes: dict[str, tuple[int, int]]) -> list[list[str]]:
+    comparison = verdict.comparison
+    assert comparison.accuracy is not None
+    tokens = ", ".join(f"{site.kept_mean:.0f}" for site in comparison.sites)
+    blocks = ", ".join(str(site.block) for site in comparison.sites)
+    rows = [
+        ["top-1 accuracy", f"{comparison.accuracy['dense']:.1f} %", f"{comparison.accuracy['pruned']:.1f} %"],
+        [
+            "MACs per image",
+            f"{verdict.macs['dense'] / 1e6:.1f} M",
+            f"{verdict.macs['pruned'] / 1e6:.1f} M ({verdict.macs['ratio']:.2f}x)",
+        ],
+        [f"mean patches after blocks {blocks}", "all", tokens],
+        ["logits against PyTorch, worst", "–", f"{comparison.logits_max_abs:.1e}"],
+    ]
+    return rows + [[name, f"{dense / 2**20:.2f} MiB", f"{pruned / 2**20:.2f} MiB"] for name, (dense, pruned) in sizes.items()]
+
+
+def _pictures(bundle: Bundle, data: Path) -> tuple[Any, Any, list[Any], Any]:
+    from vitprune.backends.onnxruntime import _stack
+    from vitprune.models import images as image_data
+
+    loaded = image_data.load(data, bundle.manifest.preprocessing, 200)
+    session = backends.session(open_bundle(bundle.path), "onnxruntime")
+    parts = [session.run(loaded.pixels[start : start + BATCH]) for start in range(0, len(loaded), BATCH)]
+    kept = [_stack([part.kept[site] for part in parts]) for site in range(len(parts[0].kept))]
+    return loaded.pixels, loaded.labels, kept, np.concatenate([part.logits for part in parts])
