@@ -30,7 +30,7 @@ MEAN, STD = 0.2860, 0.3530
 ARCH = {"img_size": 28, "in_chans": 1, "num_classes": 10, "embed_dim": 96, "depth": 8, "num_heads": 3}
 PHASES = (
     {"name": "patch4", "patch_size": 4, "epochs": 14, "lr": 1.5e-3, "drop": 0.0},
-    {"name": "patch2", "patch_size": 2, "epochs": 3, "lr": 6e-4, "drop": 0.5},
+    {"name": "patch2", "patch_size": 2, "epochs": 3, "lr": 8e-4, "drop": 0.6},
 )
 
 

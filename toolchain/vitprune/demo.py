@@ -51,7 +51,7 @@ def run(method: str, folder: Path, step: Callable[[str], Any]) -> DemoResult:
     with step(f"export: PyTorch to a pruned ONNX bundle ({method})") as shown:
         bundle = export(None, recipe, folder / method, data=data, force=True, report=shown.update)
     with step("rewrite: the same surgery on the dense ONNX file, without PyTorch's help") as shown:
-        dense = dense_onnx(load(recipe.model).module, tuple(bundle.manifest.preprocessing["input_size"]), recipe)  # type: ignore[arg-type]
+        dense = dense_onnx(load(recipe.model).module, tuple(bundle.manifest.preprocessing["input_size"]), recipe)
         dense_path = folder / "dense.onnx"
         onnx.save(dense, str(dense_path))
         again = rewrite(dense_path, recipe, folder / f"{method}-rewritten", data=data, force=True, report=shown.update)

@@ -16,6 +16,7 @@ from vitprune.errors import RecipeError
 from vitprune.methods.base import MethodParams
 from vitprune.resources import shipped_recipes
 from vitprune.suggestions import did_you_mean
+from vitprune.yaml_text import parse
 
 
 class _Section(BaseModel):
@@ -177,7 +178,7 @@ def _read(path: Path) -> dict[str, Any]:
             )
         path = shipped[str(path)]
     try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+        data = parse(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
         raise RecipeError(
             101, f"recipe '{path}' cannot be read", cause=" ".join(str(error).split()), next_step="check the file's YAML syntax"
@@ -216,15 +217,18 @@ def _override(data: dict[str, Any], text: str) -> None:
                 next_step="for example --set prune.num_samples=64",
             )
     try:
-        here[keys[-1]] = yaml.safe_load(value)
+        here[keys[-1]] = parse(value)
     except yaml.YAMLError as error:
         raise RecipeError(105, f"--set '{text}': the value is not YAML", cause=" ".join(str(error).split())) from error
 
 
 def _readable(error: ValidationError, model: type[BaseModel], prefix: str) -> RecipeError:
     """Turn pydantic's first complaint into ours; unknown keys get a did-you-mean."""
-    first = error.errors()[0]
-    where = ".".join(str(part) for part in (prefix, *first["loc"]) if str(part))
+    complaints = error.errors()
+    # Of a union's branches the one that went deepest, then the one about the value rather than its type, knows most.
+    first = max(complaints, key=lambda c: (c["type"] == "extra_forbidden", not c["type"].endswith("_type"), len(c["loc"])))
+    parts = [str(part) for part in first["loc"] if not _branch_name(str(part))]
+    where = ".".join(part for part in (prefix, *parts) if part)
     if first["type"] == "extra_forbidden":
         known = _keys_at(model, first["loc"][:-1])
         return RecipeError(
@@ -240,6 +244,11 @@ def _readable(error: ValidationError, model: type[BaseModel], prefix: str) -> Re
         cause=cause,
         next_step=f"correct '{where}' in the recipe",
     )
+
+
+def _branch_name(part: str) -> bool:
+    """Whether a location part names a branch of a union instead of a key."""
+    return "[" in part or part in ("constrained-int", "constrained-float", "int", "float", "str", "none")
 
 
 def _keys_at(model: type[BaseModel], location: tuple[int | str, ...]) -> list[str]:

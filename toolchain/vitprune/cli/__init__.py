@@ -8,7 +8,6 @@ import signal
 import sys
 from typing import Annotated, Any
 
-import click
 import typer
 
 from vitprune import __version__, console
@@ -70,23 +69,17 @@ def run(arguments: list[str]) -> int:
             console.settings.console.print_exception()
         console.show_error(error, name)
         return error.exit_code
-    except click.exceptions.Exit as leave:
+    except typer.Exit as leave:
         return int(leave.exit_code)
-    except (KeyboardInterrupt, click.exceptions.Abort):
+    except (KeyboardInterrupt, typer.Abort):
         console.settings.console.print("[bold red]interrupted[/bold red]; nothing was left half-written")
         return 130
-    except click.ClickException as error:
-        console.show_error(
-            RecipeError(
-                199,
-                error.format_message(),
-                cause="the command line was not understood",
-                next_step=f"vitprune {name} --help".replace("  ", " "),
-            ),
-            name,
-        )
-        return 2
     except Exception as error:
+        misread = getattr(error, "format_message", None)  # click's usage errors; newer typer carries its own copy of click
+        if misread is not None:
+            step = f"vitprune {name} --help".replace("  ", " ")
+            console.show_error(RecipeError(199, misread(), cause="the command line was not understood", next_step=step), name)
+            return 2
         if console.settings.debug:
             raise
         unexpected = RecipeError(

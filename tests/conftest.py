@@ -1,0 +1,45 @@
+"""Fixtures shared by the tests."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from helpers import ats, tiny  # noqa: E402
+
+
+@pytest.fixture(scope="session")
+def tiny_model():
+    return tiny()
+
+
+@pytest.fixture(scope="session")
+def tiny_dense(tiny_model):
+    from vitprune.exporting import dense_onnx
+    from vitprune.recipe import Recipe
+
+    return dense_onnx(tiny_model, (3, 64, 64), Recipe.load(ats(stages=[1])))
+
+
+@pytest.fixture(scope="session")
+def made_bundle(tmp_path_factory):
+    """A bundle whose PyTorch model can be made again."""
+    import vitprune
+
+    sizes = {"img_size": 64, "patch_size": 8, "embed_dim": 64, "depth": 4, "num_heads": 4, "num_classes": 10}
+    recipe = vitprune.Recipe.load(
+        {"model": {"name": "vit_tiny_patch16_224", "args": sizes}, **ats(stages=[1, 2, 3], num_samples=30)}
+    )
+    return vitprune.export(None, recipe, tmp_path_factory.mktemp("made") / "bundle", pretrained=False, seed=3)
+
+
+@pytest.fixture
+def bundle_copy(made_bundle, tmp_path):
+    """A copy that a test may damage."""
+    import shutil
+
+    return Path(shutil.copytree(made_bundle.path, tmp_path / "bundle"))

@@ -1,0 +1,80 @@
+"""Small models and exports shared by the tests."""
+
+from __future__ import annotations
+
+import json
+import logging
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+
+GOLDEN = Path(__file__).parent / "golden"
+RECIPES = Path(__file__).parents[1] / "recipes"
+
+
+def ats(**prune: Any) -> dict[str, Any]:
+    return {"prune": {"method": "ats", **prune}}
+
+
+def golden_model(name: str = "ats_drop") -> tuple[Any, dict[str, np.ndarray]]:
+    """timm model with the weights of a golden file, and the file's arrays."""
+    import timm
+    import torch
+
+    with np.load(GOLDEN / f"{name}.npz", allow_pickle=False) as data:
+        arrays = {key: data[key] for key in data.files}
+    config = json.loads(str(arrays["config"]))
+    keys = ("img_size", "patch_size", "embed_dim", "depth", "num_heads", "num_classes")
+    model = timm.create_model("vit_tiny_patch16_224", **{key: config[key] for key in keys})
+    state = {key[2:]: torch.from_numpy(value) for key, value in arrays.items() if key.startswith("w/")}
+    model.load_state_dict({key: value for key, value in state.items() if key in model.state_dict()})
+    return model.eval(), arrays
+
+
+def tiny(name: str = "vit_tiny_patch16_224", seed: int = 0, **args: Any) -> Any:
+    """A small random VisionTransformer with uneven attention and visible LayerScale."""
+    import timm
+    import torch
+
+    sizes = {"img_size": 64, "patch_size": 8, "embed_dim": 64, "depth": 4, "num_heads": 4, "num_classes": 10}
+    torch.manual_seed(seed)
+    model = timm.create_model(name, pretrained=False, **(sizes | args)).eval()
+    for block in model.blocks:
+        block.attn.qkv.weight.data[: 2 * block.attn.attn_dim] *= 6
+        for scale in (block.ls1, block.ls2):
+            if hasattr(scale, "gamma"):
+                scale.gamma.data.uniform_(0.3, 0.9)
+    return model
+
+
+def images(count: int, shape: tuple[int, ...] = (3, 64, 64), seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).standard_normal((count, *shape)).astype(np.float32)
+
+
+def legacy_onnx(model: Any, x: Any, path: Path, opset: int) -> onnx.ModelProto:
+    """Export with torch's TorchScript exporter."""
+    import torch
+
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.onnx.export(
+            model, (x,), str(path), dynamo=False, opset_version=opset, input_names=["image"], output_names=["logits"],
+            dynamic_axes={"image": {0: "batch"}, "logits": {0: "batch"}},
+        )  # fmt: skip
+    return onnx.load(str(path))
+
+
+def run(model: onnx.ModelProto, x: np.ndarray) -> list[np.ndarray]:
+    from vitprune.backends.onnxruntime import make_session
+
+    session = make_session(model.SerializeToString())
+    return session.run(None, {session.get_inputs()[0].name: x})
+
+
+def sets(kept: Any) -> list[list[int]]:
+    """Kept rows without padding."""
+    return [[int(v) for v in row if v >= 0] for row in kept]

@@ -1,0 +1,48 @@
+from __future__ import annotations
+
+import numpy as np
+
+from vitprune.reports.html import html_report
+from vitprune.reports.pictures import displayable, png, with_dropped
+from vitprune.validation.validate import validate
+
+
+def test_pictures_show_what_was_dropped():
+    image = np.full((8, 8, 3), 200, np.uint8)
+    picture = with_dropped(image, np.array([0, 3, -1]), (2, 2))
+    assert (picture[:4, :4] == 200).all()
+    assert (picture[4:, 4:] == 200).all()
+    assert (picture[:4, 4:] < 110).all()
+    assert with_dropped(image, np.array([0]), (2, 2), scale=3).shape == (24, 24, 3)
+
+
+def test_png_is_read_back_by_pillow():
+    import io
+
+    from PIL import Image
+
+    pixels = np.random.default_rng(0).integers(0, 255, (5, 7, 3), dtype=np.uint8)
+    np.testing.assert_array_equal(np.asarray(Image.open(io.BytesIO(png(pixels)))), pixels)
+
+
+def test_normalisation_is_undone():
+    preprocessing = {"mean": [0.5], "std": [0.25]}
+    shown = displayable(np.full((1, 2, 2), 1.0, np.float32), preprocessing)
+    assert shown.shape == (2, 2, 3)
+    assert (shown == round(0.75 * 255)).all()
+
+
+def test_report_is_self_contained(made_bundle):
+    verdict = validate(made_bundle, reference="stored")
+    samples = made_bundle.samples()
+    result = made_bundle.run(samples["images"][:6])
+    arrays = {"images": samples["images"][:6], "run_logits": result.logits}
+    text = html_report(
+        verdict, arrays, result.kept, made_bundle.manifest.preprocessing, (8, 8), facts=[["a <b>", "1", "2"]], count=4
+    )
+    assert "PASSED" in text
+    assert "a &lt;b&gt;" in text
+    assert text.count("<img") == 4 * (1 + len(result.kept))
+    assert "http://" not in text
+    assert "https://" not in text
+    assert 'src="data:image/png' in text
