@@ -14,7 +14,10 @@ import torch
 from onnx import numpy_helper
 from timm.models.vision_transformer import VisionTransformer
 
+from vitprune import methods
 from vitprune.graph.surgery import rewrite
+from vitprune.methods.base import Geometry
+from vitprune.methods.cost import model_macs
 from vitprune.recipe import Recipe
 from vitprune.reference.vit import reference
 
@@ -110,8 +113,21 @@ def recipe(prune, shapes="dynamic", batch="1:4:8"):
     return Recipe.load({"prune": copy.deepcopy(prune), "graph": {"shapes": shapes, "batch": batch}})
 
 
-def pruned(dense, rules):
-    return rewrite(dense, rules)[0]
+def pruned(dense, rules, has_cls=None):
+    return rewrite(dense, rules, has_cls)[0]
+
+
+def deit_small():
+    """Geometry of DeiT-S at 224: 197 tokens, patch embedding of 16 x 16 x 3."""
+    return Geometry(depth=12, patches=196, prefix=1, width=384, heads=6, mlp_hidden=1536, embed_macs=196 * 768 * 384)
+
+
+def giga_macs(prune, geometry):
+    """GMACs of a recipe with all sites at their static bound."""
+    rules = recipe(prune)
+    method = methods.get(rules.prune.method)
+    sites = method.sites(rules.prune, geometry)
+    return model_macs(geometry, method.block_tokens(sites, geometry, [site.limit for site in sites])) / 1e9
 
 
 def session(model: onnx.ModelProto):
