@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import PurePath
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
+from typing_extensions import Self
 
 from vitprune.errors import RecipeError
 from vitprune.methods.base import BlockTokens, Geometry, Method, MethodParams, Site, per_stage
@@ -33,6 +35,10 @@ class Params(MethodParams):
     keep: Count | list[Count] | None = None
     predictor: str | None = None
     predictor_seed: int = Field(default=0, ge=0)
+
+    def portable(self) -> Self:
+        """The checkpoint by its file name only."""
+        return self if self.predictor is None else self.model_copy(update={"predictor": PurePath(self.predictor).name})
 
 
 def score(patches: Tensor, weights: Mapping[str, Tensor]) -> Tensor:
