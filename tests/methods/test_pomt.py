@@ -96,7 +96,8 @@ def test_cost_of_the_published_example():
 
 
 @pytest.mark.parametrize(
-    ("prune", "code"), [({"remove": 195}, "VP123"), ({"stages": [3, 6]}, "VP102"), ({"stages": [12]}, "VP110"), ({"remove": -1}, "VP102")]
+    ("prune", "code"),
+    [({"remove": 195}, "VP123"), ({"stages": [3, 6]}, "VP102"), ({"stages": [12]}, "VP110"), ({"remove": -1}, "VP102")],
 )
 def test_bad_parameters_say_what_to_do(prune, code):
     with pytest.raises(RecipeError) as error:

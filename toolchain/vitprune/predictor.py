@@ -52,7 +52,9 @@ def warning(params: Any) -> str:
     """What a user must know about the predictor, or ""."""
     if params.predictor != UNTRAINED:
         return ""
-    return "UNTRAINED PREDICTOR: prune.predictor is 'random', so which patches are kept means nothing; use this for smoke tests only"
+    return (
+        "UNTRAINED PREDICTOR: prune.predictor is 'random', so which patches are kept means nothing; use this for smoke tests only"
+    )
 
 
 def _untrained(width: int, seed: int, stage: int) -> Weights:
@@ -82,16 +84,16 @@ def _read(path: Path) -> Mapping[str, Any]:
         import torch
 
         data = torch.load(path, map_location="cpu", weights_only=True)
-    except ImportError:
-        raise
-    except Exception as error:  # unpickling and file formats fail in many ways
+    except Exception as error:  # unpickling, file formats and missing packages fail in many ways
         raise RecipeError(
             125,
             f"predictor checkpoint '{path}' cannot be read",
             cause=str(error).splitlines()[0] if str(error) else type(error).__name__,
             next_step="give a .pth or .safetensors file with score_predictor.<i>.* tensors",
         ) from error
-    inner = data.get("model", data.get("state_dict", data)) if isinstance(data, dict) else {}
+    inner: Any = data.get("model", data.get("state_dict", data)) if isinstance(data, dict) else None
+    if not isinstance(inner, dict):
+        inner = {}
     return {name: value.float().numpy() for name, value in inner.items() if isinstance(value, torch.Tensor)}
 
 

@@ -19,7 +19,7 @@ class Rule(rule.Rule):
     def __init__(self, method: Method, params: Any, sites: list[Site], padded: bool) -> None:
         super().__init__(method, params, sites, padded)
         asvit.refuse_padded_batch_topk(params.infer, padded)
-        self.scored = params.scored_blocks()
+        self.scored, self.mode, self.weighted = params.scored_blocks(), params.score_mode, params.head_weight
 
     def block(self, index: int, block: Any, x: Tensor, state: TokenState) -> Tensor:
         """See `Rule.block` of the base class."""
@@ -30,8 +30,8 @@ class Rule(rule.Rule):
         query, key, value = project(block.attn, block.norm1(x))
         probabilities = attention(query, key, state.key_bias(x.dtype))
         context = probabilities @ value
-        new = asvit.score(probabilities[:, :, 0, state.prefix :], context[:, :, state.prefix :], self.params.head_weight)
-        state.extra["score"] = asvit.accumulate(state.extra.get("score"), new, self.params.score_mode)
+        new = asvit.score(probabilities[:, :, 0, state.prefix :], context[:, :, state.prefix :], self.weighted)
+        state.extra["score"] = asvit.accumulate(state.extra.get("score"), new, self.mode)
         return feed_forward(block, x + attention_output(block, merge_heads(context)))
 
     def _drop(self, site: Site, x: Tensor, state: TokenState) -> Tensor:

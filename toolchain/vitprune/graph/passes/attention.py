@@ -60,7 +60,9 @@ def _split(em: Emitter, block: Block, x: Any, perm: list[int], label: str) -> An
 
 def probabilities(em: Emitter, block: Block, query: Any, key: Any, bias: Any = None) -> Any:
     """Attention probabilities [B,H,M,N] of flat q [B,M,H*d] over flat k [B,N,H*d]; bias [B,1,1,N] or None."""
-    logits = em.op("MatMul", [_split(em, block, query, [0, 2, 1, 3], "query"), _split(em, block, key, [0, 2, 3, 1], "key")], "logits")
+    logits = em.op(
+        "MatMul", [_split(em, block, query, [0, 2, 1, 3], "query"), _split(em, block, key, [0, 2, 3, 1], "key")], "logits"
+    )
     if bias is not None:
         logits = em.op("Add", [logits, bias], "masked_logits")
     return em.op("Softmax", [logits], "probabilities", axis=-1)

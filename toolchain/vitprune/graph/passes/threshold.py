@@ -32,7 +32,9 @@ def threshold_name(block: int) -> str:
 
 def head_weighted(em: Emitter, block: Block, row: Any, context: Any) -> Any:
     """CLS row [B,N,H] times the heads' share in the norm of the context [B,N,H*d], summed: [B,N]."""
-    squares = em.op("MatMul", [em.op("Mul", [context, context], "squares"), em.constant(head_indicator(block), FLOAT)], "head_squares")
+    squares = em.op(
+        "MatMul", [em.op("Mul", [context, context], "squares"), em.constant(head_indicator(block), FLOAT)], "head_squares"
+    )
     norms = em.op("Sqrt", [squares], "head_norms")
     total = em.op("ReduceSum", [norms, em.constant([2])], "norm_sum", keepdims=1)
     share = em.op("Div", [norms, em.op("Add", [total, em.constant(1e-8, FLOAT)], "norm_sum/eps")], "head_share")
@@ -47,8 +49,12 @@ def head_mean(em: Emitter, block: Block, row: Any) -> Any:
 
 def batch_top_k(em: Emitter, surgery: Surgery, excess: Any) -> tuple[Any, Any]:
     """The released batch path: index and keep [B,K] with K = mean number above the threshold in this batch, rounded down."""
-    above = em.op("And", [surgery.valid, em.op("Greater", [excess, em.constant(0.0, FLOAT)], "above", dtype=BOOL)], "counted", dtype=BOOL)
-    total = em.op("ReduceSum", [em.op("Cast", [above], "above/number", dtype=INT64, to=7)], "above/total", dtype=INT64, keepdims=0)
+    above = em.op(
+        "And", [surgery.valid, em.op("Greater", [excess, em.constant(0.0, FLOAT)], "above", dtype=BOOL)], "counted", dtype=BOOL
+    )
+    total = em.op(
+        "ReduceSum", [em.op("Cast", [above], "above/number", dtype=INT64, to=7)], "above/total", dtype=INT64, keepdims=0
+    )
     batch = em.slice(em.op("Shape", [excess], "excess/shape", dtype=INT64), 0, 1, 0, "batch", dtype=INT64)
     mean = em.op("Div", [total, batch], "count/mean", dtype=INT64)
     some = em.op("Greater", [mean, em.constant([0])], "count/some", dtype=BOOL)
