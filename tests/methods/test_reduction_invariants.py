@@ -23,6 +23,8 @@ from reduction_support import (
     small_model,
 )
 
+from vitprune.graph.runtime import specialise
+
 PRUNE = {
     "topk": {"method": "topk", "stages": [1, 3, 4], "keep_rate": 0.6},
     "evit": {"method": "evit", "stages": [1, 3, 4], "keep_rate": 0.6},
@@ -154,3 +156,28 @@ def test_tensorrt_rtx_builds_the_pruned_graph(method, shapes):
 @pytest.mark.skipif(not has_rtx(), reason="the tensorrt_rtx package is not installed")
 def test_tensorrt_rtx_builds_the_batch_path_of_asvit():
     assert rtx_builds(pruned(small_dense(), recipe({**PRUNE["asvit"], "infer": "batch_topk"}))) == []
+
+
+@pytest.mark.parametrize("kind", ["plain", "registers"])
+@pytest.mark.parametrize("method", METHODS)
+def test_graph_specialised_for_onnx_runtime_gives_the_same(method, kind):
+    x = images(4, seed=7)
+    model = pruned(small_dense(kind), recipe(PRUNE[method]))
+    logits, kept = run_graph(model, x)
+    fused, facts = specialise(model, keep_outputs=True)
+    found, rows = run_graph(fused, x)
+    np.testing.assert_allclose(found, logits, atol=TOLERANCE, rtol=0)
+    assert [listed(stage) for stage in rows] == [listed(stage) for stage in kept]
+    assert facts["attention"] >= 5
+
+
+def test_specialised_graph_for_one_image_survives_a_stage_without_patches():
+    """What an emptied stage leaves behind is a pad slot, which a later threshold must not bring back."""
+    rules = recipe({**PRUNE["asvit"], "thresholds": [1.0, -1.0, -1.0]}, batch="1")
+    x = images(1)
+    model = pruned(small_dense(), rules)
+    logits, kept = run_graph(model, x)
+    assert all((stage == -1).all() for stage in kept)
+    found, rows = run_graph(specialise(model, keep_outputs=True)[0], x)
+    np.testing.assert_allclose(found, logits, atol=TOLERANCE, rtol=0)
+    assert all((stage == -1).all() for stage in rows)
