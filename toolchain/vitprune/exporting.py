@@ -316,7 +316,8 @@ def _write(
         update={
             "model": recipe.model.model_copy(
                 update={"weights": portable, "name": recipe.model.name or source["source"].get("name")}
-            )
+            ),
+            "prune": recipe.prune.portable(),
         }
     )
     manifest = Manifest(

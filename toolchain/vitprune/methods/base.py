@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
+from typing_extensions import Self
 
 from vitprune.errors import RecipeError
 
@@ -79,6 +80,10 @@ class MethodParams(BaseModel):
         if stages != sorted(set(stages)):
             raise ValueError(f"stages must ascend without repetition; in order they are {sorted(set(stages))}")
         return stages
+
+    def portable(self) -> Self:
+        """The same parameters without directories of this machine, for a bundle."""
+        return self
 
 
 class Method(ABC):

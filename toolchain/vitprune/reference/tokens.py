@@ -16,7 +16,8 @@ class TokenState:
         prefix: number of prefix tokens, always present, at the front.
         patches: number of patches P of the dense model.
         valid: bool [B,P'], false on pad slots.
-        patch: int64 [B,P'], original patch number of every slot (pads: any number).
+        patch: int64 [B,P'], original patch number of every slot (pads: any number). Tokens that a method adds (fused ones)
+            are slots behind the patches with numbers from `patches` on; they are live keys and never listed in `kept`.
         kept: per site, int64 [B,K] original patch numbers, ascending, padded with -1.
         margin: per site, float64 [B,P] distance of each patch from the opposite decision; infinite where it was not asked.
         overflow: per site, int64 [B], how many selected tokens a capacity cut away.
@@ -47,7 +48,7 @@ class TokenState:
 
     def record(self, margin: Tensor | None = None, overflow: Tensor | None = None) -> None:
         """Append the present patches to `kept`, with the margins [B,P'] of the slots they were chosen from."""
-        ordered = torch.where(self.valid, self.patch, torch.full_like(self.patch, -1))
+        ordered = torch.where(self.valid & (self.patch < self.patches), self.patch, torch.full_like(self.patch, -1))
         self.kept.append(ordered)
         batch = len(self.valid)
         none = torch.full((batch, self.patches), float("inf"), dtype=torch.float64, device=self.valid.device)
@@ -57,7 +58,7 @@ class TokenState:
     def by_patch(self, values: Tensor) -> Tensor:
         """Spread per-slot values [B,P'] over original patch numbers [B,P]; infinite elsewhere."""
         spread = torch.full((len(values), self.patches + 1), float("inf"), dtype=torch.float64, device=values.device)
-        slot = torch.where(self.valid, self.patch, torch.full_like(self.patch, self.patches))
+        slot = torch.where(self.valid, self.patch, torch.full_like(self.patch, self.patches)).clamp(max=self.patches)
         spread.scatter_(1, slot, values.double())
         return spread[:, : self.patches]
 
@@ -78,6 +79,13 @@ class TokenState:
         self.valid = torch.arange(width, device=chosen.device)[None] < counts[:, None]
         front = torch.arange(self.prefix, device=chosen.device).expand(len(chosen), -1)
         return torch.cat([front, order + self.prefix], dim=1)
+
+    def append(self) -> None:
+        """Add one live slot that is not a patch behind the present ones."""
+        one = torch.ones_like(self.valid[:, :1])
+        number = torch.full_like(self.patch[:, :1], max(self.patches, int(self.patch.max()) + 1))
+        self.valid = torch.cat([self.valid, one], dim=1)
+        self.patch = torch.cat([self.patch, number], dim=1)
 
 
 def take_rows(x: Tensor, rows: Tensor) -> Tensor:

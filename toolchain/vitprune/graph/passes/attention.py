@@ -53,20 +53,31 @@ def values(em: Emitter, block: Block, h: Any) -> Any:
     return em.linear(h, block.value.weight, block.value.bias, "v")
 
 
-def attend(em: Emitter, block: Block, query: Any, key: Any, value: Any, bias: Any = None) -> Any:
-    """Attention of flat q [B,M,H*d] over flat k, v [B,N,H*d]; bias [B,1,1,N] or None; returns context [B,M,H*d]."""
+def _split(em: Emitter, block: Block, x: Any, perm: list[int], label: str) -> Any:
     heads = em.constant([0, 0, block.heads, block.head_dim])
+    return em.op("Transpose", [em.op("Reshape", [x, heads], f"{label}/heads")], f"{label}/transpose", perm=perm)
 
-    def split(x: Any, perm: list[int], label: str) -> Any:
-        return em.op("Transpose", [em.op("Reshape", [x, heads], f"{label}/heads")], f"{label}/transpose", perm=perm)
 
-    logits = em.op("MatMul", [split(query, [0, 2, 1, 3], "query"), split(key, [0, 2, 3, 1], "key")], "logits")
+def probabilities(em: Emitter, block: Block, query: Any, key: Any, bias: Any = None) -> Any:
+    """Attention probabilities [B,H,M,N] of flat q [B,M,H*d] over flat k [B,N,H*d]; bias [B,1,1,N] or None."""
+    logits = em.op(
+        "MatMul", [_split(em, block, query, [0, 2, 1, 3], "query"), _split(em, block, key, [0, 2, 3, 1], "key")], "logits"
+    )
     if bias is not None:
         logits = em.op("Add", [logits, bias], "masked_logits")
-    probabilities = em.op("Softmax", [logits], "probabilities", axis=-1)
-    context = em.op("MatMul", [probabilities, split(value, [0, 2, 1, 3], "value")], "context/heads")
+    return em.op("Softmax", [logits], "probabilities", axis=-1)
+
+
+def weigh(em: Emitter, block: Block, weights: Any, value: Any) -> Any:
+    """Context [B,M,H*d]: probabilities [B,H,M,N] times flat values [B,N,H*d]."""
+    context = em.op("MatMul", [weights, _split(em, block, value, [0, 2, 1, 3], "value")], "context/heads")
     rows = em.op("Transpose", [context], "context/transpose", perm=[0, 2, 1, 3])
     return em.op("Reshape", [rows, em.constant([0, 0, block.heads * block.head_dim])], "context")
+
+
+def attend(em: Emitter, block: Block, query: Any, key: Any, value: Any, bias: Any = None) -> Any:
+    """Attention of flat q [B,M,H*d] over flat k, v [B,N,H*d]; bias [B,1,1,N] or None; returns context [B,M,H*d]."""
+    return weigh(em, block, probabilities(em, block, query, key, bias), value)
 
 
 def project(em: Emitter, block: Block, context: Any) -> Any:
@@ -127,16 +138,23 @@ def _prefix_bias(surgery: Surgery) -> Any:
 
 def update(surgery: Surgery, em: Emitter, index: Any, keep: Any) -> Any:
     """After a selection (index, keep [B,K]): token rows [B,prefix+K,1] to gather; state, key bias and kept output follow."""
-    prefix = surgery.anatomy.prefix
     surgery.patch = em.op("GatherElements", [surgery.patch, index], "patch", dtype=INT64, axis=1)
     surgery.valid = keep
     surgery.kept.append(em.op("Where", [keep, surgery.patch, em.constant(-1)], "kept", dtype=INT64))
-    front = _prefix_rows(surgery)
-    behind = em.op("Add", [index, em.constant(prefix)], "rows/patches", dtype=INT64)
-    rows = em.op("Concat", [front, behind], "rows", dtype=INT64, axis=1)
+    rows = token_rows(surgery, em, index)
     if not surgery.single:
         missing = em.op("Cast", [em.op("Not", [keep], "bias/pad", dtype=BOOL)], "bias/pad_float", to=1)
-        hidden = em.op("Mul", [missing, em.constant(-1.0e4, FLOAT)], "bias/patches")
-        flat = em.op("Concat", [_prefix_bias(surgery), hidden], "bias/flat", axis=1)
+        flat = em.op("Mul", [missing, em.constant(-1.0e4, FLOAT)], "bias/patches")
+        if surgery.anatomy.prefix:
+            flat = em.op("Concat", [_prefix_bias(surgery), flat], "bias/flat", axis=1)
         surgery.bias = em.op("Unsqueeze", [flat, em.constant([1, 2])], "bias")
     return em.op("Unsqueeze", [rows, em.constant([2])], "rows/column", dtype=INT64)
+
+
+def token_rows(surgery: Surgery, em: Emitter, index: Any) -> Any:
+    """Token rows [B,prefix+K] of the prefix and of patch slots index [B,K]."""
+    prefix = surgery.anatomy.prefix
+    if not prefix:
+        return index
+    behind = em.op("Add", [index, em.constant(prefix)], "rows/patches", dtype=INT64)
+    return em.op("Concat", [_prefix_rows(surgery), behind], "rows", dtype=INT64, axis=1)

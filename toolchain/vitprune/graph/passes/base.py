@@ -53,8 +53,9 @@ class Surgery:
 
     @property
     def single(self) -> bool:
-        """Batch fixed at one image: in dynamic shapes no slot is ever a pad."""
-        return self.recipe.graph.static_batch == 1 and not self.padded
+        """Batch fixed at one image: in dynamic shapes no slot is ever a pad, unless a site may keep no patch at all."""
+        empty = any(site.options.get("may_be_empty") for site in self.sites)
+        return self.recipe.graph.static_batch == 1 and not self.padded and not empty
 
     def replace(self, old: Any, new: Any) -> None:
         """Let every reader of `old` read `new`."""

@@ -61,8 +61,8 @@ class Pass(GraphPass):
         return attention_chains(surgery)
 
 
-def attention_chains(surgery: Surgery) -> str:
-    """Check that every block has exactly one MatMul–(Add)–Softmax–MatMul chain without other readers."""
+def attention_chains(surgery: Surgery, shared: int = 0) -> str:
+    """Check that every block has exactly one MatMul–(Add)–Softmax–MatMul chain without other readers, save `shared` blocks."""
     clean = 0
     for node in surgery.graph.nodes:
         if node.op == "Softmax" and node.attrs.get("axis") == -1 and node.name.endswith("/probabilities"):
@@ -70,5 +70,5 @@ def attention_chains(surgery: Surgery) -> str:
             above = node.inputs[0].inputs[0]
             above = above.inputs[0].inputs[0] if above.op == "Add" else above
             clean += len(reader) == 1 and reader[0].op == "MatMul" and above.op == "MatMul" and len(above.outputs[0].outputs) == 1
-    depth = len(surgery.anatomy.blocks)
-    return "" if clean == depth else f"{clean} clean attention chains for {depth} blocks"
+    wanted = len(surgery.anatomy.blocks) - shared
+    return "" if clean == wanted else f"{clean} clean attention chains for {wanted} blocks"

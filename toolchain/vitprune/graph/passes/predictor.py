@@ -1,0 +1,104 @@
+"""Sites before a block whose rows are ranked by a small trained network (DynamicViT); its weights become initialisers."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from vitprune import predictor
+from vitprune.graph.anatomy import Block
+from vitprune.graph.emit import FLOAT, Emitter
+from vitprune.graph.passes.attention import canonical
+from vitprune.graph.passes.base import GraphPass, Surgery
+from vitprune.graph.passes.query_sampling import attention_chains
+from vitprune.graph.passes.selection import splice, top_k, track
+from vitprune.methods.base import Site
+from vitprune.methods.dynamicvit import NORM_EPS
+
+
+def gelu(em: Emitter, x: Any, label: str) -> Any:
+    """x/2 * (1 + erf(x / sqrt 2))."""
+    bent = em.op("Erf", [em.op("Mul", [x, em.constant(np.sqrt(0.5), FLOAT)], f"{label}/scaled")], f"{label}/erf")
+    gate = em.op("Add", [bent, em.constant(1.0, FLOAT)], f"{label}/gate")
+    return em.op("Mul", [em.op("Mul", [x, gate], f"{label}/gated"), em.constant(0.5, FLOAT)], label)
+
+
+def predicted(em: Emitter, rows: Any, weights: predictor.Weights, slots: int) -> Any:
+    """Log-probability of keeping [B,slots] of rows [B,slots,C].
+
+    The half of the channels that describes the whole image is the same for all rows, so it passes through its columns of the
+    next linear map once per image instead of once per row.
+    """
+
+    def linear(x: Any, name: str) -> Any:
+        return em.linear(x, weights[f"{name}.weight"].T, weights[f"{name}.bias"], name)
+
+    affine = [em.constant(weights[f"in_conv.0.{part}"], FLOAT, f"in_conv.0.{part}") for part in ("weight", "bias")]
+    x = em.op("LayerNormalization", [rows, *affine], "in_conv.0", axis=-1, epsilon=NORM_EPS)
+    x = gelu(em, linear(x, "in_conv.1"), "in_gelu")
+    half = len(weights["in_conv.0.weight"]) // 2
+    total = em.op("ReduceSum", [em.slice(x, half, None, 2, "global/channels"), em.constant([1])], "global/sum", keepdims=1)
+    whole = em.op("Div", [total, em.constant(float(slots), FLOAT)], "global")
+    first = weights["out_conv.0.weight"].T
+    here = em.linear(em.slice(x, 0, half, 2, "local"), first[:half], None, "out_conv.0.local")
+    there = em.linear(whole, first[half:], weights["out_conv.0.bias"], "out_conv.0.global")
+    x = gelu(em, em.op("Add", [here, there], "out_conv.0"), "out_gelu0")
+    x = linear(gelu(em, linear(x, "out_conv.2"), "out_gelu1"), "out_conv.4")
+    keep = em.slice(em.op("LogSoftmax", [x], "log_probability", axis=-1), 0, 1, 2, "keep/column")
+    return em.op("Squeeze", [keep, em.constant([2])], "score")
+
+
+class Pass(GraphPass):
+    """Write every block canonically and put one predictor and one ranking before the block of each site."""
+
+    name = "predictor"
+
+    def requires(self, surgery: Surgery) -> str:
+        """Sites must lie in the graph."""
+        depth = len(surgery.anatomy.blocks)
+        return next((f"site at block {site.block} of {depth}" for site in surgery.sites if site.block >= depth), "")
+
+    def apply(self, surgery: Surgery) -> bool:
+        """See `GraphPass.apply`."""
+        params: Any = surgery.recipe.prune
+        weights = predictor.load(params, surgery.sites)
+        self._note(surgery, params)
+        sites = {site.block: site for site in surgery.sites}
+        for block in surgery.anatomy.blocks:
+            if block.index in sites:
+                site = sites[block.index]
+                self._drop(surgery, block, site, weights[site.options["stage"]], bool(predictor.warning(params)))
+            canonical(surgery, block)
+        return True
+
+    def _note(self, surgery: Surgery, params: Any) -> None:
+        if text := predictor.warning(params):
+            surgery.notes.setdefault("warnings", []).append(text)
+            surgery.notes["predictor"] = {"source": predictor.UNTRAINED, "seed": params.predictor_seed, "trained": False}
+        else:
+            path = Path(params.predictor).expanduser()
+            digest = hashlib.sha256(path.read_bytes()).hexdigest()
+            surgery.notes["predictor"] = {"source": path.name, "sha256": digest, "trained": True}
+
+    def _drop(self, surgery: Surgery, block: Block, site: Site, weights: predictor.Weights, untrained: bool) -> None:
+        em = surgery.emitter.child(f"block{block.index}/prune")
+        network = surgery.emitter.child(f"block{block.index}/predictor" + ("_untrained" if untrained else ""))
+
+        def reduced(x: Any) -> Any:
+            patches = em.slice(x, surgery.anatomy.prefix, None, 1, "patches") if surgery.anatomy.prefix else x
+            score = predicted(network, patches, weights, site.options["slots"])
+            rows = track(surgery, em, top_k(em, score, site.options["keep"]))
+            return em.take_rows(x, rows, "x/kept")
+
+        splice(surgery, block.x, reduced)
+
+    def ensures(self, surgery: Surgery) -> str:
+        """One predictor and one ranking per site, and one clean attention chain per block."""
+        for op, each in (("LogSoftmax", 1), ("TopK", 2)):
+            found = sum(node.op == op and node.name.startswith("vitprune/") for node in surgery.graph.nodes)
+            if found != each * len(surgery.sites):
+                return f"{found} {op} nodes for {len(surgery.sites)} sites"
+        return attention_chains(surgery)
