@@ -95,7 +95,7 @@ class TomeThreshold(Method):
                     next_step=f"--set prune.capacity with at least {entering - r} for stage {block}, or a larger prune.r_max",
                 )
             options = {
-                "tau": tau, "r_max": r, "capacity": limit if limit < entering else 0,
+                "tau": tau, "r_max": r, "most": limit if limit < entering else None,
                 "proportional": params.prop_attn, "trace": params.trace,
                 "mode": "threshold", "threshold": 0.5,
             }  # fmt: skip
