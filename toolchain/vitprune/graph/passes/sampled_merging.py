@@ -10,9 +10,10 @@ from typing import Any
 
 from vitprune.graph.anatomy import Block
 from vitprune.graph.emit import BOOL, FLOAT, INT64, Emitter
+from vitprune.graph.passes.attention import start
 from vitprune.graph.passes.base import Surgery
 from vitprune.graph.passes.merging import IMPOSSIBLE, MergingPass, highest, metric
-from vitprune.graph.passes.sampling import score, start, token_sample
+from vitprune.graph.passes.sampling import score, token_sample
 from vitprune.graph.passes.threshold_merging import advance
 from vitprune.methods.base import Site
 from vitprune.ops.token_sample import NAME

@@ -12,10 +12,11 @@ import numpy as np
 
 from vitprune.graph.anatomy import Block
 from vitprune.graph.emit import BOOL, FLOAT, INT64, Emitter
+from vitprune.graph.passes.attention import start
 from vitprune.graph.passes.base import Surgery
 from vitprune.graph.passes.matching import every_second, partners, similarity, spread, starts
 from vitprune.graph.passes.merging import IMPOSSIBLE, MergingPass, highest, metric
-from vitprune.graph.passes.sampling import start, token_sample
+from vitprune.graph.passes.sampling import token_sample
 from vitprune.methods.base import Site
 
 
