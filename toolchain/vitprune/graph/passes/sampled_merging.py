@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+
 from vitprune.graph.anatomy import Block
 from vitprune.graph.emit import BOOL, FLOAT, INT64, Emitter
 from vitprune.graph.passes.attention import start
@@ -31,9 +33,9 @@ class Pass(MergingPass):
         start(surgery, em, significance)
         index, keep = token_sample(em, surgery, site, significance)
         unit = em.slice(metric(em, block, key), prefix, None, 1, "metric/patches")
-        owners, into = self._assign(surgery, em, unit, index, keep)
+        owners, into = self._assign(surgery, em, site, unit, index, keep)
         if self.group is not None:
-            self._trace(surgery, em, index, into, owners)
+            self._trace(surgery, em, site, index, into, owners)
         if self.size is not None:
             size = em.slice(self.size, prefix, None, 1, "size/patches")
             owners = em.op("Mul", [owners, em.op("Unsqueeze", [size, em.constant([1])], "size/row")], "shares")
@@ -48,7 +50,7 @@ class Pass(MergingPass):
         self.hide(surgery, em, keep)
         return merged
 
-    def _assign(self, surgery: Surgery, em: Emitter, unit: Any, index: Any, keep: Any) -> tuple[Any, Any]:
+    def _assign(self, surgery: Surgery, em: Emitter, site: Site, unit: Any, index: Any, keep: Any) -> tuple[Any, Any]:
         """Float [B,K,P'], 1 where slot k is the home of patch p, and the most similar kept slot of every patch, int64 [B,1,P']."""
         at = em.op("Unsqueeze", [index, em.constant([2])], "index/column", dtype=INT64)
         rows = em.take_rows(unit, at, "metric/kept")
@@ -58,26 +60,28 @@ class Pass(MergingPass):
             missing = em.op("Sub", [em.constant(1.0, FLOAT), real], "absent")
             cosines = em.op("Sub", [cosines, em.op("Mul", [missing, em.constant(IMPOSSIBLE, FLOAT)], "penalty")], "similarity/live")
         into = em.op("ArgMax", [cosines], "into", dtype=INT64, axis=1, keepdims=1)
-        own = em.op("Cast", [em.op("Equal", [at, self._ramp(em, unit, 1, "patches")], "own/same", dtype=BOOL)], "own/float", to=1)
+        own = em.op("Cast", [em.op("Equal", [at, self._ramp(em, unit, site.patches, "patches")], "own/same", dtype=BOOL)], "own/float", to=1)
         if not surgery.single:
             own = em.op("Mul", [own, real], "own")
         live = em.op("Unsqueeze", [em.op("Cast", [surgery.valid], "live", to=1), em.constant([1])], "live/row")
         leaves = em.op("Sub", [live, highest(em, own, 1, "stays", keepdims=1)], "leaves")
-        places = em.op("Unsqueeze", [self._ramp(em, index, 1, "slots"), em.constant([1])], "slots/column", dtype=INT64)
+        places = em.op("Unsqueeze", [self._ramp(em, index, site.limit, "slots"), em.constant([1])], "slots/column", dtype=INT64)
         home = em.op("Cast", [em.op("Equal", [into, places], "home/same", dtype=BOOL)], "home/float", to=1)
         return em.op("Add", [own, em.op("Mul", [home, leaves], "joins")], "owners"), into
 
-    def _ramp(self, em: Emitter, like: Any, axis: int, label: str) -> Any:
-        """0, 1, ... along one axis of a tensor."""
-        length = em.op("Shape", [like], f"{label}/shape", dtype=INT64)
-        number = em.op("Squeeze", [em.slice(length, axis, axis + 1, 0, f"{label}/length", dtype=INT64)], f"{label}/number", dtype=INT64)
-        return em.op("Range", [em.constant(0), number, em.constant(1)], f"{label}/ramp", dtype=INT64)
+    def _ramp(self, em: Emitter, like: Any, bound: int, label: str) -> Any:
+        """0, 1, ... along axis 1 of a tensor of at most `bound` columns (Range would leave builders without a bound)."""
+        shape = em.op("Shape", [like], f"{label}/shape", dtype=INT64)
+        length = em.slice(shape, 1, 2, 0, f"{label}/length", dtype=INT64)
+        zero = em.constant([0])
+        return em.op("Slice", [em.constant(np.arange(bound)), zero, length, zero], f"{label}/ramp", dtype=INT64)
 
-    def _trace(self, surgery: Surgery, em: Emitter, index: Any, into: Any, owners: Any) -> None:
+    def _trace(self, surgery: Surgery, em: Emitter, site: Site, index: Any, into: Any, owners: Any) -> None:
         """Groups follow the homes of all slots."""
         flat = em.op("Squeeze", [into, em.constant([1])], "trace/into", dtype=INT64)
         targets = em.op("GatherElements", [index, flat], "trace/targets", dtype=INT64, axis=1)
-        slots = em.op("Expand", [self._ramp(em, surgery.patch, 1, "trace/slots"), em.op("Shape", [surgery.patch], "trace/shape", dtype=INT64)], "trace/own", dtype=INT64)
+        ramp, shape = self._ramp(em, surgery.patch, site.patches, "trace/slots"), em.op("Shape", [surgery.patch], "trace/s", dtype=INT64)
+        slots = em.op("Expand", [ramp, shape], "trace/own", dtype=INT64)
         self.rename(em, surgery.patch, slots, targets, self._moves(em, index, owners, slots))
 
     def _moves(self, em: Emitter, index: Any, owners: Any, slots: Any) -> Any:
