@@ -1,6 +1,7 @@
 """Small models, cached dense exports and sessions for the tests of the merging methods (tome, tome_threshold, ats_merge)."""
 
 import io
+import json
 import warnings
 from functools import cache
 from pathlib import Path
@@ -19,13 +20,13 @@ GOLDEN = Path(__file__).parents[1] / "golden"
 PATCHES = 36
 VARIANTS = {
     "plain": {},
-    "scaled": {"init_values": 0.5},
-    "qk_norm": {"qk_norm": True},
-    "registers": {"reg_tokens": 1, "init_values": 0.5, "qk_norm": True},
+    "scaled": {"init_values": 0.5, "qk_norm": True},
+    "registers": {"reg_tokens": 1},
     "many_registers": {"reg_tokens": 4},
     "mean": {"global_pool": "avg", "class_token": False},
     "cls_mean": {"global_pool": "avg"},
 }
+BOTH_SHAPES = [("plain", "padded"), ("mean", "padded"), *((variant, "dynamic") for variant in VARIANTS)]
 
 
 @cache
@@ -108,8 +109,8 @@ def session(model):
 class Graph:
     """A rewritten graph on ONNX Runtime: graph(x) -> (logits, kept lists, groups)."""
 
-    def __init__(self, dense, rules):
-        self.model = rewrite(dense, rules)[0]
+    def __init__(self, dense, rules, has_cls=None):
+        self.model = rewrite(dense, rules, has_cls)[0]
         self.session = session(self.model)
         self.names = [output.name for output in self.session.get_outputs()]
 
@@ -133,8 +134,14 @@ class Judge:
 
 
 def both(variant, prune, shapes="dynamic", batch="1:4:8"):
-    rules = recipe(prune, shapes, batch)
-    return Judge(small(variant), rules), Graph(small_dense(variant), rules)
+    """(reference, graph) of a variant; a pair is made once per session."""
+    return _both(variant, json.dumps(prune), shapes, batch)
+
+
+@cache
+def _both(variant, prune, shapes, batch):
+    rules = recipe(json.loads(prune), shapes, batch)
+    return Judge(small(variant), rules), Graph(small_dense(variant), rules, VARIANTS[variant].get("class_token", True))
 
 
 def assert_same(first, second, tolerance=1e-4):
@@ -179,7 +186,9 @@ def dense_logits(variant, x):
 @cache
 def twins():
     """A model without positions, and an image whose neighbouring patches are equal: each pair may merge without any loss."""
-    model = VisionTransformer(img_size=48, patch_size=8, embed_dim=32, depth=4, num_heads=4, num_classes=5, init_values=0.5).eval()
+    model = VisionTransformer(
+        img_size=48, patch_size=8, embed_dim=32, depth=4, num_heads=4, num_classes=5, **VARIANTS["scaled"]
+    ).eval()
     model.load_state_dict({**small("scaled").state_dict(), "pos_embed": torch.zeros_like(model.pos_embed)})
     left = images(3, seed=5).reshape(3, 3, 6, 8, 3, 2, 8)[:, :, :, :, :, 0]
     return model, left.repeat_interleave(2, dim=4).reshape(3, 3, 48, 48)

@@ -69,8 +69,7 @@ def test_margins_tell_which_thresholds_flip():
         assert np.array_equal(moved(x)[1][0], first.model.kept[0].numpy())
 
 
-@pytest.mark.parametrize("variant", support.VARIANTS)
-@pytest.mark.parametrize("shapes", ["dynamic", "padded"])
+@pytest.mark.parametrize(("variant", "shapes"), support.BOTH_SHAPES)
 def test_families(variant, shapes):
     judge, graph = support.both(variant, prune(), shapes)
     x = support.images(4)
@@ -82,14 +81,14 @@ def test_families(variant, shapes):
     assert len({int((row >= 0).sum()) for row in expected[1][-1]}) > 1  # counts follow the image
 
 
-@pytest.mark.parametrize("variant", support.VARIANTS)
-@pytest.mark.parametrize("shapes", ["dynamic", "padded"])
+@pytest.mark.parametrize(("variant", "shapes"), support.BOTH_SHAPES)
 def test_threshold_above_one_is_dense(variant, shapes):
     """All inserted nodes run and merge nothing: sizes, log(size), one-hot products, packing."""
     judge, graph = support.both(variant, {"method": "tome_threshold", "tau": 2.0, "r_max": 8}, shapes)
     x = support.images(2)
     used = [node.op_type for node in graph.model.graph.node if node.name.startswith("vitprune")]
-    assert used.count("TokenSample") == used.count("Log") == 4
+    assert used.count("TokenSample") == 4
+    assert used.count("Log") >= 3  # nothing attends after the last site
     for run in (judge, graph):
         logits, kept, _ = run(x)
         np.testing.assert_allclose(logits, support.dense_logits(variant, x), atol=1e-5, rtol=0)
@@ -119,7 +118,7 @@ def test_without_threshold_one_site_is_tome():
     np.testing.assert_array_equal(one[2][0], other[2][0])
 
 
-@settings(max_examples=6, deadline=None)
+@settings(max_examples=4, deadline=None)
 @given(
     tau=st.floats(-1, 1),
     r_max=st.lists(st.integers(0, 12), min_size=4, max_size=4),
@@ -195,7 +194,7 @@ def test_every_patch_is_counted_once():
 @pytest.mark.parametrize("shapes", ["dynamic", "padded"])
 def test_tensorrt_rtx_builds(shapes):
     pytest.importorskip("tensorrt_rtx", reason="the tensorrt_rtx package is not installed")
-    rules = support.recipe(prune(capacity=[34, 32, None, 30]), shapes)
+    rules = support.recipe(prune(stages=[0, 2], tau=0.9, r_max=6, capacity=[34, None]), shapes)
     assert support.rtx_problems(rewrite(support.small_dense(), rules)[0]) == []
 
 

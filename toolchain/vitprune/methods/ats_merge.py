@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class Params(ats.Params):
-    """Recipe keys of ATS (mode, stages, num_samples, capacity), and:
+    """Recipe keys of ATS (mode, stages, num_samples, capacity) and of merging.
 
     dropped: always "merge"; it says what becomes of a patch that is not sampled.
     prop_attn: add log(size) to the key logits of later blocks. trace: also output `group_<block>`, int64 [B,P]: for every original

@@ -195,9 +195,7 @@ class Tome(Method):
         entering, sites = geometry.patches, []
         for block, wanted in zip(stages, schedule(params.r, params.inflect, stages), strict=True):
             r = min(wanted, entering // 2)
-            sites.append(
-                Site(block, entering, entering - r, {"r": r, "proportional": params.prop_attn, "trace": params.trace})
-            )
+            sites.append(Site(block, entering, entering - r, {"r": r, "proportional": params.prop_attn, "trace": params.trace}))
             entering -= r
         return sites
 

@@ -65,7 +65,9 @@ class TomeThreshold(Method):
     """Adaptive token merging."""
 
     name: ClassVar[str] = "tome_threshold"
-    summary: ClassVar[str] = "pairs of patches more alike than a threshold merge, at most r_max per block; counts follow the image"
+    summary: ClassVar[str] = (
+        "pairs of patches more alike than a threshold merge, at most r_max per block; counts follow the image"
+    )
     paper: ClassVar[str] = "this project; matching after Bolya et al., ICLR 2023, arXiv 2210.09461"
     kind: ClassVar[str] = "threshold_merging"
     params: ClassVar[type[MethodParams]] = Params

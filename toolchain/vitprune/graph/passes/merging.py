@@ -138,17 +138,27 @@ class MergingPass(GraphPass):
         step = em.op("Cast", [em.op("Sub", [new, old], "trace/step", dtype=INT64)], "trace/step_float", to=1)
         step = step if active is None else em.op("Mul", [step, active], "trace/active_step")
         group = em.op("Unsqueeze", [self.group, em.constant([2])], "trace/column", dtype=INT64)
-        hits = em.op("Equal", [group, em.op("Unsqueeze", [old, em.constant([1])], "trace/row", dtype=INT64)], "trace/hits", dtype=BOOL)
-        moved = em.op("Mul", [em.op("Cast", [hits], "trace/one_hot", to=1), em.op("Unsqueeze", [step, em.constant([1])], "trace/step_row")], "trace/moved")
+        hits = em.op(
+            "Equal", [group, em.op("Unsqueeze", [old, em.constant([1])], "trace/row", dtype=INT64)], "trace/hits", dtype=BOOL
+        )
+        moved = em.op(
+            "Mul",
+            [em.op("Cast", [hits], "trace/one_hot", to=1), em.op("Unsqueeze", [step, em.constant([1])], "trace/step_row")],
+            "trace/moved",
+        )
         total = em.op("ReduceSum", [moved, em.constant([2])], "trace/total", keepdims=0)  # whole numbers, exact in float32
-        self.group = em.op("Add", [self.group, em.op("Cast", [total], "trace/whole", dtype=INT64, to=7)], "trace/group", dtype=INT64)
+        self.group = em.op(
+            "Add", [self.group, em.op("Cast", [total], "trace/whole", dtype=INT64, to=7)], "trace/group", dtype=INT64
+        )
 
     def hide(self, surgery: Surgery, em: Emitter, keep: Any = None) -> None:
         """Key bias of later blocks: log(size) where asked for, and pad slots (keep bool [B,K] false) out of sight."""
         flat = em.op("Log", [self.size], "bias/log_size") if self.proportional else None
         if keep is not None and not surgery.single:
             pad = em.op("Cast", [em.op("Not", [keep], "bias/pad", dtype=BOOL)], "bias/pad_float", to=1)
-            hidden = self.in_front(surgery, em, 0.0, em.op("Mul", [pad, em.constant(HIDDEN, FLOAT)], "bias/patches"), "bias/hidden")
+            hidden = self.in_front(
+                surgery, em, 0.0, em.op("Mul", [pad, em.constant(HIDDEN, FLOAT)], "bias/patches"), "bias/hidden"
+            )
             flat = hidden if flat is None else em.op("Add", [flat, hidden], "bias/flat")
         surgery.bias = None if flat is None else em.op("Unsqueeze", [flat, em.constant([1, 2])], "bias")
 

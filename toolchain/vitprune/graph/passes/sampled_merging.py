@@ -58,9 +58,16 @@ class Pass(MergingPass):
         real = em.op("Unsqueeze", [em.op("Cast", [keep], "keep/float", to=1), em.constant([2])], "keep/column")
         if not surgery.single:
             missing = em.op("Sub", [em.constant(1.0, FLOAT), real], "absent")
-            cosines = em.op("Sub", [cosines, em.op("Mul", [missing, em.constant(IMPOSSIBLE, FLOAT)], "penalty")], "similarity/live")
+            cosines = em.op(
+                "Sub", [cosines, em.op("Mul", [missing, em.constant(IMPOSSIBLE, FLOAT)], "penalty")], "similarity/live"
+            )
         into = em.op("ArgMax", [cosines], "into", dtype=INT64, axis=1, keepdims=1)
-        own = em.op("Cast", [em.op("Equal", [at, self._ramp(em, unit, site.patches, "patches")], "own/same", dtype=BOOL)], "own/float", to=1)
+        own = em.op(
+            "Cast",
+            [em.op("Equal", [at, self._ramp(em, unit, site.patches, "patches")], "own/same", dtype=BOOL)],
+            "own/float",
+            to=1,
+        )
         if not surgery.single:
             own = em.op("Mul", [own, real], "own")
         live = em.op("Unsqueeze", [em.op("Cast", [surgery.valid], "live", to=1), em.constant([1])], "live/row")
@@ -80,13 +87,18 @@ class Pass(MergingPass):
         """Groups follow the homes of all slots."""
         flat = em.op("Squeeze", [into, em.constant([1])], "trace/into", dtype=INT64)
         targets = em.op("GatherElements", [index, flat], "trace/targets", dtype=INT64, axis=1)
-        ramp, shape = self._ramp(em, surgery.patch, site.patches, "trace/slots"), em.op("Shape", [surgery.patch], "trace/s", dtype=INT64)
+        ramp, shape = (
+            self._ramp(em, surgery.patch, site.patches, "trace/slots"),
+            em.op("Shape", [surgery.patch], "trace/s", dtype=INT64),
+        )
         slots = em.op("Expand", [ramp, shape], "trace/own", dtype=INT64)
         self.rename(em, surgery.patch, slots, targets, self._moves(em, index, owners, slots))
 
     def _moves(self, em: Emitter, index: Any, owners: Any, slots: Any) -> Any:
         """Float [B,P'], 1 for slots whose home is another slot."""
-        homes = em.op("Cast", [em.op("Unsqueeze", [index, em.constant([2])], "trace/home", dtype=INT64)], "trace/home_float", to=1)
+        homes = em.op(
+            "Cast", [em.op("Unsqueeze", [index, em.constant([2])], "trace/home", dtype=INT64)], "trace/home_float", to=1
+        )
         where = em.op("ReduceSum", [em.op("Mul", [owners, homes], "trace/at"), em.constant([1])], "trace/at_sum", keepdims=0)
         taken = em.op("ReduceSum", [owners, em.constant([1])], "trace/taken", keepdims=0)
         same = em.op("Equal", [em.op("Cast", [where], "trace/at_int", dtype=INT64, to=7), slots], "trace/same", dtype=BOOL)
