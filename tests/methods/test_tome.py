@@ -26,8 +26,16 @@ def counts(geometry, **keys):
     return [site.limit for site in get("tome").sites(parameters(**keys), geometry)]
 
 
-@pytest.mark.parametrize("name", ["tome_r4_prop", "tome_r4_noprop"])
-@pytest.mark.parametrize("side", ["reference", "graph dynamic", "graph padded", "graph single"])
+@pytest.mark.parametrize(
+    ("name", "side"),
+    [
+        ("tome_r4_prop", "reference"),
+        ("tome_r4_prop", "graph dynamic"),
+        ("tome_r4_prop", "graph single"),
+        ("tome_r4_noprop", "reference"),
+        ("tome_r4_noprop", "graph padded"),
+    ],
+)
 def test_golden(name, side):
     data = support.golden(name)
     shapes = "padded" if "padded" in side else "dynamic"

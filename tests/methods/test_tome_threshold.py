@@ -118,7 +118,7 @@ def test_without_threshold_one_site_is_tome():
     np.testing.assert_array_equal(one[2][0], other[2][0])
 
 
-@settings(max_examples=4, deadline=None)
+@settings(max_examples=3, deadline=None)
 @given(
     tau=st.floats(-1, 1),
     r_max=st.lists(st.integers(0, 12), min_size=4, max_size=4),
