@@ -288,16 +288,16 @@ def _check_parity(model: onnx.ModelProto, arrays: dict[str, NDArray[Any]], recip
 
 
 def _run(session: Any, pixels: NDArray[np.float32], static: int | None) -> list[NDArray[Any]]:
-    from vitprune.backends.onnxruntime import _stack
+    from vitprune.backends.onnxruntime import _stack, result_names
 
-    name = session.get_inputs()[0].name
+    name, wanted = session.get_inputs()[0].name, result_names(session)
     size = static or 8
     parts = []
     for start in range(0, len(pixels), size):
         piece = pixels[start : start + size]
         short = size - len(piece) if static else 0
         fed = np.concatenate([piece, np.repeat(piece[-1:], short, axis=0)]) if short else piece
-        parts.append([value[: len(piece)] for value in session.run(None, {name: fed})])
+        parts.append([value[: len(piece)] for value in session.run(wanted, {name: fed})])
     return [np.concatenate([p[0] for p in parts]), *(_stack([p[i] for p in parts]) for i in range(1, len(parts[0])))]
 
 

@@ -81,8 +81,14 @@ class Session:
     def _piece(self, array: Any, size: int) -> Result:
         short = size - len(array)
         fed = np.concatenate([array, np.repeat(array[-1:], short, axis=0)]) if short else array
-        logits, *kept = self._session.run(None, {self._io["inputs"][0]["name"]: fed})
+        logits, *kept = self._session.run(result_names(self._session), {self._io["inputs"][0]["name"]: fed})
         return Result(logits[: len(array)], [k[: len(array)] for k in kept])
+
+
+def result_names(session: Any) -> list[str]:
+    """Outputs that make a Result: logits and kept lists, not what a method traces besides."""
+    first, *others = (output.name for output in session.get_outputs())
+    return [first, *(name for name in others if name.startswith("kept_"))]
 
 
 def _stack(parts: list[Any]) -> Any:

@@ -398,7 +398,7 @@ def _head(last: Any) -> tuple[bool, dict[str, int]]:
             elif node.op == "ReduceMean" and _token_axis_mean(node):
                 pools[node.outputs[0].name] = skipped
                 continue
-            elif node.op in ("ReduceMax", "Softmax", "GlobalAveragePool") and len(tensor.shape or ()) == 3:
+            elif node.op in ("ReduceMax", "Softmax", "GlobalAveragePool") and len(tensor.shape or ()) >= 3:
                 raise _fail(None, node, "a head that reads the CLS token or the mean of the tokens")
             frontier.extend((output, follow) for output in node.outputs)
     return reads_cls, pools

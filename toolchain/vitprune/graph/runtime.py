@@ -79,7 +79,9 @@ def _fuse_attention(graph: gs.Graph) -> int:
         if query is None or key is None or value is None or flat is None or flat.op != "Reshape":
             continue
         inputs = [query[0], key[0], value[0]]
-        if bias is not None:
+        if bias is not None and _is_sized(bias):
+            inputs += [gs.Variable.empty(), gs.Variable.empty(), _row_bias(graph, bias, query[0], softmax.name)]
+        elif bias is not None:
             inputs += [gs.Variable.empty(), _padding_mask(graph, bias, masks)]
         output = flat.outputs[0]
         flat.outputs.clear()
@@ -96,6 +98,26 @@ def _fuse_attention(graph: gs.Graph) -> int:
         )
         made += 1
     return made
+
+
+def _is_sized(bias: Any) -> bool:
+    """Whether a key bias holds log(size) of merged rows: it is no mask, its values count."""
+    flat = _above(bias, "Unsqueeze")
+    source = _above(flat.inputs[0], "Log", "Add") if flat is not None else None
+    return source is not None and (source.op == "Log" or any(_above(tensor, "Log") is not None for tensor in source.inputs))
+
+
+def _row_bias(graph: gs.Graph, bias: Any, query: Any, name: str) -> Any:
+    """Key bias [B,1,1,N] repeated for every query row: [B,1,M,N], the smallest form MultiHeadAttention takes."""
+    one = gs.Constant(f"{name}/one", np.asarray([1], np.int64))
+    ones = gs.Constant(f"{name}/ones", np.asarray([1, 1], np.int64))
+    rows = gs.Variable(f"{name}/rows", dtype=np.int64)
+    shape = gs.Variable(f"{name}/bias_shape", dtype=np.int64)
+    wide = gs.Variable(f"{name}/row_bias", dtype=np.float32)
+    graph.nodes.append(gs.Node("Shape", name=rows.name, attrs={"start": 1, "end": 2}, inputs=[query], outputs=[rows]))
+    graph.nodes.append(gs.Node("Concat", name=shape.name, attrs={"axis": 0}, inputs=[ones, rows, one], outputs=[shape]))
+    graph.nodes.append(gs.Node("Expand", name=wide.name, inputs=[bias, shape], outputs=[wide]))
+    return wide
 
 
 def _padding_mask(graph: gs.Graph, bias: Any, masks: dict[int, Any]) -> Any:

@@ -94,7 +94,7 @@ class PrunedViT(nn.Module):
     """The reference: forward(x [B,3,H,W]) -> logits [B,classes].
 
     After a forward, `kept` has one int64 [B,K] per site (original patch numbers, ascending, padded with -1), `margin` one
-    float64 [B,P] per site, `overflow` one int64 [B] per site.
+    float64 [B,P] per site, `overflow` one int64 [B] per site, `extra` what the method carried along (sizes, groups, ...).
     """
 
     def __init__(self, model: nn.Module, recipe: Recipe) -> None:
@@ -109,6 +109,7 @@ class PrunedViT(nn.Module):
         self.kept: list[Tensor] = []
         self.margin: list[Tensor] = []
         self.overflow: list[Tensor] = []
+        self.extra: dict[str, Tensor] = {}
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits of a batch of images; see the class."""
@@ -120,6 +121,7 @@ class PrunedViT(nn.Module):
             x = self.rule.block(index, block, x, state)
         x = self._head(model.norm(self.rule.finish(x, state)), state)
         self.kept, self.margin, self.overflow = state.kept, state.margin, state.overflow
+        self.extra = state.extra
         return x
 
     def _head(self, x: Tensor, state: TokenState) -> Tensor:
@@ -129,6 +131,9 @@ class PrunedViT(nn.Module):
         present = torch.cat([torch.ones_like(state.valid[:, :1]).expand(-1, state.prefix), state.valid], dim=1)
         start = 0 if model.pool_include_prefix else state.prefix
         weight = present[:, start:, None].to(x.dtype)
+        if "size" in state.extra:  # a merged row stands for several patches
+            ahead = weight.shape[1] - state.extra["size"].shape[1]
+            weight = torch.cat([weight[:, :ahead], weight[:, ahead:] * state.extra["size"][:, :, None].to(x.dtype)], dim=1)
         pooled = (x[:, start:] * weight).sum(1) / weight.sum(1).clamp(min=1)
         return model.head(model.head_drop(model.fc_norm(pooled)))
 

@@ -23,7 +23,9 @@ class Surgery:
     Attributes:
         graph: the dense graph, changed in place. anatomy: its blocks, by tensor name. recipe, method, sites: what to insert.
         valid: bool [B,K] tensor of real patch slots after the last site so far, None while all are. patch: int64 [B,K] original
-        patch numbers, None while all are there. bias: float32 [B,1,1,N] that hides pads as keys, None while there are none. kept: per site, the output tensor of kept patch numbers.
+        patch numbers, None while all are there. bias: float32 [B,1,1,N] that hides pads as keys, None while there are none.
+        weight: float32 [B,K], how many patches each slot stands for, None = one each. kept: per site, the output tensor of kept
+        patch numbers. more_outputs: further outputs of the method, by name.
         functions: model-local functions to attach. notes: facts for the export report.
     """
 
@@ -37,7 +39,9 @@ class Surgery:
     bias: Any = None
     front: Any = None
     front_bias: Any = None
+    weight: Any = None
     kept: list[Any] = field(default_factory=list)
+    more_outputs: dict[str, Any] = field(default_factory=dict)
     functions: dict[str, onnx.FunctionProto] = field(default_factory=dict)
     notes: dict[str, Any] = field(default_factory=dict)
 

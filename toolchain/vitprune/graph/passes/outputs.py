@@ -33,6 +33,10 @@ class Pass(GraphPass):
             output.name, output.shape = name, ["batch", width]
             surgery.graph.outputs.append(output)
             last = kept
+        for name, tensor in surgery.more_outputs.items():
+            output = surgery.emitter.child(name).op("Identity", [tensor], "output", dtype=INT64)
+            output.name, output.shape = name, ["batch", surgery.anatomy.patches]
+            surgery.graph.outputs.append(output)
         return True
 
     def _all(self, surgery: Surgery, em):  # type: ignore[no-untyped-def]
@@ -44,5 +48,5 @@ class Pass(GraphPass):
 
     def ensures(self, surgery: Surgery) -> str:
         """Exactly one output per site behind the logits."""
-        found = len(surgery.graph.outputs) - 1
+        found = len(surgery.graph.outputs) - 1 - len(surgery.more_outputs)
         return "" if found == len(surgery.sites) else f"{found} kept outputs for {len(surgery.sites)} sites"

@@ -1,4 +1,4 @@
-"""Means over tokens after the last block leave pad slots out."""
+"""Means over tokens after the last block leave pad slots out and count a merged row as often as it has patches."""
 
 from __future__ import annotations
 
@@ -9,19 +9,21 @@ from vitprune.graph.passes.base import GraphPass, Surgery
 
 
 class Pass(GraphPass):
-    """Replace ReduceMean over the token axis by a mean over live tokens."""
+    """Replace ReduceMean over the token axis by a weighted mean over live tokens."""
 
     name = "pooling"
 
     def apply(self, surgery: Surgery) -> bool:
         """See `GraphPass.apply`."""
-        if not surgery.anatomy.mean_pools or surgery.valid is None:
+        if not surgery.anatomy.mean_pools or (surgery.valid is None and surgery.weight is None):
             return False
         for name, skipped in surgery.anatomy.mean_pools.items():
             pooled = surgery.tensors[name]
             node = pooled.inputs[0]
             em = surgery.emitter.child(f"pool/{len(surgery.nodes)}")
-            valid = em.op("Cast", [surgery.valid], "valid", to=1)
+            valid = surgery.weight if surgery.valid is None else em.op("Cast", [surgery.valid], "valid", to=1)
+            if surgery.weight is not None and surgery.valid is not None:
+                valid = em.op("Mul", [valid, surgery.weight], "patches")
             ahead = surgery.anatomy.prefix - skipped
             if ahead > 0:
                 first = em.slice(valid, 0, 1, 1, "first")

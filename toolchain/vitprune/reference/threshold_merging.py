@@ -1,0 +1,32 @@
+"""Pairs above a similarity merge, as many as an image has (threshold merging); rows stay in ascending patch order."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from vitprune.methods import tome, tome_threshold
+from vitprune.methods.base import Site
+from vitprune.reference import merging
+from vitprune.reference.merging import join
+from vitprune.reference.tokens import TokenState, take_rows
+
+
+class Rule(merging.Rule):
+    """Merge the pairs above tau, at most r_max, between attention and MLP."""
+
+    def merge(self, site: Site, x: Tensor, weights: Tensor, key: Tensor, value: Tensor, state: TokenState) -> Tensor:
+        """See `merging.Rule.merge`; `overflow` counts the pairs below tau that a capacity made merge."""
+        options = site.options
+        if not options["r_max"]:
+            state.record()
+            return x
+        best, partner, gap = tome.match(tome.metric(key), state.valid, state.prefix)
+        forced = (state.valid.sum(dim=1, keepdim=True) - site.limit).clamp(min=0)
+        joins, margin = tome_threshold.select(best, gap, options["tau"], options["r_max"], forced)
+        margin, overflow = state.by_patch(margin), (joins & (best <= options["tau"])).sum(dim=1)
+        x = join(x, joins, partner, state)
+        left = state.extra["size"]
+        rows = state.keep(state.valid & ~joins, site.limit if self.padded else None)
+        state.extra["size"] = left.gather(1, rows[:, state.prefix :] - state.prefix)
+        state.record(margin, overflow)
+        return take_rows(x, rows)
