@@ -118,7 +118,9 @@ class Pass(GraphPass):
     def _last_weight(self, em: Emitter, carried: _Carried, front: Any) -> Any:
         """H := 1 in the last block: whoever is active halts with its remainder."""
         if carried.remainder is None:
-            return em.op("ConstantOfShape", [em.op("Shape", [front], "shape", dtype=np.int64, end=2)], "one", value=np.ones(1, FLOAT))
+            return em.op(
+                "ConstantOfShape", [em.op("Shape", [front], "shape", dtype=np.int64, end=2)], "one", value=np.ones(1, FLOAT)
+            )
         return em.op("Where", [carried.prefix_active, carried.remainder, em.constant(0.0, FLOAT)], "prefix/weight")
 
     def _compact(self, surgery: Surgery, site: Site, x: Any, carried: _Carried) -> Any:
