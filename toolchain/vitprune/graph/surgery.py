@@ -77,7 +77,14 @@ def rewrite(
         ExportError: VP32x when the graph is not understood; VP312 without a CLS token for a method that needs one.
     """
     model = upgrade(model, recipe.graph.opset)
-    anatomy = find(model)
+    try:
+        anatomy = find(model)
+    except ExportError:
+        from vitprune.graph import cvt
+
+        if cvt.matches(model):
+            return cvt.rewrite(model, recipe)
+        raise
     if has_cls is not None:
         anatomy = replace(anatomy, reads_cls=has_cls)
     method = methods.get(recipe.prune.method)

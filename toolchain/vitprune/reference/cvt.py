@@ -43,8 +43,8 @@ def windows(grid: tuple[int, int], kernel: int, stride: int, padding: int) -> Te
 
 def lift(score: Tensor, live: Tensor, window: Tensor) -> Tensor:
     """Share the scores of cells [B,cells] equally among the live tokens (bool [B,P]) in their windows; returns float32 [B,P]."""
-    count = live.float() @ window.T
-    return (score.float() / count.clamp(min=1)) @ window * live
+    count = live.to(window.dtype) @ window.T
+    return (score.to(window.dtype) / count.clamp(min=1)) @ window * live
 
 
 def check_supported(model: Any) -> None:
@@ -102,10 +102,18 @@ class PrunedCvt(nn.Module):
         patches = self.size[0] * self.size[1]
         width = config.embed_dim[-1]
         geometry = Geometry(
-            config.depth[-1], patches, 1, width, config.num_heads[-1], int(width * config.mlp_ratio[-1]), classes=config.num_labels
+            config.depth[-1],
+            patches,
+            1,
+            width,
+            config.num_heads[-1],
+            int(width * config.mlp_ratio[-1]),
+            classes=config.num_labels,
         )
         self.sites = methods.get("ats").sites(recipe.prune, geometry)
-        self.window = windows(self.size, config.kernel_qkv[-1], config.stride_kv[-1], config.padding_kv[-1])
+        self.window: Tensor
+        window = windows(self.size, config.kernel_qkv[-1], config.stride_kv[-1], config.padding_kv[-1])
+        self.register_buffer("window", window, persistent=False)
         self.kept: list[Tensor] = []
         self.margin: list[Tensor] = []
         self.overflow: list[Tensor] = []
@@ -137,7 +145,7 @@ class PrunedCvt(nn.Module):
         key = torch.cat([h[:, :1], attn.convolution_projection_key(grid)], dim=1)
         value = torch.cat([h[:, :1], attn.convolution_projection_value(grid)], dim=1)
         key, value = _heads(attn, attn.projection_key(key)), _heads(attn, attn.projection_value(value))
-        bias = _hide(live, self.window)
+        bias = _hide(live, self.window).to(x.dtype)
 
         def attend(rows: Tensor) -> Tensor:
             query = _heads(attn, attn.projection_query(rows))
@@ -185,7 +193,7 @@ def _heads(attn: Any, x: Tensor) -> Tensor:
 
 def _hide(live: Tensor, window: Tensor) -> Tensor:
     """Additive bias [B,1,1,1+cells] that hides cells without a live token; CLS stays."""
-    empty = live.float() @ window.T == 0
+    empty = live.to(window.dtype) @ window.T == 0
     hidden = torch.cat([torch.zeros_like(empty[:, :1]), empty], dim=1)
     return torch.zeros_like(hidden, dtype=torch.float32).masked_fill(hidden, float("-inf"))[:, None, None, :]
 
