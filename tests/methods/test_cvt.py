@@ -254,6 +254,37 @@ def test_pointwise_projections_with_one_key_per_token():
     assert np.abs(outputs[0] - logits).max() <= 1e-4
 
 
+# ---- cost and canonical form
+
+
+def test_cost_counts_strided_keys_and_constant_parts(dense):
+    from vitprune.methods import get
+    from vitprune.methods.cost import dense_blocks, model_macs
+
+    sizes = surgery.geometry(cvt.find(dense))
+    assert (sizes.patches, sizes.keys, sizes.depth) == (49, 17, 4)
+
+    # stem 28x28x16x147 | stage 1, one block: q 784, k and v 196 rows; 2x784x196 products | ... | last stage 50 queries, 17 keys
+    def stage(tokens, keys, cells, width, blocks):
+        convolutions = 9 * width * (tokens + 2 * cells)
+        products = 2 * tokens * keys * width
+        return blocks * (convolutions + products + (2 * tokens + 2 * keys) * width**2 + 8 * tokens * width**2)
+
+    stems = 784 * 16 * 3 * 49 + 196 * 32 * 16 * 9 + 49 * 32 * 32 * 9
+    last = stage(50, 17, 16, 32, 4) - 4 * 9 * 32  # CLS is not convolved
+    expected = stems + stage(784, 196, 196, 16, 1) + stage(196, 49, 49, 32, 2) + last
+    assert model_macs(sizes, dense_blocks(sizes)) == expected
+    sites = get("ats").sites(recipe().prune, sizes)
+    pruned = model_macs(sizes, get("ats").block_tokens(sites, sizes, [20, 20, 20]))
+    assert expected - pruned == 3 * 29 * (2 * 17 * 32 + 2 * 32**2 + 8 * 32**2)
+
+
+def test_canonical_form_computes_the_dense_logits(model, dense, images):
+    with torch.no_grad():
+        expected = model(images).logits.numpy()
+    assert np.abs(run(surgery.canonical(dense, recipe()), images.numpy())[0] - expected).max() <= 1e-4
+
+
 # ---- refusals
 
 

@@ -19,10 +19,12 @@ from vitprune.errors import ExportError, RecipeError
 from vitprune.graph import anatomy as vit
 from vitprune.graph.anatomy import Anatomy, Block
 from vitprune.graph.passes.base import Surgery
-from vitprune.graph.passes.cvt_sampling import Pass
+from vitprune.graph.passes.cvt_sampling import Pass, incidence
 from vitprune.graph.passes.outputs import Pass as Outputs
 from vitprune.graph.static import scalar_of, static_copy, value_of
 from vitprune.graph.surgery import _finish, _working_copy, geometry, upgrade
+from vitprune.methods.base import BlockTokens
+from vitprune.methods.cost import block_macs
 from vitprune.recipe import Recipe
 
 
@@ -47,7 +49,10 @@ class ConvBlock(Block):
 
 @dataclass(frozen=True)
 class CvtAnatomy(Anatomy):
-    """Anatomy of the last stage; grid is its height and width in tokens."""
+    """Anatomy of the last stage; grid is its height and width in tokens.
+
+    embed_macs holds all that does not depend on the number of tokens kept: the earlier stages and all convolutions.
+    """
 
     grid: tuple[int, int] = (0, 0)
 
@@ -173,6 +178,18 @@ def _attentions(graph: gs.Graph) -> list[gs.Node]:
     return [n for n in graph.nodes if n.op == "Softmax" and len(n.outputs[0].shape or ()) == 4 and _is_last_stage(n)]
 
 
+def _total_macs(graph: gs.Graph) -> int:
+    """MACs of convolutions and matrix products on tokens (rank 3 and up, so the classifier is not counted)."""
+    total = 0
+    for node in graph.nodes:
+        size = int(np.prod(node.outputs[0].shape)) if node.op in ("Conv", "MatMul", "Einsum") else 0
+        if node.op == "Conv":
+            total += size * int(np.prod(node.inputs[1].shape[1:]))
+        elif size and len(node.outputs[0].shape) > 2:
+            total += size * int(node.inputs[0].shape[-1])
+    return total
+
+
 def matches(model: onnx.ModelProto) -> bool:
     """Whether a graph is a CvT with a CLS token."""
     return bool(_attentions(static_copy(model)))
@@ -196,10 +213,14 @@ def find(model: onnx.ModelProto) -> CvtAnatomy:
     pairs = [_block(index, softmax) for index, softmax in enumerate(softmaxes)]
     blocks, grid = tuple(block for block, _ in pairs), pairs[0][1]
     logits, image = graph.outputs[0], graph.inputs[0]
+    tokens, width = grid[0] * grid[1] + 1, len(blocks[0].convolve_query.weight)
+    maps = blocks[0].convolve_key
+    keys = len(incidence(grid, maps.weight.shape[2], maps.stride, maps.padding)) + 1
+    full = block_macs(BlockTokens(tokens, tokens, tokens), width, blocks[0].mlp_hidden, keys)
     return CvtAnatomy(
         input=image.name, image_shape=tuple(int(d) for d in image.shape[1:]), outputs=tuple(o.name for o in graph.outputs),
-        blocks=blocks, patches=grid[0] * grid[1], prefix=1, width=len(blocks[0].convolve_query.weight), embed_macs=0,
-        classes=int(logits.shape[-1]), reads_cls=True, grid=grid,
+        blocks=blocks, patches=grid[0] * grid[1], prefix=1, width=width,
+        embed_macs=int(_total_macs(graph) - len(blocks) * full), classes=int(logits.shape[-1]), reads_cls=True, keys=keys, grid=grid,
     )  # fmt: skip
 
 
@@ -213,6 +234,25 @@ def rewrite(model: onnx.ModelProto, recipe: Recipe) -> tuple[onnx.ModelProto, Cv
         ExportError: VP32x when the graph is not understood.
         RecipeError: VP144 another method than ATS, VP11x when the recipe does not fit.
     """
+    _check(recipe)
+    model = upgrade(model, recipe.graph.opset)
+    anatomy = find(model)
+    method = methods.get("ats")
+    surgery = Surgery(_working_copy(model), anatomy, recipe, method, method.sites(recipe.prune, geometry(anatomy)))
+    changed = {step.name: step.run(surgery) for step in (Pass(), Outputs())}
+    return _finish(surgery), anatomy, {"passes": changed, **surgery.notes}
+
+
+def canonical(model: onnx.ModelProto, recipe: Recipe) -> onnx.ModelProto:
+    """The dense graph with the last stage in canonical form and nothing pruned; it must compute what the dense graph computes."""
+    _check(recipe)
+    model = upgrade(model, recipe.graph.opset)
+    surgery = Surgery(_working_copy(model), find(model), recipe, methods.get("ats"), [])
+    Pass().run(surgery)
+    return _finish(surgery)
+
+
+def _check(recipe: Recipe) -> None:
     if recipe.prune.method != "ats":
         raise RecipeError(
             144,
@@ -220,9 +260,3 @@ def rewrite(model: onnx.ModelProto, recipe: Recipe) -> tuple[onnx.ModelProto, Cv
             cause="only ATS has a definition for convolutional projections",
             next_step="--set prune.method=ats",
         )
-    model = upgrade(model, recipe.graph.opset)
-    anatomy = find(model)
-    method = methods.get("ats")
-    surgery = Surgery(_working_copy(model), anatomy, recipe, method, method.sites(recipe.prune, geometry(anatomy)))
-    changed = {step.name: step.run(surgery) for step in (Pass(), Outputs())}
-    return _finish(surgery), anatomy, {"passes": changed, **surgery.notes}
