@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from vitprune import console
+
+
+def _parameters(params: Any) -> list[str]:
+    """Recipe keys of a method."""
+    return [field.alias or name for name, field in params.model_fields.items() if name != "method"]
 
 
 def command() -> None:
@@ -14,11 +21,11 @@ def command() -> None:
     console.table("methods", ["method", "what varies", "training", "needs CLS", "reference"], rows)
     for method in found:
         console.info(f"  [bold]{method.name}[/bold] {method.summary}")
-        console.detail(f"    parameters: {', '.join(name for name in method.params.model_fields if name != 'method')}")
+        console.detail(f"    parameters: {', '.join(_parameters(method.params))}")
     listed = [
         {
             "name": m.name, "summary": m.summary, "varies": m.varies, "training": m.training, "needs_cls": m.needs_cls, "paper": m.paper,
-            "parameters": [name for name in m.params.model_fields if name != "method"],
+            "parameters": _parameters(m.params),
         }
         for m in found
     ]  # fmt: skip

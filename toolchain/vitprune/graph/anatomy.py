@@ -74,7 +74,8 @@ class Anatomy:
     """Blocks and outer parts of a dense ViT graph.
 
     embed_macs: MACs of the patch convolution. reads_cls: whether the head reads token 0. mean_pools: names of ReduceMean
-    outputs that average over tokens after the last block, with the number of leading tokens they leave out.
+    outputs that average over tokens after the last block, with the number of leading tokens they leave out. keys: rows of keys
+    where they do not follow the tokens, else 0.
     """
 
     input: str
@@ -88,6 +89,7 @@ class Anatomy:
     classes: int
     reads_cls: bool
     mean_pools: dict[str, int] = field(default_factory=dict)
+    keys: int = 0
 
 
 def _fail(index: int | None, node: Any, expected: str) -> ExportError:

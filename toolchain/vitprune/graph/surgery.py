@@ -27,6 +27,7 @@ def geometry(anatomy: Anatomy) -> Geometry:
     return Geometry(
         depth=len(anatomy.blocks), patches=anatomy.patches, prefix=anatomy.prefix, width=anatomy.width, heads=block.heads,
         mlp_hidden=block.mlp_hidden, embed_macs=anatomy.embed_macs, classes=anatomy.classes, has_cls=anatomy.prefix > 0 and anatomy.reads_cls,
+        keys=anatomy.keys,
     )  # fmt: skip
 
 
@@ -77,6 +78,9 @@ def rewrite(
         ExportError: VP32x when the graph is not understood; VP312 without a CLS token for a method that needs one.
     """
     model = upgrade(model, recipe.graph.opset)
+    if (family := _other_family(model)) is not None:
+        pruned: tuple[onnx.ModelProto, Anatomy, dict[str, Any]] = family.rewrite(model, recipe)
+        return pruned
     anatomy = find(model)
     if has_cls is not None:
         anatomy = replace(anatomy, reads_cls=has_cls)
@@ -111,10 +115,25 @@ def canonical(model: onnx.ModelProto, recipe: Recipe) -> onnx.ModelProto:
     from vitprune.graph.passes import attention
 
     model = upgrade(model, recipe.graph.opset)
+    if (family := _other_family(model)) is not None:
+        same: onnx.ModelProto = family.canonical(model, recipe)
+        return same
     surgery = Surgery(_working_copy(model), find(model), recipe, methods.get(recipe.prune.method), [])
     for block in surgery.anatomy.blocks:
         attention.canonical(surgery, block)
     return _finish(surgery)
+
+
+def _other_family(model: onnx.ModelProto) -> Any:
+    """The module that rewrites graphs of another family than plain ViTs, or None."""
+    if not any(node.op_type == "Conv" and _groups(node) > 1 for node in model.graph.node):
+        return None
+    cvt = importlib.import_module("vitprune.graph.cvt")
+    return cvt if cvt.matches(model) else None
+
+
+def _groups(node: onnx.NodeProto) -> int:
+    return next((int(attribute.i) for attribute in node.attribute if attribute.name == "group"), 1)
 
 
 def _load(name: str) -> GraphPass:

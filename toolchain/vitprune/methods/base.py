@@ -17,7 +17,10 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Geometry:
-    """Sizes of a dense ViT: blocks, patches P, prefix tokens (CLS, registers), width C, heads H, MLP hidden width."""
+    """Sizes of a dense ViT: blocks, patches P, prefix tokens (CLS, registers), width C, heads H, MLP hidden width.
+
+    keys: rows of keys and values where their number does not follow the tokens (strided projections of CvT); 0 = as many as tokens.
+    """
 
     depth: int
     patches: int
@@ -28,6 +31,7 @@ class Geometry:
     embed_macs: int = 0
     classes: int = 0
     has_cls: bool = True
+    keys: int = 0
 
     @property
     def tokens(self) -> int:

@@ -7,16 +7,16 @@ from collections.abc import Sequence
 from vitprune.methods.base import BlockTokens, Geometry, Site
 
 
-def block_macs(tokens: BlockTokens, width: int, mlp_hidden: int) -> float:
-    """MACs of one block: Q on its rows, K and V on all, two attention products, projection, MLP."""
-    n, k = tokens.entering, tokens.queries
+def block_macs(tokens: BlockTokens, width: int, mlp_hidden: int, keys: int = 0) -> float:
+    """MACs of one block: Q on its rows, K and V on all (or on a fixed number of rows), two attention products, projection, MLP."""
+    n, k = keys or tokens.entering, tokens.queries
     projections = 2 * n * width**2 + 2 * k * width**2
     return projections + 2 * n * k * width + 2 * tokens.mlp * width * mlp_hidden
 
 
 def model_macs(geometry: Geometry, blocks: Sequence[BlockTokens]) -> float:
     """MACs of the whole model: patch embedding and blocks; norms, softmax, selection and head are not counted."""
-    return geometry.embed_macs + sum(block_macs(block, geometry.width, geometry.mlp_hidden) for block in blocks)
+    return geometry.embed_macs + sum(block_macs(block, geometry.width, geometry.mlp_hidden, geometry.keys) for block in blocks)
 
 
 def dense_blocks(geometry: Geometry) -> list[BlockTokens]:

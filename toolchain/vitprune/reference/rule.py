@@ -18,6 +18,9 @@ class Rule:
         self.method, self.params, self.padded = method, params, padded
         self.sites = {site.block: site for site in sites}
 
+    def prepare(self, model: Any) -> None:
+        """Called once with the timm model; kinds that need more of it than its sizes look here, or refuse it."""
+
     def begin(self, x: Tensor, state: TokenState) -> Tensor:
         """Called once on the embedded tokens [B,N,C] before block 0."""
         return x

@@ -106,6 +106,7 @@ class PrunedViT(nn.Module):
         self.sites = self.method.sites(recipe.prune, self.geometry)
         kind = importlib.import_module(f"vitprune.reference.{self.method.kind}")
         self.rule = kind.Rule(self.method, recipe.prune, self.sites, recipe.graph.shapes == "padded")
+        self.rule.prepare(model)
         self.kept: list[Tensor] = []
         self.margin: list[Tensor] = []
         self.overflow: list[Tensor] = []
