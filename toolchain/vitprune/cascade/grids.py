@@ -6,11 +6,13 @@ that every runtime multiplies well; no Resize and no adaptive pooling.
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
 
-def axis_matrix(old: int, new: int) -> NDArray[np.float64]:
+def axis_matrix(old: int, new: int) -> NDArray[np.floating[Any]]:
     """G [new,old]: repeat each of `old` cells ceil(new/old) times, then average cells floor(i*m/new) to ceil((i+1)*m/new)."""
     repeat = -(-new // old)
     fine = old * repeat
@@ -22,7 +24,7 @@ def axis_matrix(old: int, new: int) -> NDArray[np.float64]:
     return matrix
 
 
-def patch_matrix(old: int, new: int) -> NDArray[np.float64]:
+def patch_matrix(old: int, new: int) -> NDArray[np.floating[Any]]:
     """G (x) G [new*new, old*old] for patches in row-major order."""
     axis = axis_matrix(old, new)
     return np.kron(axis, axis)
@@ -38,7 +40,7 @@ def feature_matrix(old: int, new: int) -> NDArray[np.float32]:
     return _with_cls(patch_matrix(old, new), 0.0)
 
 
-def _with_cls(patches: NDArray[np.float64], corner: float) -> NDArray[np.float32]:
+def _with_cls(patches: NDArray[np.floating[Any]], corner: float) -> NDArray[np.float32]:
     rows, columns = patches.shape
     matrix = np.zeros((rows + 1, columns + 1), np.float32)
     matrix[0, 0] = corner

@@ -68,21 +68,14 @@ def load(module_or_name: Any, recipe: Recipe, *, pretrained: bool, seed: int, we
         ExportError: VP30x the model or its weights; VP302 there are no published weights to fetch. RecipeError: VP15x grids.
     """
     section = recipe.model
-    if isinstance(module_or_name, Cascade):
-        shape = module_or_name.shape
+    if module_or_name is not None and not isinstance(module_or_name, str):
+        shape = require_cascade(module_or_name).shape
         check_grids(recipe.prune, shape)
         preprocessing = {
             "input_size": [shape.channels, shape.image, shape.image], "mean": section.mean or [0.5] * shape.channels,
             "std": section.std or [0.5] * shape.channels, "interpolation": "bicubic", "crop_pct": 0.875,
         }  # fmt: skip
         return LoadedModel(module_or_name.eval(), section.name or "cascade", preprocessing, {"kind": "module"})
-    if module_or_name is not None and not isinstance(module_or_name, str):
-        raise ExportError(
-            314,
-            f"{type(module_or_name).__name__} is not a cascade",
-            cause="DVT is trained as three models that share tensors",
-            next_step="give a vitprune.reference.reuse.Cascade, or a timm name with --weights FILE",
-        )
     if module_or_name and module_or_name != section.name:
         section = section.model_copy(update={"name": module_or_name})
     template = loading.load(section.model_copy(update={"weights": None}), pretrained=False, seed=seed)
@@ -204,3 +197,19 @@ def dense_member(shape: Backbone, grid: int, weights: dict[str, Any]) -> Any:
             state[name] = value[:, : shape.width]
     model.load_state_dict(state)
     return model
+
+
+def require_cascade(module: Any) -> Cascade:
+    """The module, if it is a cascade.
+
+    Raises:
+        ExportError: VP314.
+    """
+    if not isinstance(module, Cascade):
+        raise ExportError(
+            314,
+            f"{type(module).__name__} is not a cascade",
+            cause="DVT is trained as three models that share tensors",
+            next_step="give a vitprune.reference.reuse.Cascade, or a timm name with --weights FILE",
+        )
+    return module

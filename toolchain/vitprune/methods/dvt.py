@@ -118,7 +118,9 @@ class Dvt(Method):
     """Dynamic Vision Transformer."""
 
     name: ClassVar[str] = "dvt"
-    summary: ClassVar[str] = "cascade of three ViTs on 7x7, 10x10, 14x14 patches; confident images leave early, features are reused"
+    summary: ClassVar[str] = (
+        "cascade of three ViTs on 7x7, 10x10, 14x14 patches; confident images leave early, features are reused"
+    )
     paper: ClassVar[str] = "Wang et al., NeurIPS 2021, arXiv 2105.15075"
     kind: ClassVar[str] = "reuse"
     params: ClassVar[type[MethodParams]] = Params
