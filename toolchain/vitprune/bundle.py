@@ -159,6 +159,11 @@ class Bundle:
         """model.onnx."""
         return self.path / "model.onnx"
 
+    @property
+    def model_files(self) -> list[str]:
+        """Names of the ONNX files: model.onnx, or those of a pipeline of several models."""
+        return list(self.manifest.io.get("models", ["model.onnx"]))
+
     def samples(self) -> dict[str, NDArray[Any]]:
         """Arrays of samples.npz: images [n,C,H,W], logits, dense_logits [n,classes], kept_i, margin_i, maybe labels."""
         with np.load(self.path / "samples.npz", allow_pickle=False) as data:

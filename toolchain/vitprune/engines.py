@@ -99,24 +99,14 @@ def build_engine(
             next_step="free some space or copy the bundle elsewhere",
         ) from error
     try:
-        began = time.monotonic()
-        request = {
-            "backend": target.backend, "model": str(_model_for(bundle, target, temporary)), "output": str(temporary / target.engine_file),
-            "log": str(temporary / "build.log"), "batch": profile, "workspace_mib": workspace_mib or target.workspace_mib,
-        }  # fmt: skip
-        try:
-            facts = building.run_child(request, report, timeout)
-        except BuildError:
-            _keep_log(bundle, temporary, target)
-            raise
-        (temporary / "graph.onnx").unlink(missing_ok=True)
         document = {
             "schema_version": 1, "target": target.name, "backend": target.backend, "backend_version": backend.version(),
             "tool_version": __version__, "host": platform.machine(), "batch": profile, "precision": bundle.recipe.precision.mode,
-            "model_sha256": bundle.manifest.files["model.onnx"], "engine": target.engine_file,
-            "engine_sha256": sha256_of(temporary / target.engine_file), "engine_bytes": (temporary / target.engine_file).stat().st_size,
-            "seconds": round(time.monotonic() - began, 2), "facts": facts,
         }  # fmt: skip
+        parts = [
+            _build_model(bundle, target, name, temporary, profile, workspace_mib, report, timeout) for name in bundle.model_files
+        ]
+        document |= parts[0] if len(parts) == 1 else _together(parts)
         (temporary / "engine.json").write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
         os.chmod(temporary, 0o755)
         _swap(temporary, folder)
@@ -136,6 +126,46 @@ def build_engine(
     return document
 
 
+def _build_model(
+    bundle: Bundle, target: Target, name: str, folder: Path, profile: tuple[int, int, int], workspace_mib: int | None,
+    report: Callable[[str], None], timeout: float,
+) -> dict[str, Any]:  # fmt: skip
+    """Build one model file into `folder`; returns its entry of engine.json."""
+    began = time.monotonic()
+    several = len(bundle.model_files) > 1
+    engine = folder / (f"{Path(name).stem}{Path(target.engine_file).suffix}" if several else target.engine_file)
+    request: dict[str, Any] = {
+        "backend": target.backend, "model": str(_model_for(bundle, target, folder, name)), "output": str(engine),
+        "log": str(folder / (f"build-{Path(name).stem}.log" if several else "build.log")),
+        "batch": _fixed_batch(bundle, name) or profile, "workspace_mib": workspace_mib or target.workspace_mib,
+    }  # fmt: skip
+    try:
+        facts = building.run_child(request, (lambda text: report(f"{name}: {text}")) if several else report, timeout)
+    except BuildError:
+        _keep_log(bundle, Path(request["log"]), target)
+        raise
+    (folder / "graph.onnx").unlink(missing_ok=True)
+    return {
+        "model_sha256": bundle.manifest.files[name], "engine": engine.name, "engine_sha256": sha256_of(engine),
+        "engine_bytes": engine.stat().st_size, "seconds": round(time.monotonic() - began, 2), "facts": facts,
+    }  # fmt: skip
+
+
+def _together(parts: list[dict[str, Any]]) -> dict[str, Any]:
+    """Entries of engine.json for a bundle of several models."""
+    return {
+        "engine": [part["engine"] for part in parts], "engine_bytes": sum(part["engine_bytes"] for part in parts),
+        "seconds": round(sum(part["seconds"] for part in parts), 2), "facts": {"runtime": parts[0]["facts"]["runtime"]}, "parts": parts,
+    }  # fmt: skip
+
+
+def _fixed_batch(bundle: Bundle, name: str) -> tuple[int, int, int] | None:
+    """The batch of a model file that has a fixed one, whatever the recipe's profile."""
+    inputs = bundle.manifest.io.get("models", {}).get(name, {}).get("inputs", [])
+    size = inputs[0]["shape"][0] if inputs else None
+    return (size, size, size) if isinstance(size, int) else None
+
+
 def _swap(new: Path, place: Path) -> None:
     old = place.with_name(f".{place.name}.old")
     if place.exists():
@@ -144,22 +174,23 @@ def _swap(new: Path, place: Path) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
-def _keep_log(bundle: Bundle, temporary: Path, target: Target) -> None:
-    log = temporary / "build.log"
+def _keep_log(bundle: Bundle, log: Path, target: Target) -> None:
     if log.is_file():
         bundle.write_report(f"build-{target.name}.log", log.read_text(encoding="utf-8", errors="replace"))
 
 
-def _model_for(bundle: Bundle, target: Target, folder: Path) -> Path:
-    """model.onnx, or a copy without the kept outputs: data-dependent outputs would need an allocator at run time."""
-    if target.keep_kept_outputs:
-        return bundle.model_path
+def _model_for(bundle: Bundle, target: Target, folder: Path, name: str) -> Path:
+    """The model file, or a copy without the kept outputs: data-dependent outputs would need an allocator at run time."""
     import onnx
 
-    model = onnx.load(str(bundle.model_path))
-    logits = model.graph.output[0]
+    if target.keep_kept_outputs:
+        return bundle.path / name
+    model = onnx.load(str(bundle.path / name))
+    wanted = [output for output in model.graph.output if not output.name.startswith("kept_")]
+    if len(wanted) == len(model.graph.output):
+        return bundle.path / name
     del model.graph.output[:]
-    model.graph.output.append(logits)
+    model.graph.output.extend(wanted)
     path = folder / "graph.onnx"
     onnx.save(model, str(path))
     return path

@@ -17,7 +17,7 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from vitprune import methods
+from vitprune import methods, pipelines
 from vitprune.backends.onnxruntime import make_session
 from vitprune.bundle import Bundle, Manifest, check_output, folder_in_place, open_bundle, seal
 from vitprune.errors import ExportError, LoadError, VitpruneError
@@ -68,6 +68,18 @@ def export(
     output = Path(output)
     check_output(output, force)
     require_torch("export")
+    if (own := pipelines.of(recipe)) is not None:
+        return own.export(
+            module_or_name,
+            recipe,
+            output,
+            pretrained=pretrained,
+            seed=seed,
+            weights=weights,
+            data=data,
+            force=force,
+            report=report,
+        )
     report("loading the model")
     model = _loaded(module_or_name, recipe, pretrained, seed, weights)
     from vitprune.reference.vit import reference
@@ -107,6 +119,8 @@ def rewrite(
     """
     output, path = Path(output), Path(onnx_path)
     check_output(output, force)
+    if (own := pipelines.of(recipe)) is not None:
+        return own.rewrite(path, recipe, output)
     report("reading the dense graph")
     dense = read_onnx(path)
     report("rewriting the graph")

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from vitprune import pipelines
 from vitprune.errors import LoadError
 from vitprune.suggestions import did_you_mean
 
@@ -22,10 +23,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Result:
-    """logits float32 [B,classes]; kept: per site int64 [B,K] original patch numbers, ascending, padded with -1."""
+    """logits float32 [B,classes]; kept: per site int64 [B,K] original patch numbers, ascending, padded with -1.
+
+    exits: of a cascade, int64 [B], the exit (from 1) that answered each image; None for a single model.
+    """
 
     logits: NDArray[np.float32]
     kept: list[NDArray[np.int64]]
+    exits: NDArray[np.int64] | None = None
 
 
 def names() -> list[str]:
@@ -54,4 +59,5 @@ def session(bundle: Bundle, name: str) -> Any:
     backend = get(name)
     if why := backend.missing():
         raise LoadError(611, f"backend '{name}' cannot be used here", cause=why, next_step="vitprune doctor")
-    return backend.Session(bundle)
+    own = pipelines.of(bundle.recipe)
+    return backend.Session(bundle) if own is None else own.session(bundle, name)

@@ -59,6 +59,13 @@ def make_session(path: str | Path | bytes, threads: int = 0, spin: bool = True) 
         ) from error
 
 
+def open_model(path: Path) -> Any:
+    """One model file as a function from named input arrays to named output arrays."""
+    session = make_session(path)
+    names = [output.name for output in session.get_outputs()]
+    return lambda feeds: dict(zip(names, session.run(None, feeds), strict=True))
+
+
 class Session:
     """model.onnx of a bundle, or an engine folder built for onnxruntime-cpu."""
 

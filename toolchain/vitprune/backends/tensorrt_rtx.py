@@ -60,9 +60,9 @@ def build(request: dict[str, Any], report: Any) -> dict[str, Any]:
         config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, int(workspace) << 20)
     low, opt, high = request["batch"]
     profile = builder.create_optimization_profile()
-    image = network.get_input(0)
-    rest = tuple(image.shape)[1:]
-    profile.set_shape(image.name, (low, *rest), (opt, *rest), (high, *rest))
+    for tensor in (network.get_input(i) for i in range(network.num_inputs)):
+        rest = tuple(tensor.shape)[1:]
+        profile.set_shape(tensor.name, (low, *rest), (opt, *rest), (high, *rest))
     config.add_optimization_profile(profile)
     monitor = _monitor(trt, report)
     if monitor is not None:

@@ -19,9 +19,10 @@ def exported(bundle: Bundle, command: str) -> None:
     for warning in notes.get("warnings", []):
         console.warn(warning)
     live = sum(not site["bypass"] for site in bundle.manifest.sites)
-    size = bundle.model_path.stat().st_size / 2**20
+    size = sum((bundle.path / name).stat().st_size for name in bundle.model_files) / 2**20
+    models = "" if len(bundle.model_files) == 1 else f"{len(bundle.model_files)} models, "
     console.info(
-        f"bundle [bold]{bundle.path}[/bold]: {live} prune sites, {notes['nodes']} nodes, {size:.1f} MiB, samples {notes['samples']}"
+        f"bundle [bold]{bundle.path}[/bold]: {models}{live} prune sites, {notes['nodes']} nodes, {size:.1f} MiB, samples {notes['samples']}"
     )
     if "logits_max_abs" in check:
         console.info(
@@ -57,11 +58,14 @@ def verdict(outcome: Verdict) -> None:
         ]
         for s in comparison.sites
     ]
-    console.table(
-        f"kept patches, {comparison.images} images ({outcome.data})",
-        ["site", "mean", "range", "images differing", "flips legal/illegal", "overflowed"],
-        rows,
-    )
+    if rows:
+        console.table(
+            f"kept patches, {comparison.images} images ({outcome.data})",
+            ["site", "mean", "range", "images differing", "flips legal/illegal", "overflowed"],
+            rows,
+        )
+    for title, columns, lines in outcome.tables:
+        console.table(title, columns, lines)
     if comparison.accuracy is not None:
         console.table("top-1 accuracy", list(comparison.accuracy), [[f"{value:.2f} %" for value in comparison.accuracy.values()]])
     console.info(

@@ -39,8 +39,9 @@ def command(
             report=step.update,
         )
     size = document["engine_bytes"] / 2**20
+    files = document["engine"] if isinstance(document["engine"], list) else [document["engine"]]
     console.info(
-        f"engine {opened.engine_path(chosen.name) / chosen.engine_file} ({size:.1f} MiB, {document['seconds']} s, {document['facts']['runtime']})"
+        f"engine {opened.engine_path(chosen.name)}/{', '.join(files)} ({size:.1f} MiB, {document['seconds']} s, {document['facts']['runtime']})"
     )
     console.info(
         "evidence: the builder accepts the graph; nothing was run on a GPU"

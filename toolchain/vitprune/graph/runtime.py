@@ -67,8 +67,8 @@ def _fuse_attention(graph: gs.Graph) -> int:
         bias = add.inputs[1] if add is not None else None
         logits = _above(add.inputs[0] if add is not None else softmax.inputs[0], "MatMul")
         context = softmax.outputs[0].outputs[0]
-        if logits is None or context.op != "MatMul":
-            continue
+        if logits is None or context.op != "MatMul" or len(softmax.inputs[0].outputs) > 1:
+            continue  # logits that something else reads, too, have to be computed anyway
         query, key, value = (
             _flat_heads(logits.inputs[0], [0, 2, 1, 3]),
             _flat_heads(logits.inputs[1], [0, 2, 3, 1]),
@@ -81,6 +81,8 @@ def _fuse_attention(graph: gs.Graph) -> int:
         inputs = [query[0], key[0], value[0]]
         if bias is not None and _is_sized(bias):
             inputs += [gs.Variable.empty(), gs.Variable.empty(), _row_bias(graph, bias, query[0], softmax.name)]
+        elif bias is not None and _above(bias, "Unsqueeze") is None:
+            inputs += [gs.Variable.empty(), gs.Variable.empty(), bias]  # one value per query and key, not a padding mask
         elif bias is not None:
             inputs += [gs.Variable.empty(), _padding_mask(graph, bias, masks)]
         output = flat.outputs[0]

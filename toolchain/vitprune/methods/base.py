@@ -99,6 +99,8 @@ class Method(ABC):
         params: pydantic model of its recipe keys.
         needs_cls: scores come from the CLS row. training: "none", "optional" or "required".
         varies: what differs between images.
+        pipeline: a package of vitprune that exports, runs and validates bundles of the method in place of the code for a single
+            pruned model (see `vitprune.pipelines`); "" for all methods that drop tokens.
     """
 
     name: ClassVar[str]
@@ -109,6 +111,7 @@ class Method(ABC):
     needs_cls: ClassVar[bool] = True
     training: ClassVar[str] = "none"
     varies: ClassVar[str] = "tokens per image and site"
+    pipeline: ClassVar[str] = ""
 
     @abstractmethod
     def sites(self, params: Any, geometry: Geometry) -> list[Site]:

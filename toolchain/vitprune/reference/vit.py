@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vitprune import methods
+from vitprune import methods, pipelines
 from vitprune.errors import ExportError
 from vitprune.methods.base import Geometry
 from vitprune.recipe import Recipe
@@ -139,7 +139,7 @@ class PrunedViT(nn.Module):
         return model.head(model.head_drop(model.fc_norm(pooled)))
 
 
-def reference(module: nn.Module, recipe: Recipe) -> PrunedViT:
+def reference(module: nn.Module, recipe: Recipe) -> Any:
     """The PyTorch reference of a recipe on a timm VisionTransformer, in evaluation mode.
 
     Args:
@@ -150,4 +150,5 @@ def reference(module: nn.Module, recipe: Recipe) -> PrunedViT:
         ExportError: VP31x when there is nothing that could be patched.
         RecipeError: VP11x when the recipe does not fit the model.
     """
-    return PrunedViT(module, recipe).eval()
+    own = pipelines.of(recipe)
+    return PrunedViT(module, recipe).eval() if own is None else own.reference(module, recipe)

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vitprune import backends, methods
+from vitprune import backends, methods, pipelines
 from vitprune.backends import Result
 from vitprune.bundle import Bundle
 from vitprune.errors import LoadError, RecipeError, VitpruneError
@@ -24,7 +24,7 @@ BATCH = 8
 
 @dataclass(frozen=True)
 class Verdict:
-    """Outcome of a validation."""
+    """Outcome of a validation; tables: (title, columns, rows) of a pipeline's own, shown before the gates."""
 
     bundle: str
     backend: str
@@ -33,6 +33,7 @@ class Verdict:
     comparison: Comparison
     gates: list[Gate]
     macs: dict[str, float]
+    tables: tuple[tuple[str, list[str], list[list[str]]], ...] = ()
 
     @property
     def passed(self) -> bool:
@@ -80,6 +81,10 @@ def validate(
         LoadError: VP61x backend, VP613 no live reference, VP62x data. RecipeError: VP120-range of recipes; VP109 accuracy is gated
             and there are no labels.
     """
+    if (own := pipelines.of(bundle.recipe)) is not None:
+        return own.validate(
+            bundle, backend=backend, reference=reference, data=data, weights=weights, samples=samples, report=report
+        )
     gates = bundle.recipe.validation.gates
     blocks = [int(site["block"]) for site in bundle.manifest.sites]
     session = backends.session(bundle, backend)
