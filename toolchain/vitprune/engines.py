@@ -49,6 +49,9 @@ def build_engine(
     *,
     batch: tuple[int, int, int] | None = None,
     workspace_mib: int | None = None,
+    plugin: str = "auto",
+    embed_plugin: bool = False,
+    kept_outputs: bool = False,
     timeout: float = 1800.0,
     force: bool = False,
     report: Callable[[str], None] = lambda text: None,
@@ -60,6 +63,8 @@ def build_engine(
         target: what to build for.
         batch: (min, opt, max) instead of the recipe's.
         workspace_mib: memory limit of the builder.
+        plugin: "auto", "none" or a library; embed_plugin: put it into the engine; both for TensorRT.
+        kept_outputs: the engine also returns the kept patches, which lets `validate` compare decisions.
         timeout: seconds.
         force: replace an engine that is there.
         report: called with progress texts.
@@ -100,9 +105,12 @@ def build_engine(
         ) from error
     try:
         began = time.monotonic()
+        _take_timing_cache(folder, temporary)
         request = {
-            "backend": target.backend, "model": str(_model_for(bundle, target, temporary)), "output": str(temporary / target.engine_file),
+            "backend": target.backend, "model": str(_model_for(bundle, target.keep_kept_outputs or kept_outputs, temporary)), "output": str(temporary / target.engine_file),
             "log": str(temporary / "build.log"), "batch": profile, "workspace_mib": workspace_mib or target.workspace_mib,
+            "plugin": plugin, "embed_plugin": embed_plugin, "precision": bundle.recipe.precision.mode,
+            "keep_fp32": bundle.recipe.precision.keep_fp32, "architectures": [] if target.architectures == "auto" else target.architectures,
         }  # fmt: skip
         try:
             facts = building.run_child(request, report, timeout)
@@ -144,15 +152,21 @@ def _swap(new: Path, place: Path) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
+def _take_timing_cache(old: Path, new: Path) -> None:
+    """Timings of kernels outlive a rebuild."""
+    if (old / "timing.cache").is_file():
+        shutil.copyfile(old / "timing.cache", new / "timing.cache")
+
+
 def _keep_log(bundle: Bundle, temporary: Path, target: Target) -> None:
     log = temporary / "build.log"
     if log.is_file():
         bundle.write_report(f"build-{target.name}.log", log.read_text(encoding="utf-8", errors="replace"))
 
 
-def _model_for(bundle: Bundle, target: Target, folder: Path) -> Path:
+def _model_for(bundle: Bundle, with_kept: bool, folder: Path) -> Path:
     """model.onnx, or a copy without the kept outputs: data-dependent outputs would need an allocator at run time."""
-    if target.keep_kept_outputs:
+    if with_kept:
         return bundle.model_path
     import onnx
 

@@ -13,7 +13,7 @@ FLOATS = ("fp32", "fp16", "bf16", "fp8", "int8")
 # Layers that do the arithmetic; names differ between TensorRT versions and fused layers join the names of their parts.
 HEAVY = re.compile(r"gemm|matmul|matrix_?multiply|conv|fully_?connected|mha|attention", re.IGNORECASE)
 # Decisions are FP32 in every mode.
-ISLANDS = ("score", "TokenSample")
+ISLANDS = ("/prune/", "TokenSample")
 _TYPES = (
     ("bf16", re.compile(r"\bbf16\b|bfloat", re.IGNORECASE)),
     ("fp16", re.compile(r"\bhalf\b|fp16", re.IGNORECASE)),
