@@ -143,7 +143,7 @@ def _build(settings: Settings, gpu: Gpu, messages: list[str], report: Callable[[
     if kept is not None:
         (settings.output.parent / TIMING_CACHE).write_bytes(bytes(kept.serialize()))
     report("inspecting the engine")
-    audited = _inspect(logger, settings)
+    audited = _inspect(logger, settings, messages)
     if audited.wrong:
         raise BuildError(
             526,
@@ -218,15 +218,21 @@ def _timing_cache(config: trt.IBuilderConfig, path: Path) -> str:
 
 
 def _no_engine(messages: list[str]) -> BuildError:
-    errors = [line for line in messages if re.match(r"(INTERNAL_)?ERROR", line)]
-    first = errors[0] if errors else "no message"
-    if any(map(said_out_of_memory, errors)):
-        memory = next(line for line in errors if said_out_of_memory(line))
+    memory = next((line for line in _errors(messages) if said_out_of_memory(line)), "")
+    if memory:
         return BuildError(524, "there is not enough memory for the build", cause=memory, next_step=LOWER)
-    return BuildError(521, "TensorRT found no engine for the graph", cause=first, next_step="see build.log")
+    return BuildError(521, "TensorRT found no engine for the graph", cause=_first_error(messages), next_step="see build.log")
 
 
-def _inspect(logger: trt.ILogger, settings: Settings) -> Audit:
+def _errors(messages: list[str]) -> list[str]:
+    return [line for line in messages if re.match(r"(INTERNAL_)?ERROR", line)]
+
+
+def _first_error(messages: list[str]) -> str:
+    return next(iter(_errors(messages)), "TensorRT gave no reason")
+
+
+def _inspect(logger: trt.ILogger, settings: Settings, messages: list[str]) -> Audit:
     """Read the engine back and look at its layers.
 
     Raises:
@@ -239,9 +245,7 @@ def _inspect(logger: trt.ILogger, settings: Settings) -> Audit:
         runtime.engine_host_code_allowed = True
     engine = runtime.deserialize_cuda_engine(settings.output.read_bytes())
     if engine is None:
-        raise BuildError(
-            527, "the engine cannot be read back", cause="TensorRT refuses what it has just built", next_step="see build.log"
-        )
+        raise BuildError(527, "the engine cannot be read back", cause=_first_error(messages), next_step="see build.log")
     text = engine.create_engine_inspector().get_engine_information(trt.LayerInformationFormat.JSON)
     (settings.output.parent / "layers.json").write_text(text, encoding="utf-8")
     try:

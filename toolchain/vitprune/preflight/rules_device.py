@@ -88,7 +88,7 @@ def architecture(context: Context) -> Said | None:
         if found and found not in wanted:
             text = f"{what} has SM {found}; engines for '{target.name}' are for SM {', '.join(wanted)}"
             return Verdict.BLOCKED, text, "vitprune targets; --target desktop builds for the GPU of this machine"
-    return context.accepted, f"SM {', '.join(wanted)}", ""
+    return Verdict.VERIFIED if built else Verdict.LIKELY, f"SM {', '.join(wanted)}", ""
 
 
 @rule("VP412", "number types")
@@ -135,11 +135,11 @@ def shapes(context: Context) -> Said | None:
     if context.backend not in NVIDIA or not live:
         return None
     if context.bundle.recipe.graph.shapes == "padded":
-        return context.accepted, "token counts are fixed: CUDA graphs can capture the engine", ""
+        return Verdict.LIKELY, "token counts are fixed: CUDA graphs can capture the engine", ""
     text = (
         f"{len(live)} sites with data-dependent token counts: each costs a copy to the host, and CUDA graphs cannot capture them"
     )
-    return context.accepted, text, "compare with --set graph.shapes=padded and prune.capacity on the device"
+    return Verdict.LIKELY, text, "compare with --set graph.shapes=padded and prune.capacity on the device"
 
 
 @rule("VP415", "file size")
