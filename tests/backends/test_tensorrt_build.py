@@ -109,7 +109,9 @@ def test_form_of_the_graph(
 ) -> None:
     fake(version)
     seen: list[onnx.ModelProto] = []
-    monkeypatch.setattr(backend, "_network", lambda b, l, model, v: seen.append(onnx.load_from_string(model)) or 1 / 0)
+    monkeypatch.setattr(
+        backend, "_network", lambda builder, logger, model, version: seen.append(onnx.load_from_string(model)) or 1 / 0
+    )
     wanted = str(plugin_file(tmp_path)) if plugin else "none"
     with pytest.raises(ZeroDivisionError):
         backend.build(request(bundle, tmp_path / "e", plugin=wanted), lambda text: None)
