@@ -39,6 +39,11 @@ def info(text: str) -> None:
         settings.console.print(text)
 
 
+def plain(text: str) -> str:
+    """Text in which nothing is taken for markup."""
+    return escape(text)
+
+
 def detail(text: str) -> None:
     """Print one line only with --verbose."""
     if settings.verbose and not settings.quiet:

@@ -49,6 +49,9 @@ def build_engine(
     *,
     batch: tuple[int, int, int] | None = None,
     workspace_mib: int | None = None,
+    plugin: str = "auto",
+    embed_plugin: bool = False,
+    kept_outputs: bool = False,
     timeout: float = 1800.0,
     force: bool = False,
     report: Callable[[str], None] = lambda text: None,
@@ -60,6 +63,8 @@ def build_engine(
         target: what to build for.
         batch: (min, opt, max) instead of the recipe's.
         workspace_mib: memory limit of the builder.
+        plugin: "auto", "none" or a library; embed_plugin: put it into the engine; both for TensorRT.
+        kept_outputs: the engine also returns the kept patches, which lets `validate` compare decisions.
         timeout: seconds.
         force: replace an engine that is there.
         report: called with progress texts.
@@ -103,9 +108,14 @@ def build_engine(
             "schema_version": 1, "target": target.name, "backend": target.backend, "backend_version": backend.version(),
             "tool_version": __version__, "host": platform.machine(), "batch": profile, "precision": bundle.recipe.precision.mode,
         }  # fmt: skip
-        parts = [
-            _build_model(bundle, target, name, temporary, profile, workspace_mib, report, timeout) for name in bundle.model_files
-        ]
+        _take_timing_cache(folder, temporary)
+        options: dict[str, Any] = {
+            "batch": profile, "workspace_mib": workspace_mib or target.workspace_mib, "plugin": plugin, "embed_plugin": embed_plugin,
+            "kept_outputs": target.keep_kept_outputs or kept_outputs, "precision": bundle.recipe.precision.mode,
+            "keep_fp32": bundle.recipe.precision.keep_fp32,
+            "architectures": [] if target.architectures == "auto" else target.architectures,
+        }  # fmt: skip
+        parts = [_build_model(bundle, target, name, temporary, options, report, timeout) for name in bundle.model_files]
         document |= parts[0] if len(parts) == 1 else _together(parts)
         (temporary / "engine.json").write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
         os.chmod(temporary, 0o755)
@@ -127,17 +137,16 @@ def build_engine(
 
 
 def _build_model(
-    bundle: Bundle, target: Target, name: str, folder: Path, profile: tuple[int, int, int], workspace_mib: int | None,
-    report: Callable[[str], None], timeout: float,
+    bundle: Bundle, target: Target, name: str, folder: Path, options: dict[str, Any], report: Callable[[str], None], timeout: float,
 ) -> dict[str, Any]:  # fmt: skip
     """Build one model file into `folder`; returns its entry of engine.json."""
     began = time.monotonic()
     several = len(bundle.model_files) > 1
     engine = folder / (f"{Path(name).stem}{Path(target.engine_file).suffix}" if several else target.engine_file)
     request: dict[str, Any] = {
-        "backend": target.backend, "model": str(_model_for(bundle, target, folder, name)), "output": str(engine),
-        "log": str(folder / (f"build-{Path(name).stem}.log" if several else "build.log")),
-        "batch": _fixed_batch(bundle, name) or profile, "workspace_mib": workspace_mib or target.workspace_mib,
+        **options, "backend": target.backend, "model": str(_model_for(bundle, options["kept_outputs"], folder, name)),
+        "output": str(engine), "log": str(folder / (f"build-{Path(name).stem}.log" if several else "build.log")),
+        "batch": _fixed_batch(bundle, name) or options["batch"],
     }  # fmt: skip
     try:
         facts = building.run_child(request, (lambda text: report(f"{name}: {text}")) if several else report, timeout)
@@ -174,16 +183,22 @@ def _swap(new: Path, place: Path) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
+def _take_timing_cache(old: Path, new: Path) -> None:
+    """Timings of kernels outlive a rebuild."""
+    if (old / "timing.cache").is_file():
+        shutil.copyfile(old / "timing.cache", new / "timing.cache")
+
+
 def _keep_log(bundle: Bundle, log: Path, target: Target) -> None:
     if log.is_file():
         bundle.write_report(f"build-{target.name}.log", log.read_text(encoding="utf-8", errors="replace"))
 
 
-def _model_for(bundle: Bundle, target: Target, folder: Path, name: str) -> Path:
+def _model_for(bundle: Bundle, with_kept: bool, folder: Path, name: str) -> Path:
     """The model file, or a copy without the kept outputs: data-dependent outputs would need an allocator at run time."""
     import onnx
 
-    if target.keep_kept_outputs:
+    if with_kept:
         return bundle.path / name
     model = onnx.load(str(bundle.path / name))
     wanted = [output for output in model.graph.output if not output.name.startswith("kept_")]

@@ -50,14 +50,21 @@ def get(name: str) -> Any:
     return importlib.import_module(f"vitprune.backends.{wanted}")
 
 
-def session(bundle: Bundle, name: str) -> Any:
+def session(bundle: Bundle, name: str, target: str | None = None) -> Any:
     """A session of a bundle on a backend, with `run(x) -> Result`.
 
+    Args:
+        bundle: an opened bundle.
+        name: of the backend.
+        target: whose engine, for backends that run engines and a bundle that has several of them.
+
     Raises:
-        LoadError: VP610 unknown backend, VP611 not installed here.
+        LoadError: VP610 unknown backend, VP611 not installed here; what the backend's session raises.
     """
     backend = get(name)
     if why := backend.missing():
         raise LoadError(611, f"backend '{name}' cannot be used here", cause=why, next_step="vitprune doctor")
     own = pipelines.of(bundle.recipe)
-    return backend.Session(bundle) if own is None else own.session(bundle, name)
+    if own is not None:
+        return own.session(bundle, name)
+    return backend.Session(bundle) if target is None else backend.Session(bundle, target=target)

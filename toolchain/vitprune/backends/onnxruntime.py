@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,13 +30,16 @@ def version() -> str:
     return str(onnxruntime.__version__)
 
 
-def make_session(path: str | Path | bytes, threads: int = 0, spin: bool = True) -> Any:
-    """An InferenceSession on the CPU, quiet.
+def make_session(
+    path: str | Path | bytes, threads: int = 0, spin: bool = True, providers: Sequence[str] = ("CPUExecutionProvider",)
+) -> Any:
+    """An InferenceSession, quiet.
 
     Args:
         path: model file or serialised model.
         threads: intra-op threads, 0 = ONNX Runtime's choice.
         spin: let idle threads spin; off where several sessions are timed side by side.
+        providers: execution providers, best first.
 
     Raises:
         LoadError: VP612 when ONNX Runtime refuses the model.
@@ -49,7 +53,7 @@ def make_session(path: str | Path | bytes, threads: int = 0, spin: bool = True) 
         options.add_session_config_entry("session.force_spinning_stop", "1")
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     try:
-        return ort.InferenceSession(str(path) if isinstance(path, Path) else path, options, providers=["CPUExecutionProvider"])
+        return ort.InferenceSession(str(path) if isinstance(path, Path) else path, options, providers=list(providers))
     except Exception as error:
         raise LoadError(
             612,
@@ -69,11 +73,13 @@ def open_model(path: Path) -> Any:
 class Session:
     """model.onnx of a bundle, or an engine folder built for onnxruntime-cpu."""
 
+    providers: tuple[str, ...] = ("CPUExecutionProvider",)
+
     def __init__(self, bundle: Bundle, engine: Path | None = None) -> None:
         self._shape = tuple(bundle.manifest.preprocessing["input_size"])
         self._io = bundle.manifest.io
         self._batch = bundle.recipe.graph.static_batch
-        self._session = make_session(engine if engine is not None else bundle.model_path)
+        self._session = make_session(engine if engine is not None else bundle.model_path, providers=self.providers)
 
     def run(self, x: Any) -> Result:
         """Run images float32 [B,C,H,W]; a graph with a fixed batch is fed in pieces."""

@@ -11,6 +11,9 @@ RecipeOption = Annotated[str, typer.Option("--recipe", "-r", help="Recipe file, 
 SetOption = Annotated[list[str] | None, typer.Option("--set", help="Override a recipe key: key.path=value; repeatable.")]
 OutputOption = Annotated[Path, typer.Option("--output", "-o", help="Folder of the new bundle.")]
 ForceOption = Annotated[bool, typer.Option("--force", help="Replace what is there.")]
+InlineOption = Annotated[
+    bool, typer.Option("--inline", help="Also write model.inline.onnx: plain ONNX without the custom domain, for other runtimes.")
+]
 DataOption = Annotated[
     Path | None, typer.Option("--data", help="Images: an .npz with 'images' (and 'labels'), or a folder of class folders.")
 ]

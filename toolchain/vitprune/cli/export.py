@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from vitprune import console
-from vitprune.cli._common import DataOption, ForceOption, OutputOption, RecipeOption, SetOption
+from vitprune.cli._common import DataOption, ForceOption, InlineOption, OutputOption, RecipeOption, SetOption
 
 
 def command(
@@ -19,11 +19,13 @@ def command(
     weights: Annotated[str | None, typer.Option(help="Checkpoint (.safetensors, .pth); wins over the recipe's.")] = None,
     data: DataOption = None,
     overrides: SetOption = None,
+    inline: InlineOption = False,
     force: ForceOption = False,
 ) -> None:
     """Export a timm Vision Transformer with token pruning to a bundle; parity with PyTorch is checked before it succeeds."""
     from vitprune.cli._render import exported
     from vitprune.exporting import export
+    from vitprune.graph.variants import add_inlined
     from vitprune.recipe import Recipe
 
     parsed = Recipe.load(recipe, overrides)
@@ -31,4 +33,6 @@ def command(
         bundle = export(
             model, parsed, output, pretrained=pretrained, seed=seed, weights=weights, data=data, force=force, report=step.update
         )
+    if inline:
+        add_inlined(bundle)
     exported(bundle, "export")

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from vitprune import console
-from vitprune.cli._common import DataOption, ForceOption, OutputOption, RecipeOption, SetOption
+from vitprune.cli._common import DataOption, ForceOption, InlineOption, OutputOption, RecipeOption, SetOption
 
 
 def command(
@@ -17,14 +17,18 @@ def command(
     output: OutputOption = ...,  # type: ignore[assignment]
     data: DataOption = None,
     overrides: SetOption = None,
+    inline: InlineOption = False,
     force: ForceOption = False,
 ) -> None:
     """Apply a recipe to a dense ViT ONNX from another exporter (timm, Hugging Face; legacy or new)."""
     from vitprune.cli._render import exported
     from vitprune.exporting import rewrite
+    from vitprune.graph.variants import add_inlined
     from vitprune.recipe import Recipe
 
     parsed = Recipe.load(recipe, overrides)
     with console.step("rewrite") as step:
         bundle = rewrite(dense, parsed, output, data=data, force=force, report=step.update)
+    if inline:
+        add_inlined(bundle)
     exported(bundle, "rewrite")

@@ -15,6 +15,7 @@ from vitprune.errors import RecipeError
 def command(
     bundle: BundleArgument,
     backend: Annotated[str, typer.Option(help="What to run the bundle on.")] = "onnxruntime",
+    target: Annotated[str | None, typer.Option("--target", "-t", help="Whose engine, where there are several.")] = None,
     reference: Annotated[str, typer.Option(help="auto, torch (live) or stored (the bundle's samples).")] = "auto",
     data: DataOption = None,
     weights: Annotated[str | None, typer.Option(help="Checkpoint of the live reference.")] = None,
@@ -37,7 +38,14 @@ def command(
     opened = open_bundle(bundle)
     with console.step("validate") as step:
         outcome = validate(
-            opened, backend=backend, reference=reference, data=data, weights=weights, samples=samples, report=step.update
+            opened,
+            backend=backend,
+            target=target,
+            reference=reference,
+            data=data,
+            weights=weights,
+            samples=samples,
+            report=step.update,
         )
     opened.write_report("validate.json", json.dumps(outcome.document(), indent=2) + "\n")
     if junit is not None:

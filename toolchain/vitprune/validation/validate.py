@@ -43,6 +43,8 @@ class Verdict:
     @property
     def rung(self) -> str:
         """The rung of evidence this stands on (architecture §9)."""
+        if self.backend.startswith("tensorrt") or self.backend.endswith("cuda"):
+            return "engine = reference on a GPU"
         if self.comparison.accuracy is not None:
             return "task accuracy"
         return "graph = reference on CPU" if self.reference != "stored ONNX Runtime results" else "graph = itself on another run"
@@ -61,6 +63,7 @@ def validate(
     bundle: Bundle,
     *,
     backend: str = "onnxruntime",
+    target: str | None = None,
     reference: str = "auto",
     data: str | Path | None = None,
     weights: str | None = None,
@@ -70,7 +73,7 @@ def validate(
     """Validate a bundle.
 
     Args:
-        bundle: an opened bundle. backend: what to run it on.
+        bundle: an opened bundle. backend: what to run it on. target: whose engine, where the bundle has several for the backend.
         reference: "torch" (live), "stored" (samples.npz) or "auto": live where the model can be made again, else stored.
         data: images and labels for a live reference; the stored samples otherwise.
         weights: checkpoint for the live reference, where the bundle names a file that is not here.
@@ -87,7 +90,7 @@ def validate(
         )
     gates = bundle.recipe.validation.gates
     blocks = [int(site["block"]) for site in bundle.manifest.sites]
-    session = backends.session(bundle, backend)
+    session = backends.session(bundle, backend, target)
     stored = bundle.samples()
     module, note = _dense(bundle, reference, data, weights)
     if module is None:
@@ -107,11 +110,14 @@ def validate(
         )
     report(f"running {backend}")
     result = _in_pieces(session, arrays["images"], report)
-    comparison = compare(result, arrays, blocks, gates)
-    comparison = replace(comparison, evidence={"backend_version": backends.get(backend).version()})
-    return Verdict(
-        bundle.manifest.name, backend, label, origin, comparison, gate_list(comparison, gates), _macs(bundle, comparison)
-    )
+    # An engine that gives logits alone shows no decisions: a gate over none of them would always hold.
+    seen = bool(result.kept)
+    comparison = compare(result, arrays, blocks if seen else [], gates)
+    facts = {"backend_version": backends.get(backend).version(), "decisions_compared": seen, **getattr(session, "facts", {})}
+    comparison = replace(comparison, evidence=facts)
+    gate_seen = [gate for gate in gate_list(comparison, gates) if seen or gate.name != "decisions"]
+    kept = [site.kept_mean for site in comparison.sites] if seen else _reference_counts(arrays, blocks)
+    return Verdict(bundle.manifest.name, backend, label, origin, comparison, gate_seen, _macs(bundle, kept))
 
 
 def _dense(bundle: Bundle, reference: str, data: Any, weights: str | None) -> tuple[Any, str]:
@@ -187,12 +193,17 @@ def _in_pieces(session: Any, pixels: NDArray[np.float32], report: Callable[[str]
     )
 
 
-def _macs(bundle: Bundle, comparison: Comparison) -> dict[str, float]:
-    """Mean MACs per image, dense and pruned, from the kept counts that were seen."""
+def _reference_counts(arrays: dict[str, NDArray[Any]], blocks: list[int]) -> list[float]:
+    """Mean kept counts of the reference, per site."""
+    return [float((arrays[f"kept_{block}"] >= 0).sum(axis=1).mean()) for block in blocks]
+
+
+def _macs(bundle: Bundle, kept: list[float]) -> dict[str, float]:
+    """Mean MACs per image, dense and pruned, from mean kept counts."""
     geometry = Geometry(**bundle.manifest.model["geometry"])
     method = methods.get(bundle.recipe.prune.method)
     sites = method.sites(bundle.recipe.prune, geometry)
-    blocks = method.block_tokens(sites, geometry, [site.kept_mean for site in comparison.sites])
+    blocks = method.block_tokens(sites, geometry, kept)
     dense = model_macs(geometry, dense_blocks(geometry))
     pruned = model_macs(geometry, blocks)
     return {"dense": dense, "pruned": pruned, "ratio": pruned / dense}

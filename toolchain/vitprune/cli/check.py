@@ -1,0 +1,42 @@
+"""vitprune check."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from vitprune import console
+from vitprune.cli._common import BundleArgument
+
+
+def command(
+    bundle: BundleArgument,
+    target: Annotated[str, typer.Option("--target", "-t", help="Target name (vitprune targets) or YAML file.")],
+    jetpack: Annotated[str | None, typer.Option(help="JetPack version of the device; default: the oldest supported.")] = None,
+    module: Annotated[str | None, typer.Option(help="Module or card, for example agx-64.")] = None,
+    tensorrt: Annotated[str | None, typer.Option(help="TensorRT version of the device, instead of a JetPack's.")] = None,
+    sm: Annotated[str, typer.Option(help="Compute capability of the device's GPU, for example 87 or 8.7.")] = "",
+    batch: Annotated[str | None, typer.Option(help="min:opt:max or one number; default: the recipe's.")] = None,
+    exit_zero: Annotated[bool, typer.Option("--exit-zero", help="Report only: exit 0 even when blocked.")] = False,
+) -> None:
+    """Look at a bundle for a target without building: blocked, unverified, likely or verified; exit 1 when blocked."""
+    from vitprune import targets
+    from vitprune.bundle import open_bundle
+    from vitprune.cli.build_engine import parse_batch
+    from vitprune.preflight.check import check
+
+    choice = targets.choose(targets.load(target), jetpack=jetpack, module=module, tensorrt=tensorrt)
+    report = check(open_bundle(bundle), choice, batch=parse_batch(batch), architecture=sm)
+    colours = {"blocked": "bold red", "unverified": "yellow", "likely": "cyan", "verified": "green"}
+    for finding in report.findings:
+        word = finding.verdict.value
+        console.info(f"  [{colours[word]}]{word:<10}[/] {finding.rule} {finding.title}: {console.plain(finding.text)}")
+        if finding.mend and word != "verified":
+            console.info(f"  {'':<10} [dim]→ {console.plain(finding.mend)}[/dim]")
+    word = report.verdict.value
+    where = f" on {report.module}" if report.module else ""
+    console.info(f"[{colours[word]}]{word.upper()}[/] {report.bundle} for {report.target}, {report.runtime}{where}")
+    console.document("check", report.document())
+    if word == "blocked" and not exit_zero:
+        raise typer.Exit(1)

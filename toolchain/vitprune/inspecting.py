@@ -1,0 +1,50 @@
+"""Anatomy, token and MAC curve, files and engines of a bundle, as one document."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from vitprune import methods
+from vitprune.backends._engines import list_engines
+from vitprune.bundle import Bundle
+from vitprune.methods.base import BlockTokens, Geometry
+from vitprune.methods.cost import block_macs, dense_blocks, model_macs
+
+
+def inspect(bundle: Bundle) -> dict[str, Any]:
+    """Everything a bundle tells without running it.
+
+    Returns:
+        JSON-ready: name, method, geometry, sites (block, limit, mean kept patches of the stored reference), blocks (tokens that
+        enter, query rows and MLP rows at those means, MACs pruned and dense), macs (per image), files (bytes), engines (facts).
+
+    Raises:
+        LoadError: VP638 when an engine.json cannot be read.
+    """
+    geometry = Geometry(**bundle.manifest.model["geometry"])
+    method = methods.get(bundle.recipe.prune.method)
+    sites = method.sites(bundle.recipe.prune, geometry)
+    samples = bundle.samples()
+    kept = [float((samples[f"kept_{site.block}"] >= 0).sum(axis=1).mean()) for site in sites]
+    pruned, dense = method.block_tokens(sites, geometry, kept), dense_blocks(geometry)
+    total, full = model_macs(geometry, pruned), model_macs(geometry, dense)
+    return {
+        "name": bundle.manifest.name,
+        "method": method.name,
+        "geometry": bundle.manifest.model["geometry"],
+        "shapes": bundle.recipe.graph.shapes,
+        "precision": bundle.recipe.precision.mode,
+        "sites": [{**site, "kept_mean": mean} for site, mean in zip(bundle.manifest.sites, kept, strict=True)],
+        "blocks": [_block(i, *pair, geometry) for i, pair in enumerate(zip(pruned, dense, strict=True))],
+        "macs": {"pruned": total, "dense": full, "ratio": total / full},
+        "files": {name: (bundle.path / name).stat().st_size for name in bundle.manifest.files},
+        "engines": {name: one.document for name, one in list_engines(bundle.path).items()},
+    }
+
+
+def _block(number: int, pruned: BlockTokens, dense: BlockTokens, geometry: Geometry) -> dict[str, float]:
+    macs = (block_macs(tokens, geometry.width, geometry.mlp_hidden) for tokens in (pruned, dense))
+    return {
+        "block": number, "entering": pruned.entering, "queries": pruned.queries, "mlp": pruned.mlp,
+        **dict(zip(("macs", "dense_macs"), macs, strict=True)),
+    }  # fmt: skip

@@ -1,0 +1,57 @@
+"""Runs every rule on a bundle and a target."""
+
+from __future__ import annotations
+
+import platform
+
+from vitprune.bundle import Bundle
+from vitprune.errors import PreflightError, TargetError
+from vitprune.gpus import local_gpus
+from vitprune.preflight.context import Context
+from vitprune.preflight.rules import Report, Verdict, all_rules
+from vitprune.targets import Choice
+
+
+def check(bundle: Bundle, choice: Choice, *, batch: tuple[int, int, int] | None = None, architecture: str = "") -> Report:
+    """Look at a bundle for a target without building anything.
+
+    Args:
+        bundle: an opened bundle.
+        choice: target, release and module, from `targets.choose`.
+        batch: (min, opt, max) instead of the recipe's.
+        architecture: compute capability of the device ("87" or "8.7"), where the user states it.
+
+    Raises:
+        TargetError: VP224 when `architecture` is no compute capability.
+    """
+    stated = architecture.replace(".", "")
+    if architecture and not (stated.isdigit() and len(stated) > 1):
+        raise TargetError(224, f"'{architecture}' is no compute capability", next_step="--sm 8.7")
+    profile = batch or bundle.recipe.graph.profile
+    context = Context(bundle, choice, profile, stated, local_gpus(), platform.machine())
+    findings = [found for one in all_rules() if (found := one.find(context)) is not None]
+    return Report(str(bundle.path), choice.target.name, runtime_text(choice), choice.module_name, findings)
+
+
+def runtime_text(choice: Choice) -> str:
+    """The runtime that is assumed, for people."""
+    release = choice.release
+    if release is None:
+        return choice.target.backend
+    return f"TensorRT {release.tensorrt}" + (f" (JetPack {release.jetpack})" if release.jetpack else "")
+
+
+def require(report: Report) -> None:
+    """Refuse to go on with a blocked target.
+
+    Raises:
+        PreflightError: VP400, naming the first blocked rule.
+    """
+    blocked = [finding for finding in report.findings if finding.verdict is Verdict.BLOCKED]
+    if blocked:
+        raise PreflightError(
+            400,
+            f"'{report.target}' is blocked by {blocked[0].rule} ({blocked[0].title})",
+            cause=blocked[0].text,
+            next_step=blocked[0].mend,
+        )
