@@ -154,12 +154,8 @@ def _model_for(bundle: Bundle, target: Target, folder: Path) -> Path:
     """model.onnx, or a copy without the kept outputs: data-dependent outputs would need an allocator at run time."""
     if target.keep_kept_outputs:
         return bundle.model_path
-    import onnx
+    from vitprune.graph.logits import with_logits_only
 
-    model = onnx.load(str(bundle.model_path))
-    logits = model.graph.output[0]
-    del model.graph.output[:]
-    model.graph.output.append(logits)
     path = folder / "graph.onnx"
-    onnx.save(model, str(path))
+    with_logits_only(bundle.model_path, path)
     return path
