@@ -79,15 +79,7 @@ def build_engine(
             cause="nothing is overwritten unless asked",
             next_step="add --force",
         )
-    static = bundle.recipe.graph.static_batch
-    profile = batch or bundle.recipe.graph.profile
-    if static is not None and profile != (static,) * 3:
-        raise RecipeError(
-            108,
-            f"the graph has a fixed batch of {static}",
-            cause=f"asked for {':'.join(map(str, profile))}",
-            next_step='export with --set graph.batch="1:4:8"',
-        )
+    profile = batch_profile(bundle, batch)
     try:
         folder.parent.mkdir(exist_ok=True)
         temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".tmp", dir=folder.parent))
@@ -134,6 +126,24 @@ def build_engine(
     bundle.drop_files(f"engines/{target.name}/")
     bundle.add_files([f"engines/{target.name}/{path.name}" for path in sorted(folder.iterdir())])
     return document
+
+
+def batch_profile(bundle: Bundle, batch: tuple[int, int, int] | None) -> tuple[int, int, int]:
+    """The batch asked for, or the recipe's.
+
+    Raises:
+        RecipeError: VP108 when the graph has another, fixed batch.
+    """
+    static = bundle.recipe.graph.static_batch
+    profile = batch or bundle.recipe.graph.profile
+    if static is not None and profile != (static,) * 3:
+        raise RecipeError(
+            108,
+            f"the graph has a fixed batch of {static}",
+            cause=f"asked for {':'.join(map(str, profile))}",
+            next_step='export with --set graph.batch="1:4:8"',
+        )
+    return profile
 
 
 def _swap(new: Path, place: Path) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import os
 import platform
 import sys
 from pathlib import Path, PurePosixPath
@@ -122,6 +123,7 @@ def main(root: Path, given: list[str], machine: str = "") -> int:
     if options.verify:
         return 0
     sys.dont_write_bytecode = True
+    os.environ["PYTHONDONTWRITEBYTECODE"] = "1"  # child processes too: a compiled file would be one that nothing lists
     sys.path.insert(0, str(root / "lib"))
     from vitprune.device.driver import run
 

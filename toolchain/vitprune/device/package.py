@@ -24,7 +24,7 @@ from vitprune import __version__
 from vitprune.bundle import Bundle
 from vitprune.device import entry
 from vitprune.device.hardware import capability_of, machine_of
-from vitprune.errors import RecipeError, TargetError
+from vitprune.errors import LoadError, RecipeError, TargetError
 from vitprune.targets import Target
 
 def package_name(bundle: Bundle, target: Target) -> str:
@@ -55,7 +55,7 @@ def write_package(bundle: Bundle, target: Target, job: dict[str, Any], output: P
     Raises:
         TargetError: VP239 without the plugin's sources. RecipeError: VP107 when the tar cannot be written.
     """
-    contents = collect(bundle)
+    contents = package_files(bundle)
     manifest: dict[str, Any] = {
         "schema_version": entry.SCHEMA, "kind": entry.KIND, "name": package_name(bundle, target), "tool_version": __version__,
         "machine": machine_of(target), "job": job, "files": {name: _digest(source) for name, source in sorted(contents.items())},
@@ -80,7 +80,29 @@ def write_package(bundle: Bundle, target: Target, job: dict[str, Any], output: P
     return manifest
 
 
-def collect(bundle: Bundle) -> dict[str, Path | bytes]:
+def read_manifest(package: Path) -> dict[str, Any]:
+    """The manifest inside a package's tar; the files themselves are verified where it is unpacked.
+
+    Raises:
+        LoadError: VP640 when it is not a package, VP641 when the manifest was changed.
+    """
+    try:
+        with tarfile.open(package) as tar:
+            name = next(member.name for member in tar if member.name.count("/") == 1 and member.name.endswith(f"/{entry.MANIFEST}"))
+            stream = tar.extractfile(name)
+            manifest: dict[str, Any] = json.load(stream) if stream is not None else {}
+    except (OSError, tarfile.TarError, ValueError, StopIteration) as error:
+        raise LoadError(
+            640, f"'{package}' is not a device package", cause=f"{type(error).__name__}: {error}", next_step="make it anew"
+        ) from error
+    if entry.seal(manifest) != manifest.get("sha256"):
+        raise LoadError(
+            641, f"'{package}' was changed", cause=f"the sha256 of {entry.MANIFEST} does not match", next_step="make it anew"
+        )
+    return manifest
+
+
+def package_files(bundle: Bundle) -> dict[str, Path | bytes]:
     """Path inside the package -> file or contents, package.json excepted."""
     root = Path(entry.__file__).resolve().parents[1]
     contents: dict[str, Path | bytes] = {
