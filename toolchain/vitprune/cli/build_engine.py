@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -32,31 +33,34 @@ def command(
     """
     from vitprune import targets
     from vitprune.bundle import open_bundle
-    from vitprune.device.build import wants_package
+    from vitprune.cli._device import packaged as render
+    from vitprune.device.build import package_engine, run_remotely, wants_package
     from vitprune.device.remote import parse_remote
     from vitprune.engines import build_engine, require_backend
 
     chosen = targets.load(target)
     profile, memory = parse_batch(batch), parse_memory(workspace)
     place = parse_remote(remote, ssh_option) if remote is not None else None
+    if rehearse and place is None:
+        raise RecipeError(
+            199, "--rehearse goes with --remote", cause="a package is rehearsed by its own run.sh --rehearse", next_step="add --remote"
+        )
     if wants_package(chosen) or (place is not None and chosen.builds_on == "device"):
         opened = open_bundle(bundle)
         with console.step(f"package for {chosen.name}") as step:
             packaged = package_engine(
                 opened, chosen, batch=profile, workspace_mib=memory, timeout=timeout, trials=trials, force=force, report=step.update
             )
-        _packaged(packaged)
+        result = None
         if place is not None:
-            _remote(opened, chosen, packaged, place, rehearse, require_engine, force)
-        else:
-            _closing(packaged, None, require_engine)
-        return
-    if place is not None or rehearse:
+            with console.step(f"run on {place.host}") as step:
+                result = run_remotely(
+                    opened, chosen, Path(packaged["path"]), place, rehearse=rehearse, again=force, report=step.update
+                )
+        raise typer.Exit(render(packaged, result, require_engine))
+    if place is not None:
         raise RecipeError(
-            199,
-            f"--remote and --rehearse do not go with target '{chosen.name}'",
-            cause="its engines are built on this machine",
-            next_step="leave them out, or choose a device: vitprune targets",
+            199, f"--remote does not go with target '{chosen.name}'", cause="its engines are built on this machine", next_step="leave it out"
         )
     require_backend(chosen)
     opened = open_bundle(bundle)

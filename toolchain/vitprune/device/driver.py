@@ -153,7 +153,7 @@ def _engine(job: Job, work: Path, options: argparse.Namespace, plugin: dict[str,
     with_logits_only(job.model_path, model)
     request = {
         "backend": name, "model": str(model), "output": str(folder / job.target["engine_file"]), "log": str(folder / "build.log"),
-        "batch": job.batch, "workspace_mib": job.target.get("workspace_mib"),
+        "batch": job.batch, "workspace_mib": _workspace(job.target),
         "plugin": str(work / plugin["library"]) if plugin["built"] else None,
     }  # fmt: skip
     facts = building.run_child(request, _say, options.timeout)
@@ -165,6 +165,14 @@ def _engine(job: Job, work: Path, options: argparse.Namespace, plugin: dict[str,
         "model_sha256": job.facts["model_sha256"], "engine": file.name, "engine_sha256": sha256_of(file),
         "engine_bytes": file.stat().st_size, "seconds": round(time.monotonic() - began, 2), "facts": facts,
     }  # fmt: skip
+
+
+def _workspace(target: dict[str, Any]) -> int | None:
+    """MiB of the builder's scratch memory: as given, else the target's part of this device's memory, else the runtime's default."""
+    given, fraction = target.get("workspace_mib"), target.get("workspace_fraction")
+    if given or not fraction:
+        return given
+    return int(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") * fraction) >> 20
 
 
 def _validate(job: Job, name: str, session: Any, version: str) -> dict[str, Any]:

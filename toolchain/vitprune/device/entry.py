@@ -71,13 +71,13 @@ def check_machine(manifest: dict[str, Any], here: str) -> None:
         Refused: VP644.
     """
     wanted = manifest["machine"]
-    if wanted != here:
+    if wanted not in ("", here):
         raise Refused(
             "VP644",
             f"the package '{manifest['name']}' cannot build its engine here",
-            f"its target '{manifest['job']['target']['name']}' is a {wanted} device and this machine is {here}; "
-            "TensorRT engines are built on the device that runs them",
-            f"take the package to a {wanted} device, or try it here with: ./run.sh --rehearse",
+            f"its target '{manifest['job']['target']['name']}' has the processor {wanted} and this machine is {here}; "
+            "an engine is built on the device that runs it",
+            f"take the package to such a device ({wanted}), or try it here with: ./run.sh --rehearse",
         )
 
 

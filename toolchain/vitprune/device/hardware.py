@@ -6,28 +6,36 @@ import platform
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from vitprune import backends
 from vitprune.environment.jetson import CHIPS, read_jetson
 
 if TYPE_CHECKING:
     from vitprune.targets import Target
 
+_JETSONS = {capability: family for family, capability in CHIPS.values()}
+
 
 def machine_of(target: Target) -> str:
-    """The device's processor, as `uname -m` says it. Devices that build their own engines are Jetsons unless the target says."""
-    return str(getattr(target, "machine", None) or "aarch64")
+    """The device's processor as `uname -m` says it, "" for any."""
+    return str(getattr(target, "machine", "aarch64"))
 
 
 def capability_of(target: Target) -> str:
-    """The GPU's compute capability as nvcc writes it ("87"), "" when the target does not say."""
-    named = str(getattr(target, "compute_capability", None) or getattr(target, "sm", None) or "")
-    if named:
-        return named.replace(".", "")
-    return next((capability for family, capability in CHIPS.values() if family.lower() in target.name.lower()), "")
+    """The GPU's compute capability as nvcc writes it ("87"), "" when only the device knows."""
+    if hasattr(target, "compute_capability"):
+        return str(target.compute_capability)
+    return next((capability for capability, family in _JETSONS.items() if family.lower() in target.name.lower()), "")
 
 
 def is_device(target: Target, root: Path = Path("/"), machine: str = "") -> bool:
-    """Whether this machine is a device of the target: the engine can then be built right here."""
-    if (machine or platform.machine()) != machine_of(target):
+    """Whether this machine is a device of the target, so that the engine can be built right here.
+
+    A Jetson is told by its device tree. Other devices have the target's processor and runtime; their GPU shows when building.
+    """
+    if machine_of(target) not in ("", machine or platform.machine()):
         return False
-    jetson = read_jetson(root)
-    return jetson is not None and jetson.compute_capability in ("", capability_of(target))
+    if machine_of(target) == "aarch64" and capability_of(target) in _JETSONS:
+        jetson = read_jetson(root)
+        return jetson is not None and jetson.compute_capability in ("", capability_of(target))
+    wanted = target.backend.replace("-", "_")
+    return wanted in backends.names() and not backends.get(wanted).missing()

@@ -8,9 +8,9 @@
 # Results: out/ (out-rehearsal/). Exit 0 fine, 1 a gate failed, 2 could not run.
 set -u
 here=$(CDPATH='' cd -- "$(dirname -- "$0")" && pwd -P) || exit 2
-runtime=tensorrt
+runtimes="tensorrt onnxruntime"
 for argument in "$@"; do
-    [ "$argument" = --rehearse ] && runtime=onnxruntime
+    [ "$argument" = --rehearse ] && runtimes=onnxruntime
 done
 
 # works PYTHON MODULE...: whether that interpreter is recent enough and has the modules
@@ -24,18 +24,18 @@ PY
 }
 
 candidates=${VITPRUNE_PYTHON:-"python3 /usr/bin/python3 python3.12 python3.10 python3.11 python3.13"}
-old_ifs=$IFS
-[ -n "${VITPRUNE_PYTHON:-}" ] && IFS=
-for python in $candidates; do # prefer the one that has the runtime
+[ -n "${VITPRUNE_PYTHON:-}" ] && separator='' || separator=' '
+# first choice: an interpreter that has the runtime; last choice: any, which then says what is missing
+for runtime in $runtimes json; do
+    old_ifs=$IFS
+    IFS=$separator
+    for python in $candidates; do
+        IFS=$old_ifs
+        if [ "$runtime" = json ]; then works "$python"; else works "$python" numpy "$runtime"; fi &&
+            exec "$python" -B "$here/run.py" "$@"
+    done
     IFS=$old_ifs
-    works "$python" numpy "$runtime" && exec "$python" -B "$here/run.py" "$@"
 done
-[ -n "${VITPRUNE_PYTHON:-}" ] && IFS=
-for python in $candidates; do # else any: it says what is missing
-    IFS=$old_ifs
-    works "$python" && exec "$python" -B "$here/run.py" "$@"
-done
-IFS=$old_ifs
 echo "error VP237 there is no Python for this package" >&2
 echo "  cause none of these is Python 3.10 or newer: $candidates" >&2
 echo "  next  set VITPRUNE_PYTHON=/path/to/python3, or install python3 from the system's packages" >&2
