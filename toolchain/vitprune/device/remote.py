@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import re
+import selectors
 import shutil
 import subprocess
 import sys
-import threading
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -126,44 +128,62 @@ def broken(remote: Remote, complaint: str) -> TargetError:
 
 
 def _run(command: list[str], text: str, on_line: Callable[[str], None]) -> tuple[int, list[str], str]:
-    """Exit code, lines of stdout, last line of stderr; the process ends with us."""
-    process = subprocess.Popen(
-        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, errors="replace"
-    )
+    """Exit code, lines of stdout, telling line of stderr.
+
+    It ends with the process itself: a helper of it (rsync's ssh on a dead line) may hold the pipes open much longer. The process
+    stays in our session, where ssh can ask for a password.
+    """
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, bufsize=0)
     assert process.stdin is not None
     assert process.stdout is not None
     assert process.stderr is not None
-    complaints: deque[str] = deque(maxlen=5)
-    stderr = process.stderr
-    drain = threading.Thread(target=lambda: complaints.extend(line.strip() for line in stderr if line.strip()), daemon=True)
-    drain.start()
     lines: list[str] = []
+    complaints: deque[str] = deque(maxlen=5)
+
+    def said(line: str) -> None:
+        lines.append(line)
+        on_line(line)
+
     try:
-        try:
-            process.stdin.write(text)
-            process.stdin.close()
-        except BrokenPipeError:
-            pass  # it ended early; its exit code and message say why
-        for line in process.stdout:
-            lines.append(line.rstrip("\n"))
-            on_line(lines[-1])
+        with contextlib.suppress(BrokenPipeError):  # it ended early; its exit code and message say why
+            process.stdin.write(text.encode())
+        process.stdin.close()
+        with selectors.DefaultSelector() as pipes:
+            pipes.register(process.stdout, selectors.EVENT_READ, _Lines(said))
+            pipes.register(process.stderr, selectors.EVENT_READ, _Lines(complaints.append))
+            while pipes.get_map():
+                ended = process.poll() is not None
+                ready = pipes.select(timeout=0.1)
+                for key, _ in ready:
+                    if piece := os.read(key.fd, 1 << 16):
+                        key.data.feed(piece)
+                    else:
+                        pipes.unregister(key.fileobj)
+                if ended and not ready:
+                    break
         process.wait()
     except BaseException:
         process.kill()
         process.wait()
         raise
     finally:
-        drain.join(timeout=2)
-        for stream in (process.stdin, process.stdout, process.stderr):
-            _close(stream)
+        process.stdout.close()
+        process.stderr.close()
     return process.returncode, lines, _telling(list(complaints))
 
 
-def _close(stream: object) -> None:
-    import contextlib
+class _Lines:
+    """Cuts bytes into lines; a carriage return ends one too (progress bars)."""
 
-    with contextlib.suppress(OSError, ValueError):
-        stream.close()  # type: ignore[attr-defined]
+    def __init__(self, say: Callable[[str], None]) -> None:
+        self._say, self._rest = say, b""
+
+    def feed(self, piece: bytes) -> None:
+        """Take bytes, pass on the lines that are complete and not empty."""
+        *whole, self._rest = re.split(rb"[\r\n]", self._rest + piece)
+        for line in whole:
+            if text := line.decode("utf-8", "replace").rstrip():
+                self._say(text)
 
 
 def _telling(complaints: list[str]) -> str:
