@@ -25,9 +25,9 @@ PACKAGED = "packaged, engine to be built on the device"
 REPORT = "package-report.json"
 
 
-def wants_package(target: Target) -> bool:
+def wants_package(target: Target, root: Path = Path("/")) -> bool:
     """Whether the engine of a target cannot be built on this machine by its nature, whatever is installed."""
-    return target.builds_on == "device" and not is_device(target)
+    return target.builds_on == "device" and not is_device(target, root)
 
 
 def package_engine(

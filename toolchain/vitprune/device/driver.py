@@ -34,7 +34,10 @@ def run(root: Path, manifest: dict[str, Any], options: argparse.Namespace) -> in
     """Run a verified package; returns the exit code."""
     output = root / OUTPUTS[options.rehearse]
     job = Job(root / "bundle", manifest["job"])
-    work = Path(tempfile.mkdtemp(prefix=f".{output.name}.", suffix=".tmp", dir=root))
+    try:
+        work = Path(tempfile.mkdtemp(prefix=f".{output.name}.", suffix=".tmp", dir=root))
+    except OSError as error:
+        return _unwritable(output, error)
     result: dict[str, Any] = {
         "schema_version": 1, "package": manifest["name"], "package_sha256": manifest["sha256"], "target": job.target["name"],
         "mode": "rehearsal" if options.rehearse else "device",
@@ -56,12 +59,16 @@ def run(root: Path, manifest: dict[str, Any], options: argparse.Namespace) -> in
         work.chmod(0o755)
         _swap(work, output)
     except OSError as error:
-        show("VP245", f"cannot write '{output}'", error.strerror or str(error), "free some space, or unpack elsewhere")
-        return 2
+        return _unwritable(output, error)
     finally:
         shutil.rmtree(work, ignore_errors=True)
     print(f"{result['status']}: {output}", file=sys.stderr)
     return int(result["exit_code"])
+
+
+def _unwritable(output: Path, error: OSError) -> int:
+    show("VP245", f"cannot write '{output}'", error.strerror or str(error), "free some space, or unpack elsewhere")
+    return 2
 
 
 def _work(job: Job, work: Path, options: argparse.Namespace) -> dict[str, Any]:
@@ -79,7 +86,7 @@ def _work(job: Job, work: Path, options: argparse.Namespace) -> dict[str, Any]:
     else:
         engine = _engine(job, work, options, plugin)
         sessions[runtime] = backend.Session(job, engine=work / "engine" / job.target["engine_file"])
-        if not _backend_missing("onnxruntime"):
+        if runtime != "onnxruntime" and not _backend_missing("onnxruntime"):
             sessions["onnxruntime"] = _backend("onnxruntime").Session(job)
     verdict = _validate(job, runtime, sessions[runtime], backend.version())
     _write(work / "validate.json", verdict)
@@ -150,21 +157,42 @@ def _engine(job: Job, work: Path, options: argparse.Namespace, plugin: dict[str,
     model = folder / "graph.onnx"
     _say("building the engine")
     began = time.monotonic()
-    with_logits_only(job.model_path, model)
+    if options.kept_outputs or job.target.get("keep_kept_outputs"):
+        shutil.copyfile(job.model_path, model)
+    else:
+        with_logits_only(job.model_path, model)
     request = {
         "backend": name, "model": str(model), "output": str(folder / job.target["engine_file"]), "log": str(folder / "build.log"),
         "batch": job.batch, "workspace_mib": _workspace(job.target),
-        "plugin": str(work / plugin["library"]) if plugin["built"] else None,
+        "precision": job.facts["precision"], "keep_fp32": job.facts["keep_fp32"], "plugin": _chosen(plugin, work, options),
+        "architectures": _architectures(job),
     }  # fmt: skip
-    facts = building.run_child(request, _say, options.timeout)
-    model.unlink()
+    try:
+        facts = building.run_child(request, _say, options.timeout)
+    finally:
+        model.unlink(missing_ok=True)
     file = folder / job.target["engine_file"]
-    return {
+    document = {
         "schema_version": 1, "target": job.target["name"], "backend": name, "backend_version": backends.get(name).version(),
         "tool_version": __version__, "host": os.uname().machine, "batch": job.batch, "precision": job.facts["precision"],
         "model_sha256": job.facts["model_sha256"], "engine": file.name, "engine_sha256": sha256_of(file),
         "engine_bytes": file.stat().st_size, "seconds": round(time.monotonic() - began, 2), "facts": facts,
     }  # fmt: skip
+    _write(folder / "engine.json", document)  # sessions read it
+    return document
+
+
+def _chosen(plugin: dict[str, Any], work: Path, options: argparse.Namespace) -> str:
+    """What the builder is to do for the plugin: take the library that was built, do without, or say itself why there is none."""
+    if options.plugin == "skip":
+        return "none"
+    return str(work / plugin["library"]) if plugin["built"] and plugin["tensorrt"] else "auto"
+
+
+def _architectures(job: Job) -> list[str]:
+    """Compute capabilities the target allows; [] for any."""
+    named = job.target.get("architectures") or []
+    return [] if named == "auto" else named
 
 
 def _workspace(target: dict[str, Any]) -> int | None:

@@ -39,6 +39,7 @@ def job_of(bundle: Bundle, target: Target, batch: tuple[int, int, int], workspac
         "batch": list(batch), "static_batch": bundle.recipe.graph.static_batch, "io": bundle.manifest.io,
         "input_size": list(bundle.manifest.preprocessing["input_size"]), "blocks": [int(s["block"]) for s in bundle.manifest.sites],
         "gates": bundle.recipe.validation.gates.model_dump(mode="json"), "precision": bundle.recipe.precision.mode,
+        "keep_fp32": list(bundle.recipe.precision.keep_fp32),
         "model_sha256": bundle.manifest.files["model.onnx"], "compute_capability": capability_of(target),
     }  # fmt: skip
 
