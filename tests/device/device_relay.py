@@ -9,11 +9,12 @@ import socket
 import sys
 import threading
 import time
+from pathlib import Path
 
 
 def main() -> None:
     host, port, stall, sent = sys.argv[1:5]
-    limit = int(open(stall).read()) if os.path.exists(stall) else None
+    limit = int(Path(stall).read_text()) if Path(stall).exists() else None
     line = socket.create_connection((host, int(port)))
     threading.Thread(target=inward, args=(line,), daemon=True).start()
     total = 0

@@ -125,9 +125,7 @@ def test_newer_schema_is_refused(unpacked: Path) -> None:
 
 
 @pytest.mark.parametrize(("wanted", "here"), [("aarch64", "x86_64"), ("x86_64", "aarch64")])
-def test_other_processor_is_refused_both_ways(
-    unpacked: Path, wanted: str, here: str, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_other_processor_is_refused_both_ways(unpacked: Path, wanted: str, here: str, capsys: pytest.CaptureFixture[str]) -> None:
     path = unpacked / "package.json"
     manifest = json.loads(path.read_text())
     manifest["machine"] = wanted

@@ -55,7 +55,12 @@ def test_rehearsal_there_brings_the_reports_back_and_is_not_repeated(bundle: Bun
     assert document["result"]["status"] == "passed"
     assert document["result"]["repeated"] is False
     reports = bundle.path / "reports" / f"{TARGET}-rehearsal"
-    assert sorted(path.name for path in reports.iterdir()) == ["benchmark.json", "environment.json", "result.json", "validate.json"]
+    assert sorted(path.name for path in reports.iterdir()) == [
+        "benchmark.json",
+        "environment.json",
+        "result.json",
+        "validate.json",
+    ]
     assert [path.name for path in (bundle.path / "engines").iterdir()] == [TARGET]
     assert not list((bundle.path / "engines").rglob("*.engine"))
     open_bundle(bundle.path)
@@ -181,7 +186,9 @@ def test_error_of_the_run_is_the_cause_and_it_is_tried_again(bundle: Bundle, ssh
     remote = parse_remote(sshd.place, sshd.options)
     for attempt in (1, 2):
         with pytest.raises(TargetError) as caught:
-            run_package(remote, package, package.stem, TARGET, "", bundle.path / "in", rehearse=True, options=("--no-such-option",))
+            run_package(
+                remote, package, package.stem, TARGET, "", bundle.path / "in", rehearse=True, options=("--no-such-option",)
+            )
         assert caught.value.code == "VP235"
         assert "exit code 2" in caught.value.cause
         assert sshd.runs() == attempt

@@ -19,11 +19,17 @@ def command(
     batch: Annotated[str | None, typer.Option(help="min:opt:max or one number; default: the recipe's.")] = None,
     workspace: Annotated[str | None, typer.Option(help="Builder memory with its unit, for example 2GiB.")] = None,
     timeout: Annotated[float, typer.Option(help="Seconds.")] = 1800.0,
-    remote: Annotated[str | None, typer.Option(help="user@host[:folder]: build on that device over ssh and fetch the engine.")] = None,
+    remote: Annotated[
+        str | None, typer.Option(help="user@host[:folder]: build on that device over ssh and fetch the engine.")
+    ] = None,
     ssh_option: Annotated[list[str] | None, typer.Option(help="NAME=VALUE for ssh, such as Port=2222; repeatable.")] = None,
-    rehearse: Annotated[bool, typer.Option("--rehearse", help="With --remote: ONNX Runtime in place of TensorRT, no engine.")] = False,
+    rehearse: Annotated[
+        bool, typer.Option("--rehearse", help="With --remote: ONNX Runtime in place of TensorRT, no engine.")
+    ] = False,
     require_engine: Annotated[bool, typer.Option("--require-engine", help="Exit 2 when there is no engine in the end.")] = False,
-    trials: Annotated[bool, typer.Option("--trials/--no-trials", help="Try plugin and graph with the compilers found here.")] = True,
+    trials: Annotated[
+        bool, typer.Option("--trials/--no-trials", help="Try plugin and graph with the compilers found here.")
+    ] = True,
     force: ForceOption = False,
 ) -> None:
     """Build an engine for a target and add it to the bundle; for a device that is not this machine, a package for it.
@@ -43,13 +49,23 @@ def command(
     place = parse_remote(remote, ssh_option) if remote is not None else None
     if rehearse and place is None:
         raise RecipeError(
-            199, "--rehearse goes with --remote", cause="a package is rehearsed by its own run.sh --rehearse", next_step="add --remote"
+            199,
+            "--rehearse goes with --remote",
+            cause="a package is rehearsed by its own run.sh --rehearse",
+            next_step="add --remote",
         )
     if wants_package(chosen) or (place is not None and chosen.builds_on == "device"):
         opened = open_bundle(bundle)
         with console.step(f"package for {chosen.name}") as step:
             packaged = package_engine(
-                opened, chosen, batch=profile, workspace_mib=memory, timeout=timeout, trials=trials, force=force, report=step.update
+                opened,
+                chosen,
+                batch=profile,
+                workspace_mib=memory,
+                timeout=timeout,
+                trials=trials,
+                force=force,
+                report=step.update,
             )
         result = None
         if place is not None:
@@ -60,7 +76,10 @@ def command(
         raise typer.Exit(render(packaged, result, require_engine))
     if place is not None:
         raise RecipeError(
-            199, f"--remote does not go with target '{chosen.name}'", cause="its engines are built on this machine", next_step="leave it out"
+            199,
+            f"--remote does not go with target '{chosen.name}'",
+            cause="its engines are built on this machine",
+            next_step="leave it out",
         )
     require_backend(chosen)
     opened = open_bundle(bundle)

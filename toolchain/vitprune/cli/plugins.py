@@ -24,8 +24,12 @@ class Action(str, Enum):
 
 def command(
     action: Annotated[Action, typer.Argument(help="build the library, or info: what is built and what a build would find.")],
-    arch: Annotated[list[str] | None, typer.Option(help="GPU architecture such as 87; repeatable. Default: all of nvcc's.")] = None,
-    cuda: Annotated[bool | None, typer.Option("--cuda/--no-cuda", help="Require or leave out CUDA. Default: where nvcc is.")] = None,
+    arch: Annotated[
+        list[str] | None, typer.Option(help="GPU architecture such as 87; repeatable. Default: all of nvcc's.")
+    ] = None,
+    cuda: Annotated[
+        bool | None, typer.Option("--cuda/--no-cuda", help="Require or leave out CUDA. Default: where nvcc is.")
+    ] = None,
     nvcc: Annotated[Path | None, typer.Option(help="The CUDA compiler.")] = None,
     tensorrt_include: Annotated[Path | None, typer.Option(help="Folder with NvInfer.h.")] = None,
     ort_include: Annotated[Path | None, typer.Option(help="Folder with onnxruntime_c_api.h.")] = None,
@@ -96,4 +100,6 @@ def _info() -> None:
 
 def _ours(error: PluginError) -> TargetError:
     lines = [line for line in error.cause.splitlines() if line.strip()]
-    return TargetError(243, f"the plugin library: {error.code}: {lines[0]}", cause=" / ".join(lines[-3:]), next_step=error.next_step)
+    return TargetError(
+        243, f"the plugin library: {error.code}: {lines[0]}", cause=" / ".join(lines[-3:]), next_step=error.next_step
+    )

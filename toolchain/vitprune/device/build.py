@@ -124,7 +124,15 @@ def run_remotely(
     manifest = read_manifest(package)
     incoming = bundle.path / "engines" / f".{target.name}{'-rehearsal' if rehearse else ''}.incoming"
     finished = run_package(
-        remote, package, manifest["name"], target.name, manifest["machine"], incoming, rehearse=rehearse, again=again, report=report
+        remote,
+        package,
+        manifest["name"],
+        target.name,
+        manifest["machine"],
+        incoming,
+        rehearse=rehearse,
+        again=again,
+        report=report,
     )
     result = collect(bundle, target.name, finished.folder, manifest)
     return {**result, "repeated": finished.repeated}

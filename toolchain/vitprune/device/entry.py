@@ -102,8 +102,12 @@ def arguments(given: list[str]) -> argparse.Namespace:
     """The options of run.sh."""
     parser = argparse.ArgumentParser(prog="run.sh", description="Build, validate and time this package's engine on this device.")
     parser.add_argument("--rehearse", action="store_true", help="ONNX Runtime on the CPU in place of TensorRT; builds no engine")
-    parser.add_argument("--plugin", choices=["auto", "skip", "require"], default="auto", help="the native library (default: auto)")
-    parser.add_argument("--kept-outputs", action="store_true", help="the engine also gives the kept patches: decisions are validated")
+    parser.add_argument(
+        "--plugin", choices=["auto", "skip", "require"], default="auto", help="the native library (default: auto)"
+    )
+    parser.add_argument(
+        "--kept-outputs", action="store_true", help="the engine also gives the kept patches: decisions are validated"
+    )
     parser.add_argument("--rounds", type=int, default=20, help="rounds of the benchmark (default: 20)")
     parser.add_argument("--timeout", type=float, default=3600.0, help="seconds for the engine build (default: 3600)")
     parser.add_argument("--verify", action="store_true", help="only verify the package")

@@ -1,11 +1,11 @@
 """Writing a device package: one tar, the same bytes for the same bundle, target and tool.
 
-    <bundle>-<target>/
-      run.sh run.py     what to start on the device, and the verification it starts with
-      package.json      what to do, sha256 of every file
-      bundle/           model.onnx, samples.npz, recipe.yaml, manifest.json: a bundle without engines and reports
-      plugins/          sources of the native library
-      lib/vitprune/     this package's Python sources
+<bundle>-<target>/
+  run.sh run.py     what to start on the device, and the verification it starts with
+  package.json      what to do, sha256 of every file
+  bundle/           model.onnx, samples.npz, recipe.yaml, manifest.json: a bundle without engines and reports
+  plugins/          sources of the native library
+  lib/vitprune/     this package's Python sources
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from vitprune.device import entry
 from vitprune.device.hardware import capability_of, machine_of
 from vitprune.errors import LoadError, RecipeError, TargetError
 from vitprune.targets import Target
+
 
 def package_name(bundle: Bundle, target: Target) -> str:
     """`<bundle>-<target>`, in letters that every shell and file system takes."""
@@ -89,7 +90,9 @@ def read_manifest(package: Path) -> dict[str, Any]:
     """
     try:
         with tarfile.open(package) as tar:
-            name = next(member.name for member in tar if member.name.count("/") == 1 and member.name.endswith(f"/{entry.MANIFEST}"))
+            name = next(
+                member.name for member in tar if member.name.count("/") == 1 and member.name.endswith(f"/{entry.MANIFEST}")
+            )
             stream = tar.extractfile(name)
             manifest: dict[str, Any] = json.load(stream) if stream is not None else {}
     except (OSError, tarfile.TarError, ValueError, StopIteration) as error:
@@ -128,7 +131,7 @@ def _bare_manifest(bundle: Bundle) -> str:
 
 def _python_sources(root: Path) -> list[Path]:
     """The package's own modules; data folders of an installed package ("_recipes", "_plugins") stay out."""
-    return [path for path in sorted(root.rglob("*.py")) if not path.relative_to(root).parts[0] in ("_recipes", "_plugins")]
+    return [path for path in sorted(root.rglob("*.py")) if path.relative_to(root).parts[0] not in ("_recipes", "_plugins")]
 
 
 def _plugin_sources() -> dict[str, Path | bytes]:
@@ -137,7 +140,9 @@ def _plugin_sources() -> dict[str, Path | bytes]:
     try:
         folder = find_sources()
     except PluginError as error:
-        raise TargetError(239, "the package would lack the plugin's sources", cause=error.cause, next_step=error.next_step) from error
+        raise TargetError(
+            239, "the package would lack the plugin's sources", cause=error.cause, next_step=error.next_step
+        ) from error
     files = (path for path in sorted(folder.rglob("*")) if path.is_file() and not path.is_symlink())
     shown = ((path.relative_to(folder), path) for path in files)
     return {f"plugins/{name.as_posix()}": path for name, path in shown if not any(part.startswith(".") for part in name.parts)}

@@ -69,4 +69,8 @@ def stand_in_build(
             facts = building.run_child(request, report, timeout)
         except VitpruneError as error:
             return {"status": "failed", "detail": f"{error.code}: {error.message}: {error.cause}", "error": error.document()}
-    return {"status": "passed", "detail": f"{facts['runtime']} builds the graph; its engine is not for this target", "facts": facts}
+    return {
+        "status": "passed",
+        "detail": f"{facts['runtime']} builds the graph; its engine is not for this target",
+        "facts": facts,
+    }

@@ -79,7 +79,9 @@ def require_tools() -> None:
         )
 
 
-def run_script(remote: Remote, script: str, arguments: list[str], on_line: Callable[[str], None] = lambda line: None) -> list[str]:
+def run_script(
+    remote: Remote, script: str, arguments: list[str], on_line: Callable[[str], None] = lambda line: None
+) -> list[str]:
     """Run a shell script on the remote machine; returns its stdout's lines.
 
     Args:
@@ -97,7 +99,9 @@ def run_script(remote: Remote, script: str, arguments: list[str], on_line: Calla
         raise broken(remote, complaint)
     if code:
         said = complaint or (lines[-1] if lines else "it said nothing")
-        raise TargetError(235, f"a step on {remote.host} failed", cause=said, next_step=f"look at {remote.folder} on {remote.host}")
+        raise TargetError(
+            235, f"a step on {remote.host} failed", cause=said, next_step=f"look at {remote.folder} on {remote.host}"
+        )
     return lines
 
 
@@ -187,7 +191,7 @@ class _Lines:
 
 
 def _telling(complaints: list[str]) -> str:
-    """ssh's own last line where rsync only reports the consequence."""
+    """The last line of ssh itself where rsync only reports the consequence."""
     own = [line for line in complaints if not line.startswith(("rsync error:", "rsync:"))]
     return (own or complaints or [""])[-1]
 

@@ -186,4 +186,10 @@ def _fetch(remote: Remote, source: str, incoming: Path, report: Callable[[str], 
     report("fetching the results")
     incoming.mkdir(parents=True, exist_ok=True)
     options = ["--recursive", "--times", "--delete", "--partial-dir=.partial"]
-    copy(remote, remote.path(source), local(incoming, folder=True), options, lambda line: report(f"fetching: {' '.join(line.split()[:3])}"))
+    copy(
+        remote,
+        remote.path(source),
+        local(incoming, folder=True),
+        options,
+        lambda line: report(f"fetching: {' '.join(line.split()[:3])}"),
+    )

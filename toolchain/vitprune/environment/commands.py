@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
+import signal
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,18 +25,19 @@ def output_of(program: Path | None, arguments: Sequence[str] = (), timeout: floa
     if program is None:
         return "", "not installed"
     try:
-        done = subprocess.run(
-            [str(program), *arguments], capture_output=True, text=True, errors="replace", timeout=timeout, check=False,
-            stdin=subprocess.DEVNULL,
-        )  # fmt: skip
-    except subprocess.TimeoutExpired:
-        return "", f"no answer within {timeout:g} s"
+        process = _started(program, arguments)
     except OSError as error:
         return "", error.strerror or str(error)
-    if done.returncode:
-        said = (done.stderr.strip() or done.stdout.strip() or "it said nothing").splitlines()[0]
-        return "", f"exit code {done.returncode}: {said}"
-    return done.stdout.strip(), ""
+    try:
+        output, complaint = process.communicate(timeout=timeout)
+    except subprocess.TimeoutExpired:
+        return "", f"no answer within {timeout:g} s"
+    finally:
+        _end(process)
+    if process.returncode:
+        said = (complaint.strip() or output.strip() or "it said nothing").splitlines()[0]
+        return "", f"exit code {process.returncode}: {said}"
+    return output.strip(), ""
 
 
 def first_line(program: Path | None, arguments: Sequence[str] = (), timeout: float = 5.0) -> tuple[str, str]:
@@ -42,15 +45,28 @@ def first_line(program: Path | None, arguments: Sequence[str] = (), timeout: flo
     if program is None:
         return "", "not installed"
     try:
-        process = subprocess.Popen(
-            [str(program), *arguments], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, stdin=subprocess.DEVNULL, text=True
-        )
+        process = _started(program, arguments)
     except OSError as error:
         return "", error.strerror or str(error)
-    line = _read_line(process, timeout)
-    process.kill()
-    process.communicate()
+    try:
+        line = _read_line(process, timeout)
+    finally:
+        _end(process)
     return (line, "") if line else ("", f"no line within {timeout:g} s")
+
+
+def _started(program: Path, arguments: Sequence[str]) -> subprocess.Popen[str]:
+    """The program in a session of its own, so that helpers it starts end with it."""
+    return subprocess.Popen(
+        [str(program), *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, stdin=subprocess.DEVNULL, text=True,
+        errors="replace", start_new_session=True,
+    )  # fmt: skip
+
+
+def _end(process: subprocess.Popen[str]) -> None:
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
 
 
 def _read_line(process: subprocess.Popen[str], timeout: float) -> str:

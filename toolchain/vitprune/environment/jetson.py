@@ -60,7 +60,7 @@ def read_jetson(root: Path = Path("/")) -> Jetson | None:
 
 
 def parse_l4t(text: str) -> str:
-    """ "36.4.3" out of `# R36 (release), REVISION: 4.3, GCID: ...`, or ""."""
+    """The release in `# R36 (release), REVISION: 4.3, GCID: ...`, here "36.4.3", or ""."""
     found = re.search(r"R(\d+)\s*\(release\),\s*REVISION:\s*([\d.]+)", text)
     return f"{found[1]}.{found[2]}" if found else ""
 

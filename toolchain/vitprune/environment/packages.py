@@ -45,7 +45,9 @@ def _distributions() -> dict[str, list[str]]:
 def _written(origin: str | None) -> str:
     """`__version__ = "..."` in the module's own file (system packages often come without metadata)."""
     try:
-        found = re.search(r"""^__version__\s*=\s*["']([^"']+)["']""", Path(origin or "").read_text(encoding="utf-8"), re.MULTILINE)
+        found = re.search(
+            r"""^__version__\s*=\s*["']([^"']+)["']""", Path(origin or "").read_text(encoding="utf-8"), re.MULTILINE
+        )
     except (OSError, UnicodeDecodeError):
         return "unknown"
     return found[1] if found else "unknown"

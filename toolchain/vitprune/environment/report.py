@@ -66,7 +66,9 @@ def _header_version(folder: Path) -> str:
         text = (folder / "NvInferVersion.h").read_text(encoding="utf-8", errors="replace")
     except OSError:
         return "unknown"
-    found = [re.search(rf"#define (?:NV_TENSORRT|TRT)_{part}(?:_ENTERPRISE)? (\d+)", text) for part in ("MAJOR", "MINOR", "PATCH")]
+    found = [
+        re.search(rf"#define (?:NV_TENSORRT|TRT)_{part}(?:_ENTERPRISE)? (\d+)", text) for part in ("MAJOR", "MINOR", "PATCH")
+    ]
     return ".".join(match[1] for match in found if match) or "unknown"
 
 
