@@ -59,7 +59,7 @@ def package_engine(
     """
     profile = batch_profile(bundle, batch)
     report("static checks")
-    findings = {"preflight": preparing.preflight(bundle, target)}
+    findings = {"preflight": preparing.preflight(bundle, target, profile)}
     report("writing the package")
     place = bundle.engine_path(target.name)
     job = job_of(bundle, target, profile, workspace_mib or target.workspace_mib)

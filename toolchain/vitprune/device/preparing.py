@@ -24,7 +24,7 @@ from vitprune.targets import Target
 STAND_IN = "tensorrt_rtx"
 
 
-def preflight(bundle: Bundle, target: Target) -> dict[str, Any]:
+def preflight(bundle: Bundle, target: Target, batch: tuple[int, int, int]) -> dict[str, Any]:
     """The static checks for a target, where this version has them.
 
     Raises:
@@ -32,9 +32,12 @@ def preflight(bundle: Bundle, target: Target) -> dict[str, Any]:
     """
     if importlib.util.find_spec("vitprune.preflight") is None:
         return {"status": "skipped", "detail": "this version has no static checks"}
-    checks: Any = importlib.import_module("vitprune.preflight")
-    document = checks.require(bundle, target)
-    return {"status": "passed", "detail": "nothing blocks the target", "report": document}
+    checks: Any = importlib.import_module("vitprune.preflight.check")
+    choose: Any = importlib.import_module("vitprune.targets").__dict__["choose"]
+    report = checks.check(bundle, choose(target), batch=batch)
+    checks.require(report)
+    document = report.document()
+    return {"status": "passed", "detail": f"{document['status']}, for {document['runtime']}", "report": document}
 
 
 def compile_plugin(target: Target) -> dict[str, Any]:
