@@ -15,7 +15,7 @@ import pytest
 from vitprune import targets
 from vitprune.bundle import Bundle, open_bundle, sha256_of
 from vitprune.device import entry
-from vitprune.device.hardware import capability_of, is_device, machine_of
+from vitprune.device.hardware import capability_of, is_device, machine_of, why_no_device
 from vitprune.device.package import job_of, package_name, read_manifest, write_package
 from vitprune.errors import LoadError
 
@@ -171,3 +171,5 @@ def test_targets_and_devices(tmp_path: Path) -> None:
     assert is_device(orin, tmp_path, "aarch64")
     assert not is_device(orin, tmp_path, "x86_64")
     assert not is_device(thor, tmp_path, "aarch64")
+    assert why_no_device(orin, tmp_path, "x86_64") == "the device is aarch64, this machine is x86_64"
+    assert "Orin" in why_no_device(thor, tmp_path, "aarch64")

@@ -28,14 +28,23 @@ def capability_of(target: Target) -> str:
 
 
 def is_device(target: Target, root: Path = Path("/"), machine: str = "") -> bool:
-    """Whether this machine is a device of the target, so that the engine can be built right here.
+    """Whether this machine is a device of the target, so that the engine can be built right here."""
+    return not why_no_device(target, root, machine)
+
+
+def why_no_device(target: Target, root: Path = Path("/"), machine: str = "") -> str:
+    """Why this machine is no device of the target, or "".
 
     A Jetson is told by its device tree. Other devices have the target's processor and runtime; their GPU shows when building.
     """
-    if machine_of(target) not in ("", machine or platform.machine()):
-        return False
-    if machine_of(target) == "aarch64" and capability_of(target) in _JETSONS:
+    wanted, here = machine_of(target), machine or platform.machine()
+    if wanted not in ("", here):
+        return f"the device is {wanted}, this machine is {here}"
+    if wanted == "aarch64" and capability_of(target) in _JETSONS:
         jetson = read_jetson(root)
-        return jetson is not None and jetson.compute_capability in ("", capability_of(target))
-    wanted = target.backend.replace("-", "_")
-    return wanted in backends.names() and not backends.get(wanted).missing()
+        if jetson is None:
+            return "this machine is no Jetson"
+        fits = jetson.compute_capability in ("", capability_of(target))
+        return "" if fits else f"this is a Jetson {jetson.family}, the target is SM {capability_of(target)}"
+    name = target.backend.replace("-", "_")
+    return str(backends.get(name).missing()) if name in backends.names() else f"this version has no '{target.backend}' backend"
