@@ -72,6 +72,7 @@ def _unwritable(output: Path, error: OSError) -> int:
 
 
 def _work(job: Job, work: Path, options: argparse.Namespace) -> dict[str, Any]:
+    from vitprune.device.latency import benchmark
     from vitprune.environment.report import environment
 
     _say("recording the environment")
@@ -79,20 +80,19 @@ def _work(job: Job, work: Path, options: argparse.Namespace) -> dict[str, Any]:
     runtime = "onnxruntime" if options.rehearse else job.target["backend"]
     backend = _backend(runtime)
     plugin = _plugin(job, work, options)
-    sessions: dict[str, Any] = {}
     engine: dict[str, Any] | None = None
     if options.rehearse:
-        sessions["onnxruntime"] = backend.Session(job)
+        session = backend.Session(job)
     else:
         engine = _engine(job, work, options, plugin)
-        sessions[runtime] = backend.Session(job, engine=work / "engine" / job.target["engine_file"])
-        if runtime != "onnxruntime" and not _backend_missing("onnxruntime"):
-            sessions["onnxruntime"] = _backend("onnxruntime").Session(job)
-    verdict = _validate(job, runtime, sessions[runtime], backend.version())
+        session = backend.Session(job, engine=work / "engine" / job.target["engine_file"])
+    verdict = _validate(job, runtime, session, backend.version())
     _write(work / "validate.json", verdict)
     if engine is not None:
         _write(work / "engine" / "engine.json", {**engine, "validated": verdict["status"]})
-    _write(work / "benchmark.json", _benchmark(job, sessions, options.rounds))
+    _say("timing")
+    calls = {} if runtime == "onnxruntime" else {runtime: session.run}
+    _write(work / "benchmark.json", benchmark(job, calls, options.rounds, _say))
     return {
         "status": verdict["status"], "exit_code": verdict["exit_code"], "runtime": f"{runtime} {backend.version()}",
         "evidence": verdict["evidence"], "plugin": plugin, "engine": engine,
@@ -118,12 +118,6 @@ def _backend(name: str) -> Any:
             next_step="set VITPRUNE_PYTHON to an interpreter that has it; on a Jetson: apt list --installed | grep libnvinfer",
         )
     return backend
-
-
-def _backend_missing(name: str) -> str:
-    from vitprune import backends
-
-    return str(backends.get(name).missing())
 
 
 def _plugin(job: Job, work: Path, options: argparse.Namespace) -> dict[str, Any]:
@@ -233,33 +227,6 @@ def _validate(job: Job, name: str, session: Any, version: str) -> dict[str, Any]
         "decisions_compared": seen,
         "gates": [{"name": g.name, "limit": g.limit, "seen": g.seen, "passed": g.passed} for g in gates],
         "comparison": comparison.document(),
-    }  # fmt: skip
-
-
-def _benchmark(job: Job, sessions: dict[str, Any], rounds: int) -> dict[str, Any]:
-    """Time every session at the smallest and the usual batch; calls include copies between host and device."""
-    import numpy as np
-
-    from vitprune.device.timing import Variant, measure
-    from vitprune.environment.jetson import power_mode, power_state
-
-    _say("timing")
-    images = job.samples()["images"]
-    sizes = sorted({job.batch[0], job.batch[1]})
-    fed = {size: np.resize(images, (size, *images.shape[1:])) for size in sizes}
-    variants = [
-        Variant(f"{name} batch {size}", size, lambda session=session, x=fed[size]: session.run(x))  # type: ignore[misc]
-        for name, session in sessions.items()
-        for size in sizes
-    ]
-    before = power_state()
-    timings = measure(variants, rounds=rounds)
-    for timing in timings:
-        _say(f"{timing.name}: median {timing.median_ms:.2f} ms, p95 {timing.p95_ms:.2f} ms, {timing.ratio:.2f}x per image")
-    return {
-        "schema_version": 1, "rounds": rounds, "reference": variants[0].name, "statement": "whole calls, host copies included",
-        "variants": [timing.document() for timing in timings], "power_mode": power_mode(before), "power_before": before,
-        "power_after": power_state(),
     }  # fmt: skip
 
 
