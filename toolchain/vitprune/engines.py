@@ -15,6 +15,7 @@ from typing import Any
 from vitprune import __version__, backends, building
 from vitprune.bundle import Bundle, sha256_of
 from vitprune.errors import BuildError, RecipeError, TargetError
+from vitprune.graph.logits import with_logits_only
 from vitprune.targets import Target
 
 
@@ -84,15 +85,7 @@ def build_engine(
             cause="nothing is overwritten unless asked",
             next_step="add --force",
         )
-    static = bundle.recipe.graph.static_batch
-    profile = batch or bundle.recipe.graph.profile
-    if static is not None and profile != (static,) * 3:
-        raise RecipeError(
-            108,
-            f"the graph has a fixed batch of {static}",
-            cause=f"asked for {':'.join(map(str, profile))}",
-            next_step='export with --set graph.batch="1:4:8"',
-        )
+    profile = batch_profile(bundle, batch)
     try:
         folder.parent.mkdir(exist_ok=True)
         temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".tmp", dir=folder.parent))
@@ -175,6 +168,24 @@ def _fixed_batch(bundle: Bundle, name: str) -> tuple[int, int, int] | None:
     return (size, size, size) if isinstance(size, int) else None
 
 
+def batch_profile(bundle: Bundle, batch: tuple[int, int, int] | None) -> tuple[int, int, int]:
+    """The batch asked for, or the recipe's.
+
+    Raises:
+        RecipeError: VP108 when the graph has another, fixed batch.
+    """
+    static = bundle.recipe.graph.static_batch
+    profile = batch or bundle.recipe.graph.profile
+    if static is not None and profile != (static,) * 3:
+        raise RecipeError(
+            108,
+            f"the graph has a fixed batch of {static}",
+            cause=f"asked for {':'.join(map(str, profile))}",
+            next_step='export with --set graph.batch="1:4:8"',
+        )
+    return profile
+
+
 def _swap(new: Path, place: Path) -> None:
     old = place.with_name(f".{place.name}.old")
     if place.exists():
@@ -196,16 +207,8 @@ def _keep_log(bundle: Bundle, log: Path, target: Target) -> None:
 
 def _model_for(bundle: Bundle, with_kept: bool, folder: Path, name: str) -> Path:
     """The model file, or a copy without the kept outputs: data-dependent outputs would need an allocator at run time."""
-    import onnx
-
     if with_kept:
         return bundle.path / name
-    model = onnx.load(str(bundle.path / name))
-    wanted = [output for output in model.graph.output if not output.name.startswith("kept_")]
-    if len(wanted) == len(model.graph.output):
-        return bundle.path / name
-    del model.graph.output[:]
-    model.graph.output.extend(wanted)
     path = folder / "graph.onnx"
-    onnx.save(model, str(path))
+    with_logits_only(bundle.path / name, path)
     return path

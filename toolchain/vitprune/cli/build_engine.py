@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -21,22 +22,76 @@ def command(
     embed_plugin: Annotated[bool, typer.Option("--embed-plugin", help="TensorRT: put the plugin into the engine.")] = False,
     kept_outputs: Annotated[bool, typer.Option("--kept-outputs", help="The engine also returns the kept patches.")] = False,
     timeout: Annotated[float, typer.Option(help="Seconds.")] = 1800.0,
+    remote: Annotated[
+        str | None, typer.Option(help="user@host[:folder]: build on that device over ssh and fetch the engine.")
+    ] = None,
+    ssh_option: Annotated[list[str] | None, typer.Option(help="NAME=VALUE for ssh, such as Port=2222; repeatable.")] = None,
+    rehearse: Annotated[
+        bool, typer.Option("--rehearse", help="With --remote: ONNX Runtime in place of TensorRT, no engine.")
+    ] = False,
+    require_engine: Annotated[bool, typer.Option("--require-engine", help="Exit 2 when there is no engine in the end.")] = False,
+    trials: Annotated[
+        bool, typer.Option("--trials/--no-trials", help="Try plugin and graph with the compilers found here.")
+    ] = True,
     force: ForceOption = False,
 ) -> None:
-    """Build an engine for a target and add it to the bundle; the builder runs in a child process."""
+    """Build an engine for a target and add it to the bundle; for a device that is not this machine, a package for it.
+
+    The builder runs in a child process. With --remote the package is copied to the device, run there, and engine and reports are
+    fetched; after a broken connection the same command continues.
+    """
     from vitprune import targets
     from vitprune.bundle import open_bundle
+    from vitprune.cli._device import packaged as render
+    from vitprune.device.build import package_engine, run_remotely, wants_package
+    from vitprune.device.remote import parse_remote
     from vitprune.engines import build_engine, require_backend
 
     chosen = targets.load(target)
+    profile, memory = parse_batch(batch), parse_memory(workspace)
+    place = parse_remote(remote, ssh_option) if remote is not None else None
+    if rehearse and place is None:
+        raise RecipeError(
+            199,
+            "--rehearse goes with --remote",
+            cause="a package is rehearsed by its own run.sh --rehearse",
+            next_step="add --remote",
+        )
+    if wants_package(chosen) or (place is not None and chosen.builds_on == "device"):
+        opened = open_bundle(bundle)
+        with console.step(f"package for {chosen.name}") as step:
+            packaged = package_engine(
+                opened,
+                chosen,
+                batch=profile,
+                workspace_mib=memory,
+                timeout=timeout,
+                trials=trials,
+                force=force,
+                report=step.update,
+            )
+        result = None
+        if place is not None:
+            with console.step(f"run on {place.host}") as step:
+                result = run_remotely(
+                    opened, chosen, Path(packaged["path"]), place, rehearse=rehearse, again=force, report=step.update
+                )
+        raise typer.Exit(render(packaged, result, require_engine))
+    if place is not None:
+        raise RecipeError(
+            199,
+            f"--remote does not go with target '{chosen.name}'",
+            cause="its engines are built on this machine",
+            next_step="leave it out",
+        )
     require_backend(chosen)
     opened = open_bundle(bundle)
     with console.step(f"build {chosen.name} engine") as step:
         document = build_engine(
             opened,
             chosen,
-            batch=parse_batch(batch),
-            workspace_mib=parse_memory(workspace),
+            batch=profile,
+            workspace_mib=memory,
             plugin=plugin,
             embed_plugin=embed_plugin,
             kept_outputs=kept_outputs,

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from vitprune.backends import Result
-from vitprune.recipe import Gates
+if TYPE_CHECKING:
+    from vitprune.backends import Result
+    from vitprune.recipe import Gates
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,188 @@
+"""build-engine for a device that is not this machine, through the command line."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from vitprune import cli, console
+from vitprune.bundle import Bundle, open_bundle, sha256_of
+from vitprune.device import collect as collecting
+from vitprune.device import preparing
+from vitprune.device.build import PACKAGED, package_engine
+from vitprune.device.collect import collect
+from vitprune.device.package import read_manifest
+from vitprune.errors import BuildError, RecipeError, TargetError
+from vitprune.targets import load
+
+TARGET = "jetson-orin"
+
+
+@pytest.fixture(autouse=True)
+def _fresh(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(console, "settings", console.Settings())
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
+def run(capsys: pytest.CaptureFixture[str], bundle: Path, *more: str) -> tuple[int, dict[str, Any], str]:
+    code = cli.run(["build-engine", str(bundle), "-t", TARGET, "--no-trials", "--json", *more])
+    said = capsys.readouterr()
+    return code, json.loads(said.out), said.err
+
+
+def test_packaged(bundle: Bundle, capsys: pytest.CaptureFixture[str]) -> None:
+    code, document, shown = run(capsys, bundle.path)
+    assert (code, document["status"]) == (0, "packaged, engine to be built on the device")
+    assert document["status"] == PACKAGED
+    assert "to be built" in shown
+    path = Path(document["package"]["path"])
+    assert path == bundle.path / "engines" / TARGET / f"small-{TARGET}.tar"
+    assert sha256_of(path) == document["package"]["package_sha256"]
+    listed = open_bundle(bundle.path).manifest.files
+    assert {name for name in listed if name.startswith("engines/")} == {
+        f"engines/{TARGET}/small-{TARGET}.tar", f"engines/{TARGET}/package-report.json",
+    }  # fmt: skip
+
+
+def test_engine_required(bundle: Bundle, capsys: pytest.CaptureFixture[str]) -> None:
+    code, document, _ = run(capsys, bundle.path, "--require-engine")
+    assert (code, document["error"]["code"]) == (2, "VP232")
+    assert "run.sh" in document["error"]["next_step"]
+    assert (bundle.path / "engines" / TARGET / f"small-{TARGET}.tar").is_file()
+
+
+def test_again_keeps_what_is_the_same_and_refuses_what_is_not(bundle: Bundle, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(capsys, bundle.path)[0] == 0
+    engine = bundle.path / "engines" / TARGET / "model.engine"
+    engine.write_bytes(b"built earlier")
+    assert run(capsys, bundle.path)[0] == 0
+    assert engine.is_file()
+    open_bundle(bundle.path)
+    code, document, _ = run(capsys, bundle.path, "--batch", "1")
+    assert (code, document["error"]["code"]) == (2, "VP106")
+    assert run(capsys, bundle.path, "--batch", "1", "--force")[0] == 0
+    assert not engine.exists()
+    open_bundle(bundle.path)
+
+
+@pytest.mark.parametrize(
+    ("options", "code"),
+    [
+        (["--rehearse"], "VP199"),
+        (["--remote", "host:bad folder"], "VP199"),
+        (["--remote", "host", "--ssh-option", "nonsense"], "VP199"),
+        (["--batch", "4:1:8"], "VP108"),
+    ],
+)
+def test_wrong_options(bundle: Bundle, capsys: pytest.CaptureFixture[str], options: list[str], code: str) -> None:
+    assert run(capsys, bundle.path, *options)[1]["error"]["code"] == code
+    assert not (bundle.path / "engines").exists()
+
+
+def test_remote_is_for_devices(bundle: Bundle, capsys: pytest.CaptureFixture[str]) -> None:
+    code = cli.run(["build-engine", str(bundle.path), "-t", "onnxruntime-cpu", "--remote", "host", "--json"])
+    assert (code, json.loads(capsys.readouterr().out)["error"]["code"]) == (2, "VP199")
+
+
+def test_full_disk_leaves_nothing(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    from vitprune.device import package
+
+    def full(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(package, "_write_tar", full)
+    with pytest.raises(RecipeError, match="VP107"):
+        package_engine(bundle, load(TARGET), trials=False)
+    assert not (bundle.path / "engines").exists()
+    open_bundle(bundle.path)
+
+
+def test_trials_inform(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither a missing compiler nor a builder's refusal stops the packaging."""
+    monkeypatch.setattr(preparing, "build_for", lambda *_, **__: {"built": False, "reason": "VP602: There is no CUDA compiler."})
+
+    def refuse(*_: Any) -> dict[str, Any]:
+        raise BuildError(510, "TensorRT-RTX refuses the graph", cause="UNSUPPORTED_NODE")
+
+    monkeypatch.setattr(preparing.building, "run_child", refuse)
+    monkeypatch.setattr(preparing.backends.get(preparing.STAND_IN), "missing", lambda: "")
+    findings = package_engine(bundle, load(TARGET))["findings"]
+    assert findings["plugin"] == {"status": "skipped", "detail": "VP602: There is no CUDA compiler."}
+    assert findings["stand_in"]["status"] == "failed"
+    assert "UNSUPPORTED_NODE" in findings["stand_in"]["detail"]
+    monkeypatch.setattr(preparing, "build_for", lambda *_, **__: {"built": False, "reason": "VP604: Building failed"})
+    assert preparing.compile_plugin(load(TARGET))["status"] == "failed"
+
+
+@pytest.mark.rtx
+def test_another_nvidia_builder_takes_the_graph(bundle: Bundle) -> None:
+    pytest.importorskip("tensorrt_rtx", reason="needs tensorrt_rtx")
+    finding = preparing.stand_in_build(bundle, (1, 4, 8), 300)
+    assert finding["status"] == "passed", finding
+    assert finding["facts"]["outputs"] == ["logits"]
+
+
+def incoming(bundle: Bundle, package: Path, mode: str, spoil: str = "") -> Path:
+    """What a device would send."""
+    folder = bundle.path / "engines" / ".in"
+    (folder / "engine").mkdir(parents=True)
+    (folder / "validate.json").write_text("{}\n")
+    (folder / "engine" / "model.engine").write_bytes(b"plan")
+    (folder / "engine" / "engine.json").write_text("{}\n")
+    files = {path.relative_to(folder).as_posix(): sha256_of(path) for path in folder.rglob("*") if path.is_file()}
+    result = {
+        "mode": mode,
+        "status": "passed",
+        "exit_code": 0,
+        "package_sha256": read_manifest(package)["sha256"],
+        "files": files,
+    }
+    if spoil == "package":
+        result["package_sha256"] = "0"
+    if spoil == "outside":
+        files["../x"] = "0"
+    (folder / "result.json").write_text(json.dumps(result))
+    if spoil == "engine":
+        (folder / "engine" / "model.engine").write_bytes(b"pla")
+    if spoil == "result":
+        (folder / "result.json").write_text("{")
+    return folder
+
+
+def test_engine_joins_the_package(bundle: Bundle) -> None:
+    package = Path(package_engine(bundle, load(TARGET), trials=False)["path"])
+    collect(bundle, TARGET, incoming(bundle, package, "device"), read_manifest(package))
+    names = sorted(path.name for path in (bundle.path / "engines" / TARGET).iterdir())
+    assert names == ["engine.json", "model.engine", "package-report.json", f"small-{TARGET}.tar"]
+    assert f"engines/{TARGET}/model.engine" in open_bundle(bundle.path).manifest.files
+    assert (bundle.path / "reports" / TARGET / "validate.json").is_file()
+    assert not list((bundle.path / "engines").glob(".*"))
+
+
+@pytest.mark.parametrize("spoil", ["engine", "package", "outside", "result"])
+def test_spoilt_results_stay_out(bundle: Bundle, spoil: str) -> None:
+    package = Path(package_engine(bundle, load(TARGET), trials=False)["path"])
+    with pytest.raises(TargetError, match="VP238"):
+        collect(bundle, TARGET, incoming(bundle, package, "device", spoil), read_manifest(package))
+    assert not list((bundle.path / "engines" / TARGET).glob("*.engine"))
+    assert not (bundle.path / "reports" / TARGET).exists()
+    open_bundle(bundle.path)
+
+
+def test_full_disk_keeps_the_old_engine(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    package = Path(package_engine(bundle, load(TARGET), trials=False)["path"])
+    manifest = read_manifest(package)
+    collect(bundle, TARGET, incoming(bundle, package, "device"), manifest)
+    new = incoming(bundle, package, "device")
+
+    def full(*_: Any, **__: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(collecting.shutil, "copytree", full)
+    with pytest.raises(RecipeError, match="VP107"):
+        collect(bundle, TARGET, new, manifest)
+    assert (bundle.path / "engines" / TARGET / "model.engine").read_bytes() == b"plan"
+    open_bundle(bundle.path)

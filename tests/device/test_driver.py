@@ -1,0 +1,202 @@
+"""What a package does where it is unpacked: rehearsed with ONNX Runtime, and with a stand-in for TensorRT."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from test_package import run_sh
+
+from vitprune.backends import Result
+from vitprune.device import driver, entry
+from vitprune.device.job import Job
+
+FORBIDDEN = "torch timm pydantic yaml typer rich click onnx_graphsurgeon safetensors"
+
+
+def load(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text())
+
+
+def test_rehearsal_needs_numpy_and_onnxruntime_alone(unpacked: Path, tmp_path: Path) -> None:
+    """Every other third-party package the toolchain uses is made impossible to import."""
+    block = tmp_path / "block"
+    block.mkdir()
+    (block / "sitecustomize.py").write_text(
+        "import sys\n"
+        "class Block:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        f"        if name.partition('.')[0] in {FORBIDDEN.split()!r}:\n"
+        "            raise ModuleNotFoundError(f'{name} is blocked', name=name)\n"
+        "sys.meta_path.insert(0, Block())\n"
+    )
+    done = run_sh(unpacked, "--rehearse", "--rounds", "3", PYTHONPATH=str(block))
+    assert done.returncode == 0, done.stderr
+    out = unpacked / "out-rehearsal"
+    result = load(out / "result.json")
+    assert result["status"] == "passed"
+    assert result["mode"] == "rehearsal"
+    assert result["engine"] is None
+    assert set(result["files"]) == {"environment.json", "validate.json", "benchmark.json"}
+    assert all(entry.sha256_of(out / name) == digest for name, digest in result["files"].items())
+    assert load(out / "environment.json")["packages"]["torch"] is None
+    verdict = load(out / "validate.json")
+    assert verdict["decisions_compared"] is True
+    assert {gate["name"] for gate in verdict["gates"]} >= {"decisions", "logits_max_abs", "top1_agreement"}
+    timed = load(out / "benchmark.json")
+    assert [variant["name"] for variant in timed["variants"]] == ["onnxruntime batch 1", "onnxruntime batch 4"]
+    assert timed["variants"][0]["ratio"] == 1.0
+    assert set(timed["power_before"]) == {"nvpmodel", "jetson_clocks", "tegrastats", "nvidia_smi", "nv_tegra_release"}
+    assert [path for path in unpacked.iterdir() if path.name.startswith(".")] == []
+    assert not list((unpacked / "lib").rglob("*.pyc"))
+    entry.verify(unpacked)
+
+
+def test_failed_gate_is_exit_1(unpacked: Path) -> None:
+    path = unpacked / "package.json"
+    manifest = load(path)
+    manifest["job"]["gates"]["logits_max_abs"] = 1e-30
+    manifest["sha256"] = entry.seal(manifest)
+    path.write_text(json.dumps(manifest))
+    samples = dict(np.load(unpacked / "bundle" / "samples.npz"))
+    samples["logits"] = samples["logits"] + np.float32(1e-3)
+    assert run_here(unpacked, manifest, samples, "--rehearse", "--rounds", "1") == 1
+    assert load(unpacked / "out-rehearsal" / "result.json")["status"] == "failed"
+    assert load(unpacked / "out-rehearsal" / "validate.json")["exit_code"] == 1
+
+
+def run_here(root: Path, manifest: dict[str, Any], samples: dict[str, Any], *options: str) -> int:
+    """Run the driver in this process, with other samples."""
+    np.savez(root / "bundle" / "samples.npz", **samples)
+    return driver.run(root, manifest, entry.arguments(list(options)))
+
+
+class StandIn:
+    """A backend that 'builds' by copying and runs on ONNX Runtime without kept outputs; records what it was given."""
+
+    def __init__(self, folder: Path, spoil: float = 0.0) -> None:
+        self.spoil = spoil
+
+    def missing(self) -> str:
+        return ""
+
+    def version(self) -> str:
+        return "10.3.0"
+
+    def Session(self, job: Job, engine: Path | None = None) -> Any:  # noqa: N802
+        from vitprune.backends.onnxruntime import make_session
+
+        assert engine is not None
+        assert (engine.parent / "engine.json").is_file()
+        session, spoil = make_session(engine), self.spoil
+
+        class Session:
+            def run(self, x: Any) -> Result:
+                (logits,) = session.run(None, {"image": np.ascontiguousarray(x)})
+                return Result(logits + np.float32(spoil), [])
+
+        return Session()
+
+
+@pytest.fixture
+def stand_in(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> dict[str, Any]:
+    """`tensorrt` is a stand-in; its build requests are recorded."""
+    from vitprune import backends, building
+
+    seen: dict[str, Any] = {"backend": StandIn(tmp_path)}
+    get, names = backends.get, backends.names
+
+    def build(request: dict[str, Any], report: Any, timeout: float) -> dict[str, Any]:
+        seen["request"] = request
+        shutil.copyfile(request["model"], request["output"])
+        Path(request["log"]).write_text("a line\n")
+        return {"runtime": "stand-in"}
+
+    monkeypatch.setattr(backends, "get", lambda name: seen["backend"] if name == "tensorrt" else get(name))
+    monkeypatch.setattr(backends, "names", lambda: sorted({*names(), "tensorrt"}))
+    monkeypatch.setattr(building, "run_child", build)
+    return seen
+
+
+def test_device_run_writes_engine_and_reports(unpacked: Path, stand_in: dict[str, Any]) -> None:
+    manifest = entry.verify(unpacked)
+    options = entry.arguments(["--plugin", "skip", "--rounds", "2"])
+    assert driver.run(unpacked, manifest, options) == 0
+    out = unpacked / "out"
+    request = stand_in["request"]
+    assert (request["backend"], tuple(request["batch"]), request["plugin"]) == ("tensorrt", (1, 4, 8), "none")
+    engine = load(out / "engine" / "engine.json")
+    assert engine["validated"] == "passed"
+    assert engine["engine_sha256"] == entry.sha256_of(out / "engine" / "model.engine")
+    assert engine["model_sha256"] == manifest["files"]["bundle/model.onnx"]
+    verdict = load(out / "validate.json")
+    assert verdict["decisions_compared"] is False
+    assert "decisions" not in [gate["name"] for gate in verdict["gates"]]
+    assert verdict["evidence"] == "engine = reference on a GPU"
+    names = [variant["name"] for variant in load(out / "benchmark.json")["variants"]]
+    assert names == ["tensorrt batch 1", "tensorrt batch 4", "onnxruntime batch 1", "onnxruntime batch 4"]
+    assert sorted(path.name for path in (out / "engine").iterdir()) == ["build.log", "engine.json", "model.engine"]
+
+
+def test_wrong_engine_fails_its_gates_and_says_so(unpacked: Path, stand_in: dict[str, Any], tmp_path: Path) -> None:
+    stand_in["backend"] = StandIn(tmp_path, spoil=0.5)
+    assert driver.run(unpacked, entry.verify(unpacked), entry.arguments(["--plugin", "skip", "--rounds", "1"])) == 1
+    assert load(unpacked / "out" / "engine" / "engine.json")["validated"] == "failed"
+
+
+def test_failed_build_leaves_the_error_and_no_engine(
+    unpacked: Path, stand_in: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from vitprune import building
+    from vitprune.errors import BuildError
+
+    def fail(request: dict[str, Any], report: Any, timeout: float) -> dict[str, Any]:
+        Path(request["log"]).write_text("the parser's words\n")
+        raise BuildError(502, "the builder was killed by SIGKILL", cause="memory", next_step="lower --workspace")
+
+    monkeypatch.setattr(building, "run_child", fail)
+    assert driver.run(unpacked, entry.verify(unpacked), entry.arguments(["--plugin", "skip"])) == 2
+    result = load(unpacked / "out" / "result.json")
+    assert result["error"]["code"] == "VP502"
+    assert set(result["files"]) == {"environment.json", "engine/build.log"}
+
+
+def test_without_the_runtime(unpacked: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    from types import SimpleNamespace
+
+    from vitprune import backends
+
+    get, names = backends.get, backends.names
+    absent = SimpleNamespace(missing=lambda: "TensorRT is not installed")
+    monkeypatch.setattr(backends, "get", lambda name: absent if name == "tensorrt" else get(name))
+    monkeypatch.setattr(backends, "names", lambda: sorted({*names(), "tensorrt"}))
+    assert driver.run(unpacked, entry.verify(unpacked), entry.arguments([])) == 2
+    assert load(unpacked / "out" / "result.json")["error"]["code"] == "VP241"
+    assert "VITPRUNE_PYTHON" in capsys.readouterr().err
+
+
+def test_new_output_replaces_the_old(unpacked: Path, stand_in: dict[str, Any]) -> None:
+    (unpacked / "out").mkdir()
+    (unpacked / "out" / "stale").write_text("")
+    assert driver.run(unpacked, entry.verify(unpacked), entry.arguments(["--plugin", "skip", "--rounds", "1"])) == 0
+    assert not (unpacked / "out" / "stale").exists()
+
+
+def test_unwritable_place(unpacked: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def full(*_: Any, **__: Any) -> Any:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(driver.tempfile, "mkdtemp", full)
+    assert driver.run(unpacked, entry.verify(unpacked), entry.arguments(["--rehearse"])) == 2
+    assert "VP245" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("given", [["--rounds", "0"], ["--timeout", "-1"], ["--what"]])
+def test_wrong_options_are_exit_2(unpacked: Path, given: list[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        entry.arguments(given)
+    assert caught.value.code == 2

@@ -1,0 +1,138 @@
+"""build-engine for a device that is not this machine: what can be proven here, the package, and the run over there."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from vitprune.bundle import Bundle, sha256_of
+from vitprune.device import preparing
+from vitprune.device.collect import collect, list_engine_files, replace_folder
+from vitprune.device.hardware import is_device
+from vitprune.device.package import job_of, package_name, read_manifest, write_package
+from vitprune.device.remote import Remote, require_tools
+from vitprune.device.remote_run import run_package
+from vitprune.engines import batch_profile
+from vitprune.errors import RecipeError
+from vitprune.targets import Target
+
+PACKAGED = "packaged, engine to be built on the device"
+REPORT = "package-report.json"
+
+
+def wants_package(target: Target, root: Path = Path("/")) -> bool:
+    """Whether the engine of a target cannot be built on this machine by its nature, whatever is installed."""
+    return target.builds_on == "device" and not is_device(target, root)
+
+
+def package_engine(
+    bundle: Bundle,
+    target: Target,
+    *,
+    batch: tuple[int, int, int] | None = None,
+    workspace_mib: int | None = None,
+    timeout: float = 1800.0,
+    trials: bool = True,
+    force: bool = False,
+    report: Callable[[str], None] = lambda text: None,
+) -> dict[str, Any]:
+    """Prove what can be proven here and write the device package into the bundle.
+
+    Args:
+        bundle: gains engines/<target>/<bundle>-<target>.tar. target: builds_on must be "device".
+        batch: (min, opt, max) instead of the recipe's. workspace_mib: memory of the device's builder.
+        timeout: seconds of the stand-in build.
+        trials: also compile the plugin and build with TensorRT-RTX, where they are installed.
+        force: replace what is there and is something else; an equal package is kept, with an engine that came of it.
+        report: called with progress texts.
+
+    Returns:
+        The contents of package-report.json, with "path".
+
+    Raises:
+        PreflightError: VP4xx. RecipeError: VP106 something else is there, VP107 unwritable, VP108 batch. TargetError: VP239.
+    """
+    profile = batch_profile(bundle, batch)
+    report("static checks")
+    findings = {"preflight": preparing.preflight(bundle, target, profile)}
+    report("writing the package")
+    place = bundle.engine_path(target.name)
+    job = job_of(bundle, target, profile, workspace_mib or target.workspace_mib)
+    try:
+        place.parent.mkdir(exist_ok=True)
+        new = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".tmp", dir=place.parent))
+    except OSError as error:
+        raise RecipeError(
+            107, f"cannot write '{place}'", cause=error.strerror or str(error), next_step="free some space, or copy the bundle"
+        ) from error
+    try:
+        tar = new / f"{package_name(bundle, target)}.tar"
+        manifest = write_package(bundle, target, job, tar)
+        digest = sha256_of(tar)
+        same = (place / tar.name).is_file() and sha256_of(place / tar.name) == digest
+        if place.exists() and not same and not force:
+            raise RecipeError(
+                106, f"'{place}' holds something else", cause="nothing is overwritten unless asked", next_step="add --force"
+            )
+        if trials:
+            report("compiling the plugin for the device")
+            findings["plugin"] = preparing.compile_plugin(target)
+            findings["stand_in"] = preparing.stand_in_build(bundle, profile, timeout, report)
+        document = {
+            "schema_version": 1, "status": PACKAGED, "target": target.name, "package": tar.name, "package_sha256": digest,
+            "package_bytes": tar.stat().st_size, "files": len(manifest["files"]), "machine": manifest["machine"], "batch": profile,
+            "findings": findings,
+        }  # fmt: skip
+        (new / REPORT).write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
+        if same:
+            os.replace(new / REPORT, place / REPORT)
+        else:
+            new.chmod(0o755)
+            replace_folder(new, place)
+        list_engine_files(bundle, target.name)
+    finally:
+        shutil.rmtree(new, ignore_errors=True)
+        if not any(place.parent.iterdir()):
+            place.parent.rmdir()
+    return {**document, "path": str(place / tar.name)}
+
+
+def run_remotely(
+    bundle: Bundle,
+    target: Target,
+    package: Path,
+    remote: Remote,
+    *,
+    rehearse: bool = False,
+    again: bool = False,
+    report: Callable[[str], None] = lambda text: None,
+) -> dict[str, Any]:
+    """Run a package on a device and take its engine and reports into the bundle.
+
+    Returns:
+        The run's result.json with "repeated": whether it had finished before this call.
+
+    Raises:
+        TargetError: VP231-VP238.
+    """
+    require_tools()
+    manifest = read_manifest(package)
+    incoming = bundle.path / "engines" / f".{target.name}{'-rehearsal' if rehearse else ''}.incoming"
+    finished = run_package(
+        remote,
+        package,
+        manifest["name"],
+        target.name,
+        manifest["machine"],
+        incoming,
+        rehearse=rehearse,
+        again=again,
+        report=report,
+    )
+    result = collect(bundle, target.name, finished.folder, manifest)
+    return {**result, "repeated": finished.repeated}

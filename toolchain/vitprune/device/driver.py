@@ -1,0 +1,248 @@
+"""What a device package does on the device: plugin, engine, validation, benchmark; in a rehearsal without plugin and engine.
+
+Everything is written to a temporary sibling of the output folder, which appears whole:
+
+    out/result.json               status, exit code, sha256 of every other file, the error when there was one
+    out/environment.json          machine, versions, Jetson module, power mode
+    out/validate.json             gates against the stored samples
+    out/benchmark.json            latencies with the power state before and after
+    out/engine/                   model.engine, engine.json, build.log, the plugin library
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import sys
+import tempfile
+import time
+import traceback
+from pathlib import Path
+from typing import Any
+
+from vitprune.device.entry import sha256_of, show
+from vitprune.device.job import Job
+from vitprune.errors import LoadError, TargetError, VitpruneError
+
+RESULT = "result.json"
+OUTPUTS = {False: "out", True: "out-rehearsal"}
+
+
+def run(root: Path, manifest: dict[str, Any], options: argparse.Namespace) -> int:
+    """Run a verified package; returns the exit code."""
+    output = root / OUTPUTS[options.rehearse]
+    job = Job(root / "bundle", manifest["job"])
+    try:
+        work = Path(tempfile.mkdtemp(prefix=f".{output.name}.", suffix=".tmp", dir=root))
+    except OSError as error:
+        return _unwritable(output, error)
+    result: dict[str, Any] = {
+        "schema_version": 1, "package": manifest["name"], "package_sha256": manifest["sha256"], "target": job.target["name"],
+        "mode": "rehearsal" if options.rehearse else "device",
+    }  # fmt: skip
+    try:
+        try:
+            result |= _work(job, work, options)
+        except VitpruneError as error:
+            show(error.code, error.message, error.cause, error.next_step)
+            result |= {"status": "error", "exit_code": 2, "error": error.document()}
+        except Exception as error:
+            traceback.print_exc()
+            document = {"code": "VP249", "message": f"unexpected {type(error).__name__}", "cause": str(error), "next_step": ""}
+            show(document["code"], document["message"], document["cause"], "report the lines above")
+            result |= {"status": "error", "exit_code": 2, "error": document}
+        files = sorted(path for path in work.rglob("*") if path.is_file())
+        result["files"] = {path.relative_to(work).as_posix(): sha256_of(path) for path in files}
+        _write(work / RESULT, result)
+        work.chmod(0o755)
+        _swap(work, output)
+    except OSError as error:
+        return _unwritable(output, error)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+    print(f"{result['status']}: {output}", file=sys.stderr)
+    return int(result["exit_code"])
+
+
+def _unwritable(output: Path, error: OSError) -> int:
+    show("VP245", f"cannot write '{output}'", error.strerror or str(error), "free some space, or unpack elsewhere")
+    return 2
+
+
+def _work(job: Job, work: Path, options: argparse.Namespace) -> dict[str, Any]:
+    from vitprune.device.latency import benchmark
+    from vitprune.environment.report import environment
+
+    _say("recording the environment")
+    _write(work / "environment.json", environment())
+    runtime = "onnxruntime" if options.rehearse else job.target["backend"]
+    backend = _backend(runtime)
+    plugin = _plugin(job, work, options)
+    engine: dict[str, Any] | None = None
+    if options.rehearse:
+        session = backend.Session(job)
+    else:
+        engine = _engine(job, work, options, plugin)
+        session = backend.Session(job, engine=work / "engine" / job.target["engine_file"])
+    verdict = _validate(job, runtime, session, backend.version())
+    _write(work / "validate.json", verdict)
+    if engine is not None:
+        _write(work / "engine" / "engine.json", {**engine, "validated": verdict["status"]})
+    _say("timing")
+    calls = {} if runtime == "onnxruntime" else {runtime: session.run}
+    _write(work / "benchmark.json", benchmark(job, calls, options.rounds, _say))
+    return {
+        "status": verdict["status"], "exit_code": verdict["exit_code"], "runtime": f"{runtime} {backend.version()}",
+        "evidence": verdict["evidence"], "plugin": plugin, "engine": engine,
+    }  # fmt: skip
+
+
+def _backend(name: str) -> Any:
+    """A backend that can be used here.
+
+    Raises:
+        TargetError: VP240 when it is not part of the package, VP241 when its runtime is not installed.
+    """
+    from vitprune import backends
+
+    if name.replace("-", "_") not in backends.names():
+        raise TargetError(240, f"the package has no '{name}' backend", next_step="make the package with a newer vitprune")
+    backend = backends.get(name)
+    if why := backend.missing():
+        raise TargetError(
+            241,
+            f"{name} cannot be used on this device",
+            cause=why,
+            next_step="set VITPRUNE_PYTHON to an interpreter that has it; on a Jetson: apt list --installed | grep libnvinfer",
+        )
+    return backend
+
+
+def _plugin(job: Job, work: Path, options: argparse.Namespace) -> dict[str, Any]:
+    """Build the native library for this device's GPU and keep it beside the engine; says why where there is none."""
+    if options.plugin == "skip" or options.rehearse and options.plugin == "auto":
+        return {"built": False, "reason": "left out" if options.plugin == "skip" else "a rehearsal runs the graph's own function"}
+    from vitprune.device.native import build_for
+
+    _say("building the plugin")
+    architecture = job.facts.get("compute_capability", "")
+    report = build_for(architecture, cache=work.parent / "plugin-cache", needs_cuda=not options.rehearse)
+    if not report["built"]:
+        if options.plugin == "require":
+            raise TargetError(242, "the plugin cannot be built here", cause=report["reason"], next_step="vitprune doctor")
+        _say(f"no plugin: {report['reason']}")
+        return report
+    library = Path(report.pop("library"))
+    (work / "engine").mkdir(exist_ok=True)
+    shutil.copy2(library, work / "engine" / library.name)
+    return {**report, "library": f"engine/{library.name}"}
+
+
+def _engine(job: Job, work: Path, options: argparse.Namespace, plugin: dict[str, Any]) -> dict[str, Any]:
+    """Build the engine in a child process; returns the contents of engine.json."""
+    from vitprune import __version__, backends, building
+    from vitprune.graph.logits import with_logits_only
+
+    folder = work / "engine"
+    folder.mkdir(exist_ok=True)
+    name = job.target["backend"]
+    model = folder / "graph.onnx"
+    _say("building the engine")
+    began = time.monotonic()
+    if options.kept_outputs or job.target.get("keep_kept_outputs"):
+        shutil.copyfile(job.model_path, model)
+    else:
+        with_logits_only(job.model_path, model)
+    request = {
+        "backend": name, "model": str(model), "output": str(folder / job.target["engine_file"]), "log": str(folder / "build.log"),
+        "batch": job.batch, "workspace_mib": _workspace(job.target),
+        "precision": job.facts["precision"], "keep_fp32": job.facts["keep_fp32"], "plugin": _chosen(plugin, work, options),
+        "architectures": _architectures(job),
+    }  # fmt: skip
+    try:
+        facts = building.run_child(request, _say, options.timeout)
+    finally:
+        model.unlink(missing_ok=True)
+    file = folder / job.target["engine_file"]
+    document = {
+        "schema_version": 1, "target": job.target["name"], "backend": name, "backend_version": backends.get(name).version(),
+        "tool_version": __version__, "host": os.uname().machine, "batch": job.batch, "precision": job.facts["precision"],
+        "model_sha256": job.facts["model_sha256"], "engine": file.name, "engine_sha256": sha256_of(file),
+        "engine_bytes": file.stat().st_size, "seconds": round(time.monotonic() - began, 2), "facts": facts,
+    }  # fmt: skip
+    _write(folder / "engine.json", document)  # sessions read it
+    return document
+
+
+def _chosen(plugin: dict[str, Any], work: Path, options: argparse.Namespace) -> str:
+    """What the builder is to do for the plugin: take the library that was built, do without, or say itself why there is none."""
+    if options.plugin == "skip":
+        return "none"
+    return str(work / plugin["library"]) if plugin["built"] and plugin["tensorrt"] else "auto"
+
+
+def _architectures(job: Job) -> list[str]:
+    """Compute capabilities the target allows; [] for any."""
+    named = job.target.get("architectures") or []
+    return [] if named == "auto" else named
+
+
+def _workspace(target: dict[str, Any]) -> int | None:
+    """MiB of the builder's scratch memory: as given, else the target's part of this device's memory, else the runtime's default."""
+    given, fraction = target.get("workspace_mib"), target.get("workspace_fraction")
+    if given or not fraction:
+        return given
+    return int(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") * fraction) >> 20
+
+
+def _validate(job: Job, name: str, session: Any, version: str) -> dict[str, Any]:
+    """Run the stored samples and judge them with the recipe's gates.
+
+    Raises:
+        LoadError: VP645 when the runtime gives logits of another shape than the stored ones.
+    """
+    from vitprune.validation.compare import compare, gate_list
+
+    _say("validating against the stored samples")
+    reference = job.samples()
+    result = session.run(reference["images"])
+    if result.logits.shape != reference["logits"].shape:
+        raise LoadError(
+            645, "the results do not fit the stored samples",
+            cause=f"logits {result.logits.shape}, stored {reference['logits'].shape}", next_step="make the package anew",
+        )  # fmt: skip
+    seen = bool(result.kept)
+    comparison = compare(result, reference, job.blocks if seen else [], job.gates)
+    # An engine without kept outputs shows no decisions: a gate over none of them would always hold.
+    gates = [gate for gate in gate_list(comparison, job.gates) if seen or gate.name != "decisions"]
+    passed = all(gate.passed for gate in gates)
+    for gate in gates:
+        _say(f"{'✓' if gate.passed else '✗'} {gate.text()}")
+    return {
+        "schema_version": 1, "status": "passed" if passed else "failed", "exit_code": 0 if passed else 1,
+        "bundle": job.facts["bundle"], "backend": name, "backend_version": version, "reference": "stored samples",
+        "evidence": "graph = reference on CPU" if name == "onnxruntime" else "engine = reference on a GPU",
+        "decisions_compared": seen,
+        "gates": [{"name": g.name, "limit": g.limit, "seen": g.seen, "passed": g.passed} for g in gates],
+        "comparison": comparison.document(),
+    }  # fmt: skip
+
+
+def _write(path: Path, document: dict[str, Any]) -> None:
+    path.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
+
+
+def _swap(new: Path, place: Path) -> None:
+    """Put a finished folder in its place; an older one makes way at the last moment."""
+    old = place.with_name(f".{place.name}.old")
+    shutil.rmtree(old, ignore_errors=True)
+    if place.exists():
+        os.rename(place, old)
+    os.rename(new, place)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)

@@ -1,0 +1,69 @@
+"""What a package is to do, as its manifest says it: a stand-in for a bundle that needs neither pydantic nor YAML."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Job:
+    """A packaged bundle.
+
+    path: folder with model.onnx and samples.npz. facts: the "job" of package.json. The remaining attributes are those of a
+    `Bundle` that backends look at.
+    """
+
+    path: Path
+    facts: dict[str, Any]
+
+    @property
+    def model_path(self) -> Path:
+        """model.onnx."""
+        return self.path / "model.onnx"
+
+    @property
+    def target(self) -> dict[str, Any]:
+        """The target's fields."""
+        target: dict[str, Any] = self.facts["target"]
+        return target
+
+    @property
+    def batch(self) -> tuple[int, int, int]:
+        """(min, opt, max)."""
+        low, opt, high = self.facts["batch"]
+        return low, opt, high
+
+    @property
+    def blocks(self) -> list[int]:
+        """Blocks of the prune sites."""
+        return [int(block) for block in self.facts["blocks"]]
+
+    @property
+    def gates(self) -> Any:
+        """The recipe's gates."""
+        return SimpleNamespace(**self.facts["gates"])
+
+    @property
+    def manifest(self) -> Any:
+        """The part of a bundle's manifest that backends read."""
+        return SimpleNamespace(
+            name=self.facts["bundle"], io=self.facts["io"], preprocessing={"input_size": self.facts["input_size"]},
+            sites=[{"block": block} for block in self.blocks],
+        )  # fmt: skip
+
+    @property
+    def recipe(self) -> Any:
+        """The part of a recipe that backends read."""
+        low, opt, high = self.batch
+        graph = SimpleNamespace(static_batch=self.facts["static_batch"], profile=(low, opt, high))
+        return SimpleNamespace(graph=graph, precision=SimpleNamespace(mode=self.facts["precision"]))
+
+    def samples(self) -> dict[str, Any]:
+        """Arrays of samples.npz."""
+        import numpy as np
+
+        with np.load(self.path / "samples.npz", allow_pickle=False) as data:
+            return {name: data[name] for name in data.files}
