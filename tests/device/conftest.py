@@ -12,10 +12,10 @@ import tarfile
 import time
 import warnings
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from device_sshd import Sshd
 
 from vitprune import targets
 from vitprune.bundle import Bundle, open_bundle
@@ -54,24 +54,6 @@ def unpacked(bundle: Bundle, tmp_path: Path) -> Path:
     with tarfile.open(tar) as archive:
         archive.extractall(tmp_path / "elsewhere", filter="data")
     return tmp_path / "elsewhere" / manifest["name"]
-
-
-@dataclass(frozen=True)
-class Sshd:
-    """A running server. place: for --remote. options: for --ssh-option. folder: where packages go. relay: switch and log."""
-
-    place: str
-    options: list[str]
-    folder: Path
-    stall: Path
-    sent: Path
-
-    def cli_options(self) -> list[str]:
-        return ["--remote", self.place, *(part for option in self.options for part in ("--ssh-option", option))]
-
-    def runs(self) -> int:
-        """How often a package was started there."""
-        return sum(len(file.read_text().splitlines()) for file in self.folder.glob("*/starts"))
 
 
 @pytest.fixture

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from device_sshd import Sshd
 
-from conftest import Sshd
 from vitprune import targets
 from vitprune.bundle import Bundle, open_bundle
 from vitprune.device.build import package_engine, run_remotely

@@ -1,18 +1,17 @@
 """ATS with merged drops: equations, both implementations in both shape modes, relation to ATS, refusals."""
 
+import merging_support as support
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from merging_support import Graph, Judge
 
 from vitprune.errors import ExportError, RecipeError
 from vitprune.graph.surgery import rewrite
 from vitprune.methods import ats_merge, cost, get
 from vitprune.methods.base import Geometry
-
-from . import merging_support as support
-from .merging_support import Graph, Judge
 
 TINY = Geometry(4, 36, 1, 32, 4, 128)
 

@@ -1,13 +1,12 @@
 """The graph specialised for ONNX Runtime's CPU kernels keeps what merging needs: log(size) is a bias, not a mask."""
 
+import merging_support as support
 import numpy as np
 import pytest
+from merging_support import Graph
 
 from vitprune.backends.onnxruntime import result_names
 from vitprune.graph.runtime import specialise
-
-from . import merging_support as support
-from .merging_support import Graph
 
 PRUNE = {
     "tome": {"method": "tome", "r": [9, 0, 5, 4], "trace": True},

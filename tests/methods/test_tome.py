@@ -1,18 +1,17 @@
 """ToMe: golden of the official code, equations, both implementations, cost, refusals."""
 
+import merging_support as support
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from merging_support import Graph, Judge
 
 from vitprune.errors import ExportError, RecipeError
 from vitprune.graph.surgery import rewrite
 from vitprune.methods import cost, get, tome
 from vitprune.methods.base import Geometry
-
-from . import merging_support as support
-from .merging_support import Graph, Judge
 
 DEIT_S = Geometry(12, 196, 1, 384, 6, 1536, embed_macs=196 * 768 * 384, classes=1000)
 TINY = Geometry(4, 36, 1, 32, 4, 128)

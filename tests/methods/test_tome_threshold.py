@@ -1,18 +1,17 @@
 """Threshold merging: equations, both implementations in both shape modes, capacity, refusals."""
 
+import merging_support as support
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from merging_support import Graph, Judge
 
 from vitprune.errors import RecipeError
 from vitprune.graph.surgery import rewrite
 from vitprune.methods import cost, get, tome_threshold
 from vitprune.methods.base import Geometry
-
-from . import merging_support as support
-from .merging_support import Graph, Judge
 
 TINY = Geometry(4, 36, 1, 32, 4, 128)
 SITES = {"tau": [0.95, 0.9, 0.7, 0.5], "r_max": [6, 6, 5, 4]}
