@@ -10,12 +10,11 @@ import subprocess
 import sys
 import tarfile
 import time
-import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from device_sshd import Sshd
+from device_server import Sshd
 
 from vitprune import targets
 from vitprune.bundle import Bundle, open_bundle
@@ -24,25 +23,9 @@ from vitprune.device.package import job_of, write_package
 RELAY = Path(__file__).with_name("device_relay.py")
 
 
-@pytest.fixture(scope="session")
-def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    torch, timm = pytest.importorskip("torch"), pytest.importorskip("timm")
-    from vitprune.exporting import export
-    from vitprune.recipe import Recipe
-
-    torch.manual_seed(0)
-    module = timm.create_model(
-        "vit_tiny_patch16_224", img_size=64, patch_size=8, embed_dim=64, depth=4, num_heads=4, num_classes=10
-    ).eval()
-    recipe = Recipe.load({"prune": {"method": "ats", "stages": [1, 2], "num_samples": 24}, "validate": {"samples": 8}})
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        return export(module, recipe, tmp_path_factory.mktemp("bundles") / "small").path
-
-
 @pytest.fixture
-def bundle(original: Path, tmp_path: Path) -> Bundle:
-    return open_bundle(shutil.copytree(original, tmp_path / "small"))
+def bundle(made_bundle: Bundle, tmp_path: Path) -> Bundle:
+    return open_bundle(shutil.copytree(made_bundle.path, tmp_path / "small"))
 
 
 @pytest.fixture

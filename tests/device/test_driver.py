@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from test_package import run_sh
+from device_package import run_sh
 
 from vitprune.backends import Result
 from vitprune.device import driver, entry

@@ -5,12 +5,11 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import subprocess
-import sys
 import tarfile
 from pathlib import Path
 
 import pytest
+from device_package import run_sh
 
 from vitprune import targets
 from vitprune.bundle import Bundle, open_bundle, sha256_of
@@ -20,12 +19,6 @@ from vitprune.device.package import job_of, package_name, read_manifest, write_p
 from vitprune.errors import LoadError
 
 TARGET = "jetson-orin"
-
-
-def run_sh(package: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    variables = {**os.environ, "VITPRUNE_PYTHON": sys.executable, **environment}
-    variables.pop("PYTHONPATH", None) if "PYTHONPATH" not in environment else None
-    return subprocess.run([str(package / "run.sh"), *arguments], capture_output=True, text=True, check=False, env=variables)
 
 
 def test_same_bytes_wherever_the_bundle_lies(bundle: Bundle, tmp_path: Path) -> None:

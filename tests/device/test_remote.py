@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from device_sshd import Sshd
+from device_server import Sshd
 
 from vitprune import targets
 from vitprune.bundle import Bundle, open_bundle

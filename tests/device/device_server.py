@@ -1,4 +1,4 @@
-"""What a test knows of the sshd it talks to."""
+"""What tests know of the sshd that is started for them."""
 
 from __future__ import annotations
 
