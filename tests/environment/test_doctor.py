@@ -76,7 +76,7 @@ def test_versions_without_importing(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 def test_plugins_info_before_any_build(capsys: pytest.CaptureFixture[str]) -> None:
     code, document, shown = run(capsys, "plugins", "info")
     assert (code, document["libraries"]) == (0, [])
-    assert "not" in shown
+    assert "no library is built yet" in shown
     assert Path(document["sources"], "CMakeLists.txt").is_file()
 
 

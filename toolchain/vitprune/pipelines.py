@@ -14,13 +14,13 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from vitprune import methods
-
 if TYPE_CHECKING:
     from vitprune.recipe import Recipe
 
 
 def of(recipe: Recipe) -> Any:
     """The pipeline package of a recipe's method, or None for the generic one."""
+    from vitprune import methods  # not above: device packages import the backends without pydantic
+
     name = methods.get(recipe.prune.method).pipeline
     return importlib.import_module(f"vitprune.{name}") if name else None

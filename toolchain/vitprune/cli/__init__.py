@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 import pkgutil
 import signal
 import sys
@@ -20,6 +21,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+
+INTERRUPTED = 130  # what shells report for Ctrl-C
 
 
 def _version(wanted: bool) -> None:
@@ -70,10 +73,9 @@ def run(arguments: list[str]) -> int:
         console.show_error(error, name)
         return error.exit_code
     except typer.Exit as leave:
-        return int(leave.exit_code)
+        return _interrupted() if leave.exit_code == INTERRUPTED else int(leave.exit_code)
     except (KeyboardInterrupt, typer.Abort):
-        console.settings.console.print("[bold red]interrupted[/bold red]; nothing was left half-written")
-        return 130
+        return _interrupted()
     except Exception as error:
         misread = getattr(error, "format_message", None)  # click's usage errors; newer typer carries its own copy of click
         if misread is not None:
@@ -92,6 +94,11 @@ def run(arguments: list[str]) -> int:
         return 2
 
 
+def _interrupted() -> int:
+    console.settings.console.print("[bold red]interrupted[/bold red]; nothing was left half-written")
+    return INTERRUPTED
+
+
 _registered = False
 
 
@@ -105,4 +112,10 @@ def _register_once() -> None:
 def main() -> None:
     """Console script."""
     signal.signal(signal.SIGTERM, lambda *_: (_ for _ in ()).throw(KeyboardInterrupt()))
-    sys.exit(run(sys.argv[1:]))
+    code = run(sys.argv[1:])
+    if code == INTERRUPTED:
+        # An interrupt that passed through exec() of a string makes CPython end itself by SIGINT whatever sys.exit asked for.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)

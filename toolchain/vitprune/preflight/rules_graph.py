@@ -101,7 +101,8 @@ def _constant_k(model: onnx.ModelProto) -> int:
     from onnx import numpy_helper
 
     values = {tensor.name: tensor for tensor in model.graph.initializer}
-    found = [values[node.input[1]] for node in model.graph.node if node.op_type == "TopK" and node.input[1] in values]
+    asked = [node.input[1] for node in model.graph.node if node.op_type == "TopK" and len(node.input) > 1]
+    found = [values[name] for name in asked if name in values]
     return max((int(numpy_helper.to_array(tensor).max()) for tensor in found), default=0)
 
 
