@@ -60,7 +60,7 @@ def preprocessing_of(module: Any, section: ModelSection) -> dict[str, Any]:
     """Input size, mean, std, interpolation and crop of a timm model; the recipe's mean and std win."""
     from timm.data import resolve_data_config
 
-    config = resolve_data_config(pretrained_cfg=getattr(module, "pretrained_cfg", None) or {})
+    config = resolve_data_config(model=module)  # timm's defaults (ImageNet) for a model that carries no pretrained_cfg
     embed = module.patch_embed
     size = embed.img_size or config["input_size"][1:]
     channels = embed.proj.in_channels if hasattr(embed.proj, "in_channels") else config["input_size"][0]
