@@ -67,6 +67,7 @@ def _hoist(arguments: list[str]) -> list[str]:
 def run(arguments: list[str]) -> int:
     """Run the command line; returns the exit code: 0 fine, 1 a gate failed, 2 could not run, 130 interrupted."""
     _register_once()
+    console.settings.json |= "--json" in arguments  # also where the command line itself cannot be understood
     name = next((a for a in arguments if not a.startswith("-")), "")
     try:
         outcome: Any = app(_hoist(arguments), standalone_mode=False)
