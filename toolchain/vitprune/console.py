@@ -44,6 +44,12 @@ def plain(text: str) -> str:
     return escape(text)
 
 
+def macs_line(pruned: float, dense: float, ratio: float) -> str:
+    """MACs per image of a pruned model against the dense one, in G or M, whichever reads better."""
+    scale, unit = (1e9, "G") if dense >= 1e9 else (1e6, "M")
+    return f"MACs per image {pruned / scale:.3f} {unit} of {dense / scale:.3f} {unit} ({ratio:.2f}x)"
+
+
 def detail(text: str) -> None:
     """Print one line only with --verbose."""
     if settings.verbose and not settings.quiet:
