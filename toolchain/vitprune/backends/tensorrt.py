@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Session", "build", "missing", "version"]
 
+# Before this, the parser makes a loop of CumSum.
+CUMULATIVE_LAYER = Version.parse("10.8")
 TIMING_CACHE = "timing.cache"
 # The graph as TensorRT got it stays beside the engine: the trtexec command names it.
 PARSED = ".parsed.onnx"
@@ -113,11 +115,12 @@ def _build(settings: Settings, gpu: Gpu, messages: list[str], report: Callable[[
     if why := memory_problem(settings.model.stat().st_size, settings.workspace_mib, free_memory()):
         raise BuildError(524, "there is not enough memory for the build", cause=why, next_step=LOWER)
     library, why_not = plugins.obtain(settings.plugin, gpu.architecture, report)
-    if library is None and settings.plugin != "none" and (settings.plugin != "auto" or here < Version.parse("10.8")):
+    if library is None and settings.plugin != "none" and (settings.plugin != "auto" or here < CUMULATIVE_LAYER):
+        loop = ", CumSum as a loop among them" if here < CUMULATIVE_LAYER else ""
         raise BuildError(
             522,
             "the TokenSample plugin is not at hand",
-            cause=f"{why_not}; without it TensorRT {here} runs a long chain of operators, CumSum as a loop among them",
+            cause=f"{why_not}; without it TensorRT {here} runs a long chain of operators{loop}",
             next_step="vitprune plugins build, or --plugin none to build without it",
         )
     if library is not None:
