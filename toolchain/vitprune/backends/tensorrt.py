@@ -13,7 +13,7 @@ from vitprune.backends._tensorrt.audit import Audit, audit, read_layers
 from vitprune.backends._tensorrt.building import Settings, memory_problem, said_out_of_memory, settings_of
 from vitprune.backends._tensorrt.memory import free_memory
 from vitprune.backends._tensorrt.session import Session
-from vitprune.backends._tensorrt.support import ALWAYS_TYPED, unsupported
+from vitprune.backends._tensorrt.support import ALWAYS_TYPED, CUMULATIVE_LAYER, unsupported
 from vitprune.backends._tensorrt.trtexec import command_line
 from vitprune.errors import BuildError
 from vitprune.gpus import Gpu, local_gpus
@@ -25,8 +25,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Session", "build", "missing", "version"]
 
-# Before this, the parser makes a loop of CumSum.
-CUMULATIVE_LAYER = Version.parse("10.8")
 TIMING_CACHE = "timing.cache"
 # The graph as TensorRT got it stays beside the engine: the trtexec command names it.
 PARSED = ".parsed.onnx"
@@ -124,8 +122,8 @@ def _build(settings: Settings, gpu: Gpu, messages: list[str], report: Callable[[
             next_step="vitprune plugins build, or --plugin none to build without it",
         )
     if library is not None:
-        library = plugins.beside(library, settings.output.parent)
         plugins.register(trt.get_plugin_registry(), library, BuildError, 522)
+        library = plugins.beside(library, settings.output.parent)
     model, form = _form(settings.model, here, library is not None)
     parsed = settings.output.with_suffix(PARSED)
     parsed.write_bytes(model)
