@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -177,6 +178,18 @@ def test_without_the_runtime(unpacked: Path, monkeypatch: pytest.MonkeyPatch, ca
     assert driver.run(unpacked, entry.verify(unpacked), entry.arguments([])) == 2
     assert load(unpacked / "out" / "result.json")["error"]["code"] == "VP241"
     assert "VITPRUNE_PYTHON" in capsys.readouterr().err
+
+
+def test_python_without_numpy(unpacked: Path, tmp_path: Path) -> None:
+    """An interpreter of last resort says what it lacks; its site-packages are left out with -S."""
+    bare = tmp_path / "python"
+    bare.write_text(f'#!/bin/sh\nexec "{sys.executable}" -S "$@"\n')
+    bare.chmod(0o755)
+    done = run_sh(unpacked, "--rehearse", VITPRUNE_PYTHON=str(bare))
+    assert done.returncode == 2
+    assert "error VP241 this Python has no numpy" in done.stderr
+    assert "apt install python3-numpy" in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 def test_new_output_replaces_the_old(unpacked: Path, stand_in: dict[str, Any]) -> None:

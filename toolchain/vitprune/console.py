@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,6 +18,7 @@ from rich.table import Table
 from vitprune.errors import VitpruneError
 
 SCHEMA_VERSION = 1
+_NUMBER = re.compile(r"[-+<>≤~]?\d|[-–]?$")
 
 
 @dataclass
@@ -62,12 +64,13 @@ def warn(text: str) -> None:
 
 
 def table(title: str, columns: list[str], rows: list[list[str]]) -> None:
-    """Print a table to stderr unless --quiet; columns after the first are right-aligned."""
+    """Print a table to stderr unless --quiet; columns of numbers are right-aligned."""
     if settings.quiet:
         return
     view = Table(title=title, title_justify="left")
     for position, column in enumerate(columns):
-        view.add_column(column, justify="left" if position == 0 else "right")
+        numbers = position > 0 and all(_NUMBER.match(row[position]) for row in rows)
+        view.add_column(column, justify="right" if numbers else "left")
     for row in rows:
         view.add_row(*(escape(cell) for cell in row))
     settings.console.print(view)

@@ -77,7 +77,10 @@ def package_engine(
         same = (place / tar.name).is_file() and sha256_of(place / tar.name) == digest
         if place.exists() and not same and not force:
             raise RecipeError(
-                106, f"'{place}' holds something else", cause="nothing is overwritten unless asked", next_step="add --force"
+                106,
+                f"'{place}' holds an engine or another package",
+                cause="it came of another model, batch, target or vitprune, and nothing is overwritten unless asked",
+                next_step="add --force",
             )
         if trials:
             report("compiling the plugin for the device")

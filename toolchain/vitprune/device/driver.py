@@ -6,12 +6,13 @@ Everything is written to a temporary sibling of the output folder, which appears
     out/environment.json          machine, versions, Jetson module, power mode
     out/validate.json             gates against the stored samples
     out/benchmark.json            latencies with the power state before and after
-    out/engine/                   model.engine, engine.json, build.log, the plugin library
+    out/engine/                   model.engine, engine.json, build.log, the graph as TensorRT parsed it, the plugin library
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import os
 import shutil
@@ -105,6 +106,13 @@ def _backend(name: str) -> Any:
     Raises:
         TargetError: VP240 when it is not part of the package, VP241 when its runtime is not installed.
     """
+    if importlib.util.find_spec("numpy") is None:
+        raise TargetError(
+            241,
+            "this Python has no numpy",
+            cause=f"{sys.executable} cannot import it",
+            next_step="sudo apt install python3-numpy, or set VITPRUNE_PYTHON to an interpreter that has it",
+        )
     from vitprune import backends
 
     if name.replace("-", "_") not in backends.names():
