@@ -2,6 +2,8 @@
 PYTHON ?= python3
 VENV ?= .venv
 METHOD ?= ats
+# Test processes; each uses one thread.
+JOBS ?= $(shell getconf _NPROCESSORS_ONLN)
 BIN := $(VENV)/bin
 HEADERS := $(VENV)/headers
 # 1: a test of the plugin that cannot run for want of a compiler or of headers fails. Empty: it is skipped and says why. Where
@@ -37,7 +39,7 @@ test: lint $(HEADERS)/.fetched
 	if [ -d $$headers/tensorrt ]; then TENSORRT_INCLUDE_DIR=$$headers/tensorrt; fi; \
 	if [ -d $$headers/onnxruntime ]; then ORT_INCLUDE_DIR=$$headers/onnxruntime; fi; \
 	if [ -d $$headers/stubs ]; then VITPRUNE_TENSORRT_STUBS=$$headers/stubs; fi; \
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadgroup
 
 benchmark: $(VENV)/.installed
 	$(BIN)/python benchmarks/speed.py

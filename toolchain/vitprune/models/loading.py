@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from vitprune import interrupts
 from vitprune.bundle import sha256_of
 from vitprune.errors import ExportError
 from vitprune.recipe import ModelSection
@@ -36,7 +37,7 @@ class LoadedModel:
 
 
 def require_torch(purpose: str) -> None:
-    """Raise TargetError VP201 when torch or timm is not installed."""
+    """Import torch and timm; raise TargetError VP201 when one is not installed."""
     import importlib.util
 
     from vitprune.errors import TargetError
@@ -49,6 +50,8 @@ def require_torch(purpose: str) -> None:
             cause="the extra 'torch' is not installed",
             next_step="pip install 'vitprune[torch]'",
         )
+    with interrupts.deferred():
+        importlib.import_module("timm")  # brings torch
 
 
 def weights_path(text: str) -> Path:
