@@ -1,7 +1,7 @@
 """Every method's pruned graph against its slice oracle on ONNX Runtime (performance.md §0); DVT: what reuse adds to its members.
 
-    python benchmarks/methods_speed.py                   # DeiT-S, 197 tokens, batch 1 and 8; some 20 minutes on one core
-    python benchmarks/methods_speed.py --only tome       # rows of these methods are replaced in the stored JSON
+python benchmarks/methods_speed.py                   # DeiT-S, 197 tokens, batch 1 and 8; some 20 minutes on one core
+python benchmarks/methods_speed.py --only tome       # rows of these methods are replaced in the stored JSON
 """
 
 from __future__ import annotations
@@ -70,9 +70,11 @@ def measure(method: str, batch: int, rounds: int) -> dict[str, Any]:
     """One row: medians of per-round ratios of CPU time."""
     ready, x, facts = graphs(method, batch)
     sessions = {label: make_session(graph, threads=1, spin=False) for label, graph in ready.items()}
-    times = interleaved(sessions, x, rounds)
+    times = interleaved({label: sessions[label] for label in ("pruned", "oracle")}, x, rounds)
     ratio = [p / o for p, o in zip(times["pruned"], times["oracle"], strict=True)]
-    gain = [d / p for d, p in zip(times["dense"], times["pruned"], strict=True)]
+    against = interleaved({label: sessions[label] for label in ("dense", "pruned")}, x, max(5, rounds // 3))
+    gain = [d / p for d, p in zip(against["dense"], against["pruned"], strict=True)]
+    times["dense"] = against["dense"]
     quartiles = statistics.quantiles(ratio, n=4)
     goal = GOALS.get(method, GOAL)
     middle = round(statistics.median(ratio), 4)

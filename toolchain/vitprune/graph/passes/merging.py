@@ -138,8 +138,12 @@ class MergingPass(GraphPass):
         mixed = em.op("MatMul", [joins, em.op("Sub", [leaving, own], "rows/step")], "rows/mixed")
         means = em.op("Add", [own, mixed], "rows/means")
         if active is not None:  # what stays after all must find its own row and size as they were
-            means = em.op("Where", [em.op("Unsqueeze", [writes, behind], "writes/column", dtype=BOOL), means, leaving], "rows/new")
-            lone = em.constant(1.0, FLOAT) if self.size is None else em.op("GatherElements", [before, sources], "size/own", axis=1)
+            means = em.op(
+                "Where", [em.op("Unsqueeze", [writes, behind], "writes/column", dtype=BOOL), means, leaving], "rows/new"
+            )
+            lone = (
+                em.constant(1.0, FLOAT) if self.size is None else em.op("GatherElements", [before, sources], "size/own", axis=1)
+            )
             total = em.op("Where", [writes, total, lone], "size/new")
         at = em.op("Unsqueeze", [place, behind], "rows/place_column", dtype=INT64)
         places = em.op("Concat", [self._images(surgery, em, at), at], "rows/places", dtype=INT64, axis=2)
@@ -164,7 +168,11 @@ class MergingPass(GraphPass):
     def _ones(self, surgery: Surgery) -> Any:
         """Sizes [B,N] before anything has merged."""
         em = surgery.emitter.child("sizes")
-        return em.op("Expand", [em.constant(np.ones((1, surgery.anatomy.prefix + surgery.anatomy.patches)), FLOAT), self.column(surgery)], "ones")
+        return em.op(
+            "Expand",
+            [em.constant(np.ones((1, surgery.anatomy.prefix + surgery.anatomy.patches)), FLOAT), self.column(surgery)],
+            "ones",
+        )
 
     def _images(self, surgery: Surgery, em: Emitter, like: Any) -> Any:
         """Number of its image in the batch for every entry of int64 [B,r,1]."""
