@@ -70,7 +70,7 @@ def dvt(path: Path) -> list[str]:
     lines = [
         f"## DVT: what reuse adds ({path.name})", "",
         "No token leaves in DVT, so it has no slice oracle. Members of the cascade on DeiT-S against the same dense model on the same grid without "
-        "reuse, and the members up to an exit against the plain 14×14 model; same protocol.", "",
+        "reuse, and the members up to an exit against the plain 14×14 model; one thread, CPU time, interleaved, per-round ratios, medians, random weights.", "",
         "| batch | member 1, 2, 3 / plain model of its grid | members up to exit 1, 2, 3 / plain 14×14 model | rounds |",
         "|---|---|---|---|",
     ]  # fmt: skip
