@@ -43,6 +43,9 @@ test: lint $(HEADERS)/.fetched
 
 benchmark: $(VENV)/.installed
 	$(BIN)/python benchmarks/speed.py
+	$(BIN)/python benchmarks/methods_speed.py
+	$(BIN)/python benchmarks/dvt_reuse.py
+	$(BIN)/python benchmarks/recipes.py
 	$(BIN)/python benchmarks/report.py
 
 clean:
