@@ -80,6 +80,18 @@ def test_configuration_of_the_builder(fake: Fake, bundle: Bundle, tmp_path: Path
     assert facts["version_compatible"] is True
 
 
+def test_discrete_gpu_has_tensorrts_own_default_of_scratch_memory(
+    fake: Fake, bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake("10.16.2")
+    monkeypatch.setattr(backend, "local_gpus", lambda: [Gpu("NVIDIA L4", "89", 23034, False)])
+    library = str(plugin_file(tmp_path))
+    assert backend.build(request(bundle, tmp_path / "e", plugin=library), lambda text: None)["workspace_mib"] is None
+    assert FakeState.config.pools == {}
+    backend.build(request(bundle, tmp_path / "f", plugin=library, workspace_mib=512), lambda text: None)
+    assert FakeState.config.pools == {"workspace": 512 << 20}
+
+
 def test_tensorrt_11_needs_no_flag_for_strong_typing(fake: Fake, bundle: Bundle, tmp_path: Path) -> None:
     fake("11.4.1")
     facts = backend.build(request(bundle, tmp_path / "e"), lambda text: None)

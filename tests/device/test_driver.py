@@ -143,6 +143,20 @@ def test_device_run_writes_engine_and_reports(unpacked: Path, stand_in: dict[str
     assert sorted(path.name for path in (out / "engine").iterdir()) == ["build.log", "engine.json", "model.engine"]
 
 
+def test_another_tensorrt_than_stated_is_said(
+    unpacked: Path, stand_in: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The stand-in is 10.3.0."""
+    manifest = entry.verify(unpacked)
+    options = entry.arguments(["--plugin", "skip", "--rounds", "1"])
+    for stated, differs in (("10.3.0", False), ("10.16.2", True)):
+        manifest["job"]["stated"] = {"tensorrt": stated}
+        assert driver.run(unpacked, manifest, options) == 0
+        said = load(unpacked / "out" / "result.json")["differs"]
+        assert bool(said) == differs
+        assert (f"note: {said}" in capsys.readouterr().err) == differs
+
+
 def test_wrong_engine_fails_its_gates_and_says_so(unpacked: Path, stand_in: dict[str, Any], tmp_path: Path) -> None:
     stand_in["backend"] = StandIn(tmp_path, spoil=0.5)
     assert driver.run(unpacked, entry.verify(unpacked), entry.arguments(["--plugin", "skip", "--rounds", "1"])) == 1

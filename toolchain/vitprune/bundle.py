@@ -190,13 +190,17 @@ class Bundle:
         files.update({name: sha256_of(self.path / name) for name in relative})
         self._store(files)
 
-    def drop_files(self, prefix: str) -> None:
-        """Take files under a relative prefix out of the manifest."""
-        self._store({name: digest for name, digest in self.manifest.files.items() if not name.startswith(prefix)})
+    def list_engine(self, target: str) -> None:
+        """Bring the manifest up to date with engines/<target>/, in one step."""
+        prefix = f"{ENGINES}{target}/"
+        files = {name: digest for name, digest in self.manifest.files.items() if not name.startswith(prefix)}
+        found = (path for path in self.engine_path(target).rglob("*") if path.is_file())
+        self._store(files | {path.relative_to(self.path).as_posix(): sha256_of(path) for path in found})
 
     def _store(self, files: dict[str, str]) -> None:
-        self.manifest = self.manifest.model_copy(update={"files": dict(sorted(files.items()))}).sealed()
-        write_atomic(self.path / "manifest.json", self.manifest.text().encode())
+        manifest = self.manifest.model_copy(update={"files": dict(sorted(files.items()))}).sealed()
+        write_atomic(self.path / "manifest.json", manifest.text().encode())
+        self.manifest = manifest
 
     def write_report(self, name: str, data: str) -> Path:
         """Write reports/<name>."""
