@@ -31,7 +31,7 @@ def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, dict[
 
 @pytest.mark.parametrize("name", ["orin-nano", "agx-orin", "agx-thor"])
 def test_on_a_jetson(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, name: str) -> None:
-    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setenv("COLUMNS", "400")  # temporary folders have long names
     root = plant(tmp_path / "root", name)
     code, document, shown = run(capsys, "doctor", "--root", str(root))
     assert code == 0
