@@ -69,7 +69,8 @@ def table(title: str, columns: list[str], rows: list[list[str]]) -> None:
         return
     view = Table(title=title, title_justify="left")
     for position, column in enumerate(columns):
-        numbers = position > 0 and all(_NUMBER.match(row[position]) for row in rows)
+        filled = [row[position] for row in rows if row[position] not in ("", "–")]
+        numbers = position > 0 and bool(filled) and all(_NUMBER.match(cell) for cell in filled)
         view.add_column(column, justify="right" if numbers else "left")
     for row in rows:
         view.add_row(*(escape(cell) for cell in row))

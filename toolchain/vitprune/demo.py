@@ -69,7 +69,7 @@ def run(method: str, folder: Path, step: Callable[[str], Any]) -> DemoResult:
             sizes[f"{name} engine"] = (_dense_engine(dense, recipe, target, folder, shown.update), document["engine_bytes"])
     with step("validate on 1,000 test images") as shown:
         verdict = validate(bundle, data=data, report=shown.update)
-    facts = _facts(verdict, sizes)
+    facts = _facts(verdict, sizes, bundle.manifest.model["geometry"]["patches"])
     images, labels, kept, logits = _pictures(bundle, data)
     patches = int(np.sqrt(bundle.manifest.model["geometry"]["patches"]))
     arrays = {"images": images, "labels": labels, "run_logits": logits}
@@ -130,7 +130,7 @@ def _dense_engine(
     return size
 
 
-def _facts(verdict: Verdict, sizes: dict[str, tuple[int, int]]) -> list[list[str]]:
+def _facts(verdict: Verdict, sizes: dict[str, tuple[int, int]], patches: int) -> list[list[str]]:
     comparison = verdict.comparison
     assert comparison.accuracy is not None
     tokens = ", ".join(f"{site.kept_mean:.0f}" for site in comparison.sites)
@@ -142,7 +142,7 @@ def _facts(verdict: Verdict, sizes: dict[str, tuple[int, int]]) -> list[list[str
             f"{verdict.macs['dense'] / 1e6:.1f} M",
             f"{verdict.macs['pruned'] / 1e6:.1f} M ({verdict.macs['ratio']:.2f}x)",
         ],
-        [f"mean patches after blocks {blocks}", "all", tokens],
+        [f"mean patches after blocks {blocks}", ", ".join([str(patches)] * len(comparison.sites)), tokens],
         ["logits against PyTorch, worst", "–", f"{comparison.logits_max_abs:.1e}"],
     ]
     return rows + [[name, f"{dense / 2**20:.2f} MiB", f"{pruned / 2**20:.2f} MiB"] for name, (dense, pruned) in sizes.items()]
