@@ -22,7 +22,7 @@ from vitprune.cascade.validating import compare, gates_of, reference_arrays
 from vitprune.errors import ExportError
 from vitprune.exporting import Report, _io, _samples
 from vitprune.methods.base import Geometry
-from vitprune.methods.dvt import exit_costs
+from vitprune.methods.dvt import embed_macs, exit_costs
 from vitprune.models.loading import LoadedModel
 from vitprune.recipe import Recipe
 
@@ -34,7 +34,7 @@ def export(
     """Export a cascade to a bundle; arguments and errors as `vitprune.export`.
 
     Raises:
-        ExportError: VP30x the model, VP314 not a DeiT, VP32x the graph, VP330 graphs and reference disagree. RecipeError: VP15x.
+        ExportError: VP30x the model, VP314 not a DeiT or T2T-ViT, VP32x the graph, VP330 graphs and reference disagree. RecipeError: VP15x.
     """
     report("loading the model")
     model = load(module_or_name, recipe, pretrained=pretrained, seed=seed, weights=weights)
@@ -60,10 +60,10 @@ def _params(recipe: Recipe) -> Any:
 
 def geometry_of(shape: Any, grid: int) -> Geometry:
     """Sizes of the last member."""
-    patch = -(-shape.image // grid)
+    image = (shape.channels, shape.image, shape.image)
     return Geometry(
         depth=shape.depth, patches=grid * grid, prefix=1, width=shape.width, heads=shape.heads, mlp_hidden=shape.mlp_hidden,
-        embed_macs=grid * grid * shape.channels * patch * patch * shape.width, classes=shape.classes,
+        embed_macs=embed_macs(shape.kind, image, grid, shape.width), classes=shape.classes,
     )  # fmt: skip
 
 

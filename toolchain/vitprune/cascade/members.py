@@ -11,12 +11,13 @@ from vitprune.errors import ExportError, LoadError, RecipeError
 from vitprune.methods import dvt
 from vitprune.models import loading
 from vitprune.models.loading import SHIPPED, LoadedModel, load_weights, weights_path
+from vitprune.models.t2t_sizes import unfoldings
 from vitprune.recipe import Recipe
 from vitprune.reference.reuse import MEMBERS, Backbone, Cascade
 
 
 def backbone_of(model: Any) -> Backbone:
-    """The shape of a plain DeiT.
+    """The shape of a plain DeiT or a T2T-ViT.
 
     Raises:
         ExportError: VP31x not a timm VisionTransformer; VP314 parts that members of a cascade do not have. RecipeError: VP150 the
@@ -25,6 +26,7 @@ def backbone_of(model: Any) -> Backbone:
     from timm.models.vision_transformer import VisionTransformer
     from torch import nn
 
+    from vitprune.models.t2t import T2TViT
     from vitprune.reference.vit import check_supported
 
     check_supported(model, dvt.METHOD)
@@ -43,7 +45,7 @@ def backbone_of(model: Any) -> Backbone:
         raise ExportError(
             314,
             "this model cannot be a member of a DVT cascade",
-            cause=f"members are plain DeiT models; it has {found[0]}",
+            cause=f"members are plain DeiT or T2T-ViT models; it has {found[0]}",
             next_step="use a model such as deit_small_patch16_224",
         )
     height, width = model.patch_embed.img_size
@@ -55,9 +57,9 @@ def backbone_of(model: Any) -> Backbone:
             next_step="--set model.image_size=224",
         )
     return Backbone(
-        channels=model.patch_embed.proj.in_channels, image=height, width=model.embed_dim, depth=len(model.blocks),
+        channels=loading.image_channels(model) or 3, image=height, width=model.embed_dim, depth=len(model.blocks),
         heads=block.attn.num_heads, mlp_hidden=block.mlp.fc1.out_features, classes=model.num_classes,
-        qkv_bias=block.attn.qkv.bias is not None, eps=block.norm1.eps,
+        qkv_bias=block.attn.qkv.bias is not None, eps=block.norm1.eps, kind="t2t" if isinstance(model, T2TViT) else "deit",
     )  # fmt: skip
 
 
@@ -128,13 +130,20 @@ def check_grids(params: Any, shape: Backbone, own: int | None = None) -> None:
     """Refuse grids that the image cannot carry.
 
     Raises:
-        RecipeError: VP151 the last grid is not the model's, VP152 finer than the pixels.
+        RecipeError: VP151 the last grid is not the model's, VP152 finer than the pixels allow, VP157 another backbone than the recipe's.
     """
-    if params.grids[-1] > shape.image:
+    if params.backbone != shape.kind:
+        raise RecipeError(
+            157,
+            f"the recipe's backbone is '{params.backbone}', the model is a '{shape.kind}'",
+            cause="members have the backbone of the named model",
+            next_step=f"--set prune.backbone={shape.kind}",
+        )
+    if cause := _misfit(params.grids, shape):
         raise RecipeError(
             152,
-            f"a grid of {params.grids[-1]} does not fit an image of {shape.image}",
-            cause="a patch has at least one pixel",
+            f"the grids {params.grids} do not fit an image of {shape.image}",
+            cause=cause,
             next_step="--set 'prune.grids=[7,10,14]'",
         )
     if own is not None and params.grids[-1] != own:
@@ -144,6 +153,18 @@ def check_grids(params: Any, shape: Backbone, own: int | None = None) -> None:
             cause="the finest member of a cascade is the named model",
             next_step=f"--set 'prune.grids=[{max(2, own // 2)},{max(3, own * 5 // 7)},{own}]'",
         )
+
+
+def _misfit(grids: list[int], shape: Backbone) -> str:
+    """Why an image cannot carry the grids, or nothing."""
+    if shape.kind == "deit":
+        return "a patch has at least one pixel" if grids[-1] > shape.image else ""
+    try:
+        for grid in grids:
+            unfoldings(shape.image, grid)
+    except ValueError as error:
+        return str(error)
+    return ""
 
 
 def random_cascade(shape: Backbone, params: Any, seed: int) -> Cascade:
@@ -161,7 +182,8 @@ def random_cascade(shape: Backbone, params: Any, seed: int) -> Cascade:
                     nn.init.zeros_(module.bias)
         for member in cascade.members:
             nn.init.trunc_normal_(member.cls_token, std=0.02)  # type: ignore[arg-type]
-            nn.init.trunc_normal_(member.pos_embed, std=0.02)  # type: ignore[arg-type]
+            if shape.kind == "deit":  # positions of T2T-ViT are fixed
+                nn.init.trunc_normal_(member.pos_embed, std=0.02)  # type: ignore[arg-type]
     return cascade
 
 
@@ -173,29 +195,45 @@ def weights_of(cascade: Cascade, number: int) -> dict[str, Any]:
 
 
 def dense_member(shape: Backbone, grid: int, weights: dict[str, Any]) -> Any:
-    """A plain timm VisionTransformer with a member's weights and without its reuse, to be exported as the dense graph.
+    """A timm VisionTransformer with a member's weights and without its reuse, to be exported as the dense graph.
 
     LN2 and fc1 of a member with reuse are wider; their part for the tokens themselves is taken, and the graph pass puts the whole in.
     """
     import torch
-    from timm.models.vision_transformer import VisionTransformer
-    from torch import nn
 
-    patch, padding = dvt.embedding(shape.image, grid)
-    model = VisionTransformer(
-        img_size=grid * patch, patch_size=patch, in_chans=shape.channels, num_classes=shape.classes, embed_dim=shape.width,
-        depth=shape.depth, num_heads=shape.heads, mlp_ratio=shape.mlp_hidden / shape.width, qkv_bias=shape.qkv_bias,
-        norm_layer=partial(nn.LayerNorm, eps=shape.eps),
-    ).eval()  # fmt: skip
-    model.patch_embed.img_size = None  # with padding the image need not be a multiple of the patch
-    model.patch_embed.proj.padding = (padding, padding)
-    state = {name: torch.from_numpy(weights[name]) for name in model.state_dict()}
+    model = _empty_member(shape, grid)
+    given = {name: torch.from_numpy(value) for name, value in weights.items()}
+    if shape.kind == "t2t":
+        from vitprune.models.t2t import from_published
+
+        given = from_published(given, model)
+    state = {name: given[name] for name in model.state_dict()}
     for name, value in state.items():
-        if ".norm2." in name:
+        if ".norm2." in name and name.startswith("blocks."):
             state[name] = value[: shape.width]
         elif name.endswith("mlp.fc1.weight"):
             state[name] = value[:, : shape.width]
     model.load_state_dict(state)
+    return model
+
+
+def _empty_member(shape: Backbone, grid: int) -> Any:
+    """A timm model of a member's sizes."""
+    from timm.models.vision_transformer import VisionTransformer
+    from torch import nn
+
+    from vitprune.models.t2t import T2TViT
+
+    sizes: dict[str, Any] = {
+        "in_chans": shape.channels, "num_classes": shape.classes, "embed_dim": shape.width, "depth": shape.depth, "num_heads": shape.heads,
+        "mlp_ratio": shape.mlp_hidden / shape.width, "qkv_bias": shape.qkv_bias, "norm_layer": partial(nn.LayerNorm, eps=shape.eps),
+    }  # fmt: skip
+    if shape.kind == "t2t":
+        return T2TViT(img_size=shape.image, grid=grid, **sizes).eval()
+    patch, padding = dvt.embedding(shape.image, grid)
+    model = VisionTransformer(img_size=grid * patch, patch_size=patch, **sizes).eval()
+    model.patch_embed.img_size = None  # with padding the image need not be a multiple of the patch
+    model.patch_embed.proj.padding = (padding, padding)
     return model
 
 

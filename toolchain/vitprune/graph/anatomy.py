@@ -15,6 +15,7 @@ import onnx
 import onnx_graphsurgeon as gs
 
 from vitprune.errors import ExportError
+from vitprune.graph.embedding import embedding
 from vitprune.graph.static import scalar_of, static_copy, value_of
 
 PASS_THROUGH = {"Cast", "Identity", "Dropout"}
@@ -73,7 +74,7 @@ class Block:
 class Anatomy:
     """Blocks and outer parts of a dense ViT graph.
 
-    embed_macs: MACs of the patch convolution. reads_cls: whether the head reads token 0. mean_pools: names of ReduceMean
+    embed_macs: MACs from the image to the tokens. reads_cls: whether the head reads token 0. mean_pools: names of ReduceMean
     outputs that average over tokens after the last block, with the number of leading tokens they leave out. keys: rows of keys
     where they do not follow the tokens, else 0.
     """
@@ -431,17 +432,15 @@ def find(model: onnx.ModelProto) -> Anatomy:
         )
     blocks = tuple(_block(index, softmax) for index, softmax in enumerate(softmaxes))
     tensors = graph.tensors()
-    conv = next((node for node in graph.nodes if node.op == "Conv" and len(node.outputs[0].shape or ()) == 4), None)
-    if conv is None:
+    embedded = embedding(graph, tensors[blocks[0].x])
+    if embedded is None:
         raise _fail(None, "the input side", "a patch embedding Conv")
-    _, _, rows, columns = conv.outputs[0].shape
-    patches = int(rows) * int(columns)
-    kernel = value_of(conv.inputs[1])
+    patches, embed_macs = embedded
     reads_cls, pools = _head(tensors[blocks[-1].output])
     image = graph.inputs[0]
     return Anatomy(
         input=image.name, image_shape=tuple(int(d) for d in image.shape[1:]), outputs=tuple(o.name for o in graph.outputs),
         blocks=blocks, patches=patches, prefix=blocks[0].tokens - patches, width=int(tensors[blocks[0].x].shape[-1]),
-        embed_macs=patches * int(kernel.size) if kernel is not None else 0, classes=int(graph.outputs[0].shape[-1]) if graph.outputs[0].shape else 0,
+        embed_macs=embed_macs, classes=int(graph.outputs[0].shape[-1]) if graph.outputs[0].shape else 0,
         reads_cls=reads_cls, mean_pools=pools,
     )  # fmt: skip

@@ -163,8 +163,8 @@ def _is_last_stage(softmax: gs.Node) -> bool:
     tensor = softmax.inputs[0]
     for _ in range(16):
         node = tensor.inputs[0] if tensor.inputs else None
-        if node is None or node.op in ("Conv", "BatchNormalization"):
-            return False
+        if node is None or node.op in ("Conv", "BatchNormalization", "LayerNormalization", "Sub"):
+            return False  # a norm lies between attention and the patch embedding of a plain ViT
         if node.op == "Concat":
             beside = _above(node.inputs[1]) if len(node.inputs) == 2 else None
             return beside is not None and beside.op in ("Conv", "BatchNormalization")

@@ -14,6 +14,7 @@ from pydantic import Field, field_validator
 
 from vitprune.methods.base import BlockTokens, Geometry, Method, MethodParams, Site
 from vitprune.methods.cost import dense_blocks
+from vitprune.models.t2t_sizes import tokenizer_macs
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -27,7 +28,7 @@ class Params(MethodParams):
     """Recipe keys of DVT.
 
     stages: none, a cascade has no prune sites.
-    backbone: "deit", plain DeiT members.
+    backbone: "deit", plain DeiT members; "t2t", T2T-ViT members.
     grids: patches per side of the three members, ascending; the last is the grid of the named model.
     thresholds: confidence at which exits 1 and 2 answer; null = that exit never answers; the last one always does.
     feature_dim, feature_hidden: width of the reused features and of the hidden layer that makes them.
@@ -38,7 +39,7 @@ class Params(MethodParams):
 
     method: Literal["dvt"] = "dvt"
     stages: list[int] = Field(default=[], max_length=0)
-    backbone: Literal["deit"] = "deit"
+    backbone: Literal["deit", "t2t"] = "deit"
     grids: list[Grid] = Field(default=[7, 10, 14], min_length=EXITS, max_length=EXITS)
     thresholds: list[Annotated[float, Field(allow_inf_nan=False)] | None] = Field(min_length=EXITS - 1, max_length=EXITS - 1)
     feature_dim: Width = 48
@@ -70,6 +71,13 @@ def embedding(image: int, grid: int) -> tuple[int, int]:
     return patch, -(-(grid * patch - image) // 2)
 
 
+def embed_macs(backbone: str, image: Sequence[int], grid: int, width: int) -> int:
+    """MACs from an image (channels, height, width) to the tokens of one member."""
+    if backbone == "t2t":
+        return tokenizer_macs(image[1], grid, image[0], width)
+    return grid * grid * image[0] * embedding(image[1], grid)[0] ** 2 * width
+
+
 def confidence(logits: Tensor) -> Tensor:
     """Largest softmax probability float64 [B] of logits [B,classes] (methods.md §4.5)."""
     return logits.double().softmax(dim=-1).amax(dim=-1)
@@ -90,10 +98,9 @@ def member_macs(params: Any, geometry: Geometry, image: Sequence[int], member: i
         member: which one.
     """
     grid, width = params.grids[member], geometry.width
-    patch, _ = embedding(image[1], grid)
     tokens = grid * grid + 1
     block = 4 * tokens * width**2 + 2 * tokens**2 * width + 2 * tokens * width * geometry.mlp_hidden
-    total = grid * grid * image[0] * patch**2 * width + geometry.depth * block
+    total = embed_macs(params.backbone, image, grid, width) + geometry.depth * block
     if member == 0:
         return float(total)
     before = params.grids[member - 1] ** 2 + 1
@@ -119,7 +126,7 @@ class Dvt(Method):
 
     name: ClassVar[str] = "dvt"
     summary: ClassVar[str] = (
-        "cascade of three ViTs on 7x7, 10x10, 14x14 patches; confident images leave early, features are reused"
+        "cascade of three DeiTs or T2T-ViTs on 7x7, 10x10, 14x14 tokens; confident images leave early, features are reused"
     )
     paper: ClassVar[str] = "Wang et al., NeurIPS 2021, arXiv 2105.15075"
     kind: ClassVar[str] = "reuse"

@@ -52,6 +52,7 @@ def require_torch(purpose: str) -> None:
         )
     with interrupts.deferred():
         importlib.import_module("timm")  # brings torch
+        importlib.import_module("vitprune.models.t2t")  # adds T2T-ViT to the names timm knows
 
 
 def weights_path(text: str) -> Path:
@@ -66,7 +67,7 @@ def preprocessing_of(module: Any, section: ModelSection) -> dict[str, Any]:
     config = resolve_data_config(model=module)  # timm's defaults (ImageNet) for a model that carries no pretrained_cfg
     embed = module.patch_embed
     size = embed.img_size or config["input_size"][1:]
-    channels = embed.proj.in_channels if hasattr(embed.proj, "in_channels") else config["input_size"][0]
+    channels = image_channels(module) or config["input_size"][0]
     mean, std = section.mean or list(config["mean"]), section.std or list(config["std"])
     return {
         "input_size": [int(channels), int(size[0]), int(size[1])],
@@ -75,6 +76,13 @@ def preprocessing_of(module: Any, section: ModelSection) -> dict[str, Any]:
         "interpolation": config["interpolation"],
         "crop_pct": float(config["crop_pct"]),
     }
+
+
+def image_channels(module: Any) -> int | None:
+    """Channels of the image a model with a patch embedding reads, or None where it does not tell."""
+    embed = module.patch_embed
+    channels: int | None = getattr(embed, "in_chans", None) or getattr(embed.proj, "in_channels", None)
+    return channels
 
 
 def from_module(module: Any, section: ModelSection, name: str = "") -> LoadedModel:

@@ -1,4 +1,4 @@
-"""The reference of the DVT cascade: three DeiT-like models with feature and relation reuse (methods.md §4).
+"""The reference of the DVT cascade: three DeiT or T2T-ViT models with feature and relation reuse (methods.md §4).
 
 Parameters carry the official names, so a published checkpoint loads as it is. Resampling is written by its definition (repeat, then
 average adaptively); the graph uses constant matrices instead.
@@ -14,13 +14,15 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from vitprune.methods import dvt
+from vitprune.models.t2t import sinusoids
+from vitprune.reference.tokenizing import TokensToToken
 
 MEMBERS = ("less_less_token", "less_token", "normal_token")
 
 
 @dataclass(frozen=True)
 class Backbone:
-    """What the three members share: image side and channels, width C, depth L, heads H, MLP hidden width, classes, LayerNorm eps."""
+    """What the three members share: image side and channels, width C, depth L, heads H, MLP hidden width, classes, LayerNorm eps, kind."""
 
     channels: int
     image: int
@@ -31,6 +33,7 @@ class Backbone:
     classes: int
     qkv_bias: bool = True
     eps: float = 1e-6
+    kind: str = "deit"
 
 
 def resample(cells: Tensor, old: int, new: int) -> Tensor:
@@ -126,8 +129,13 @@ class Member(nn.Module):
         super().__init__()
         self.heads, self.old, self.grid = shape.heads, old, grid
         self.cls_token = nn.Parameter(torch.zeros(1, 1, shape.width))
-        self.pos_embed = nn.Parameter(torch.zeros(1, grid * grid + 1, shape.width))
-        self.patch_embed = PatchEmbed(shape, grid)
+        if shape.kind == "t2t":
+            self.pos_embed = nn.Parameter(sinusoids(grid * grid + 1, shape.width), requires_grad=False)
+            self.tokens_to_token = TokensToToken(shape.image, grid, shape.channels, shape.width)
+        else:
+            self.pos_embed = nn.Parameter(torch.zeros(1, grid * grid + 1, shape.width))
+            self.patch_embed = PatchEmbed(shape, grid)
+        self.kind = shape.kind
         self.blocks = nn.ModuleList(Block(shape, params, old, grid) for _ in range(shape.depth))
         self.norm = nn.LayerNorm(shape.width, eps=shape.eps)
         self.head = nn.Linear(shape.width, shape.classes)
@@ -138,7 +146,7 @@ class Member(nn.Module):
 
     def forward(self, image: Tensor, features: Tensor | None = None, relations: Tensor | None = None) -> tuple[Tensor, ...]:
         """Image and the reuse tensors of the model before -> logits [B,classes], tokens Z [B,N,C], relations R [B,LH,N,N]."""
-        x = self.patch_embed(image)
+        x = self.tokens_to_token(image) if self.kind == "t2t" else self.patch_embed(image)
         x = torch.cat([self.cls_token.expand(len(x), -1, -1), x], dim=1) + self.pos_embed
         shared: list[Tensor | None] = [None] * len(self.blocks)
         if relations is not None:

@@ -21,7 +21,8 @@ def geometry(model: Any) -> Geometry:
     conv = model.patch_embed.proj
     grid = model.patch_embed.grid_size
     patches = grid[0] * grid[1]
-    embed = patches * conv.weight.numel() if hasattr(conv, "weight") else 0
+    plain = patches * conv.weight.numel() if hasattr(conv, "weight") else 0
+    embed = getattr(model.patch_embed, "macs", plain)  # tokens-to-token is more than its last convolution
     return Geometry(
         depth=len(model.blocks),
         patches=patches,
