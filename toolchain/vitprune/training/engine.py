@@ -10,22 +10,20 @@ import math
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from vitprune.errors import RecipeError, TrainError
+from vitprune.errors import RecipeError
 from vitprune.training import checkpoints
 from vitprune.training.behaviours._base import Behaviour, Teacher
 from vitprune.training.feeding import BadImages, Batch, Feed, order, seed_all, share
 from vitprune.training.logs import Logs
 from vitprune.training.optimising import optimiser, schedule
-
-MAX_BROKEN = 3  # steps in a row without finite gradients before training stops
-SURGE = 30.0  # a gradient this many times its running mean is worth a warning
+from vitprune.training.watching import State, watch
 
 Warn = Callable[[str], None]
 Progress = Callable[[int, int, str], None]  # steps done, steps in all, text
@@ -43,41 +41,6 @@ class Setting:
     checkpoint_steps: int = 0
     log_steps: int = 50
     bad_images: str = "fatal"
-
-
-@dataclass
-class State:
-    """Counters that a checkpoint holds."""
-
-    step: int = 0
-    seconds: float = 0.0
-    broken: int = 0
-    norm: float = 0.0
-    window: dict[str, float] = field(default_factory=dict)
-    history: list[dict[str, float]] = field(default_factory=list)
-
-
-def accelerator_for(behaviour: type[Behaviour], precision: str) -> Any:
-    """An Accelerator in the environment that `accelerate launch` (or nothing) has set up.
-
-    Raises:
-        RecipeError: VP165 the machine cannot compute in that precision.
-    """
-    from accelerate import Accelerator
-    from accelerate.state import AcceleratorState
-    from accelerate.utils import DistributedDataParallelKwargs
-
-    AcceleratorState._reset_state(reset_partial_state=True)  # accelerate keeps the first run's settings in the process
-    try:
-        return Accelerator(
-            mixed_precision=precision,
-            step_scheduler_with_optimizer=False,
-            kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=behaviour.unused)],
-        )
-    except ValueError as error:
-        raise RecipeError(
-            165, f"train.precision '{precision}' is not available here", cause=str(error), next_step="--set train.precision=no"
-        ) from error
 
 
 class Run:
@@ -236,7 +199,7 @@ class Run:
                 terms[name] = terms.get(name, value.new_zeros(())) + value.detach().float() / len(pieces)
         norm = float(self.accelerator.clip_grad_norm_(self.behaviour.parameters(), keys.clip_grad or math.inf))
         finite = math.isfinite(norm) or (self.accelerator.scaler is not None and all(bool(v.isfinite()) for v in terms.values()))
-        self._watch(finite, norm, terms)
+        watch(state, finite, norm, terms, self.warn)
         if finite:
             self.optimiser.step()
             if self.average is not None:
@@ -252,30 +215,6 @@ class Run:
         with torch.no_grad(), self.accelerator.autocast():
             tokens = model.forward_features(images)
             return Teacher(model.forward_head(tokens).float(), tokens.float())
-
-    def _watch(self, finite: bool, norm: float, terms: dict[str, Tensor]) -> None:
-        """Warn early, stop before hours are lost: gradients are the same in all processes, so all decide alike."""
-        state = self.state
-        wrong = [name for name, value in terms.items() if not bool(value.isfinite())]
-        where = f"at step {state.step + 1}" + (f" in {', '.join(wrong)}" if wrong else "")
-        if not finite:
-            state.broken += 1
-            if state.broken >= MAX_BROKEN:
-                raise TrainError(
-                    801,
-                    f"training has diverged: {state.broken} steps in a row without finite gradients",
-                    cause=f"not finite {where}; the weights before the first of them are kept in the last checkpoint",
-                    next_step="lower train.lr, set train.clip_grad=1.0, or train.precision=no; then --resume or --force",
-                )
-            self.warn(f"not finite {where}: the step is left out ({state.broken} of at most {MAX_BROKEN} in a row)")
-            return
-        state.broken = 0
-        if math.isfinite(norm):
-            if state.norm and norm > SURGE * state.norm and state.step > 20:
-                self.warn(
-                    f"the gradient {where} is {norm / state.norm:.0f} times its usual size: training may be about to diverge"
-                )
-            state.norm = norm if not state.norm else 0.95 * state.norm + 0.05 * min(norm, SURGE * state.norm)
 
     def _log(self, logs: Logs | None) -> None:
         window, self.state.window = self.state.window, {}

@@ -100,8 +100,9 @@ def finetune(
     require_torch("finetune")
     require_accelerate()
     from vitprune.training import behaviours
-    from vitprune.training.engine import Run, Setting, accelerator_for
+    from vitprune.training.engine import Run, Setting
     from vitprune.training.feeding import Feed, seed_all
+    from vitprune.training.launching import accelerator_for
     from vitprune.training.sources import open_split
 
     keys = recipe.training
