@@ -46,10 +46,10 @@ def variants(name: str, image_size: int, recipe: Recipe, batch: int) -> tuple[di
     dense = exporting.dense_onnx(model.module, model.image_shape, recipe)
     pruned, anatomy, _ = surgery.rewrite(dense, recipe)
     _, *kept = make_session(pruned.SerializeToString()).run(None, {"image": x})
-    counts = {site: int(rows.shape[1]) for site, rows in zip(recipe.prune.stages, kept, strict=True)}
+    counts = [int(rows.shape[1]) for rows in kept]
     graphs = {"dense": surgery.canonical(dense, recipe), "pruned": pruned, "oracle": slice_oracle(dense, recipe, counts)}
     ready = {label: specialise(graph, keep_outputs=False)[0].SerializeToString() for label, graph in graphs.items()}
-    return ready, x, {"tokens": anatomy.prefix + anatomy.patches, "kept": list(counts.values())}
+    return ready, x, {"tokens": anatomy.prefix + anatomy.patches, "kept": counts}
 
 
 def interleaved(sessions: dict, x: np.ndarray, rounds: int) -> dict[str, list[float]]:
@@ -107,6 +107,11 @@ def measure(name: str, image_size: int, recipe: Recipe, batch: int, rounds: int)
     }  # fmt: skip
 
 
+def machine() -> dict[str, str]:
+    """What ran it."""
+    return {"cpu": platform.processor() or platform.machine(), "onnxruntime": onnxruntime.__version__, "onnx": onnx.__version__}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "speed.json")
@@ -122,13 +127,8 @@ def main() -> None:
         recipe = Recipe.load(args.recipe, [f'graph.batch="{batch}"', *args.overrides])
         rows.append(measure(args.model, size, recipe, batch, args.rounds))
         print(json.dumps(rows[-1]), flush=True)
-    machine = {
-        "cpu": platform.processor() or platform.machine(),
-        "onnxruntime": onnxruntime.__version__,
-        "onnx": onnx.__version__,
-    }
     args.out.parent.mkdir(parents=True, exist_ok=True)
-    args.out.write_text(json.dumps({"recipe": args.recipe, "threads": 1, "machine": machine, "rows": rows}, indent=2) + "\n")
+    args.out.write_text(json.dumps({"recipe": args.recipe, "threads": 1, "machine": machine(), "rows": rows}, indent=2) + "\n")
 
 
 if __name__ == "__main__":

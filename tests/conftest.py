@@ -12,6 +12,15 @@ sys.path.insert(0, str(Path(__file__).parent))
 from helpers import ats, tiny  # noqa: E402
 
 
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """With several workers a file stays on one of them, and the folder of the native library too, so that it is built once."""
+    if not config.pluginmanager.hasplugin("xdist"):
+        return
+    for item in items:
+        folder = item.path.parent.name
+        item.add_marker(pytest.mark.xdist_group("plugins" if folder == "plugins" else str(item.path)))
+
+
 @pytest.fixture(scope="session")
 def tiny_model():
     return tiny()

@@ -4,15 +4,24 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import warnings
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import onnx
+import pytest
 
 GOLDEN = Path(__file__).parent / "golden"
 RECIPES = Path(__file__).parents[1] / "recipes"
+
+
+def absent(what: str) -> NoReturn:
+    """Skip a test for want of a compiler or header; with VITPRUNE_TEST_INSIST (`make test`, CI) the want is a failure."""
+    if os.environ.get("VITPRUNE_TEST_INSIST"):
+        pytest.fail(f"needs {what}, and VITPRUNE_TEST_INSIST says that nothing is to be left out")
+    pytest.skip(f"needs {what}")
 
 
 def ats(**prune: Any) -> dict[str, Any]:

@@ -152,6 +152,69 @@ def test_ctrl_c_during_a_build_leaves_no_engine(bundle_copy, monkeypatch):
     open_bundle(bundle_copy)
 
 
+def with_old_engine(path):
+    """A bundle with an engine of other bytes than a build would give."""
+    bundle = open_bundle(path)
+    folder = bundle.engine_path("onnxruntime-cpu")
+    folder.mkdir(parents=True)
+    (folder / "model.onnx").write_bytes(b"old")
+    bundle.list_engine("onnxruntime-cpu")
+    return bundle, folder
+
+
+@pytest.mark.parametrize("failure", ["refused", "interrupted", "manifest"])
+def test_a_build_that_fails_keeps_the_old_engine(bundle_copy, monkeypatch, failure):
+    """Also when the engine is complete and the manifest cannot be written any more."""
+    bundle, folder = with_old_engine(bundle_copy)
+    manifest = (bundle_copy / "manifest.json").read_bytes()
+    seen = []
+
+    def fails(request, *_args):
+        seen.append((folder / "model.onnx").read_bytes())
+        raise BuildError(504, "the builder failed") if failure == "refused" else KeyboardInterrupt
+
+    def full(*_args):
+        seen.append((folder / "model.onnx").read_bytes())
+        raise OSError(28, "No space left on device")
+
+    if failure == "manifest":
+        monkeypatch.setattr("vitprune.bundle.write_atomic", full)
+    else:
+        monkeypatch.setattr(building, "run_child", fails)
+    raised = {"refused": BuildError, "interrupted": KeyboardInterrupt, "manifest": RecipeError}[failure]
+    with pytest.raises(raised):
+        engines.build_engine(bundle, targets.load("onnxruntime-cpu"), force=True)
+    assert len(seen) == 1
+    assert (seen[0] == b"old") == (failure != "manifest")
+    assert [path.name for path in folder.parent.iterdir()] == ["onnxruntime-cpu"]
+    assert [(path.name, path.read_bytes()) for path in folder.iterdir()] == [("model.onnx", b"old")]
+    assert (bundle_copy / "manifest.json").read_bytes() == manifest
+
+
+def test_force_replaces_the_old_engine(bundle_copy):
+    bundle, folder = with_old_engine(bundle_copy)
+    (folder / "stale").write_text("")
+    document = engines.build_engine(bundle, targets.load("onnxruntime-cpu"), force=True)
+    assert document["engine_bytes"] == (folder / "model.onnx").stat().st_size > 1000
+    assert not (folder / "stale").exists()
+    assert [path.name for path in folder.parent.iterdir()] == ["onnxruntime-cpu"]
+    listed = open_bundle(bundle_copy).manifest.files
+    assert listed["engines/onnxruntime-cpu/model.onnx"] == document["engine_sha256"]
+
+
+def test_another_tensorrt_than_the_one_here_is_refused():
+    class Installed:
+        def version(self):
+            return "10.16.2.10"
+
+    desktop = targets.load("desktop")
+    engines.require_release(targets.choose(desktop), Installed())
+    engines.require_release(targets.choose(desktop, tensorrt="10.16"), Installed())
+    with pytest.raises(TargetError, match="VP213") as error:
+        engines.require_release(targets.choose(desktop, tensorrt="11.4"), Installed())
+    assert "10.16.2.10, not 11.4" in error.value.message
+
+
 def test_targets_that_cannot_be_built(monkeypatch):
     with pytest.raises(TargetError) as error:
         targets.load("jetson-orinn")

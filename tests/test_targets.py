@@ -80,6 +80,25 @@ def test_card_decides_the_compute_capability() -> None:
     assert targets.choose(targets.load("desktop")).architectures == []
 
 
+def test_narrowed_to_the_device_that_is_meant() -> None:
+    orin, server = targets.load("jetson-orin"), targets.load("server")
+    assert targets.choose(orin).narrowed() == orin
+    assert targets.choose(orin).stated() == {}
+    assert targets.choose(orin, module="agx-64").narrowed("87").workspace_mib == 16384
+    assert targets.choose(orin, module="agx-64", jetpack="6.2.2").stated("87") == {
+        "module": "agx-64", "jetpack": "6.2", "tensorrt": "10.3.0", "sm": "87",
+    }  # fmt: skip
+    h100 = targets.choose(server, module="h100")
+    assert (h100.narrowed().architectures, h100.narrowed().workspace_mib) == (["90"], None)
+    assert targets.choose(targets.load("desktop")).narrowed("89").architectures == ["89"]
+    with pytest.raises(TargetError, match="VP225") as wrong:
+        h100.narrowed("80")
+    assert wrong.value.cause == "its engines are for SM 90"
+    assert [targets.capability(text) for text in ("", "8.7", "120")] == ["", "87", "120"]
+    with pytest.raises(TargetError, match="VP224"):
+        targets.capability("8")
+
+
 def test_wrong_choices() -> None:
     assert refused("VP220", "jetson-orin", module="agx64").cause == "did you mean 'agx-64'?"
     assert "6.2 (TensorRT 10.3.0)" in refused("VP221", "jetson-orin", jetpack="5.1.6").cause

@@ -55,7 +55,7 @@ def test_facts_of_a_build_with_the_plugin(fake: Fake, bundle: Bundle, tmp_path: 
         "version": "1", "namespace": "vitprune", "embedded": False,
     }  # fmt: skip
     assert (tmp_path / "e" / "libvitprune_plugin.so").read_bytes() == library.read_bytes()
-    assert module.get_plugin_registry().loaded == [str(tmp_path / "e" / "libvitprune_plugin.so")]
+    assert module.get_plugin_registry().loaded == [str(library)]
     assert facts["precision_audit"] == "ok"
     assert facts["layers_by_precision"] == {"fp32": facts["layers"]}
     assert facts["heavy_layers_by_precision"]["fp32"] > 20
@@ -78,6 +78,18 @@ def test_configuration_of_the_builder(fake: Fake, bundle: Bundle, tmp_path: Path
     assert config.flags == ["compatible"]
     assert config.plugins_to_serialize == [str(tmp_path / "e" / "libvitprune_plugin.so")]
     assert facts["version_compatible"] is True
+
+
+def test_discrete_gpu_has_tensorrts_own_default_of_scratch_memory(
+    fake: Fake, bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake("10.16.2")
+    monkeypatch.setattr(backend, "local_gpus", lambda: [Gpu("NVIDIA L4", "89", 23034, False)])
+    library = str(plugin_file(tmp_path))
+    assert backend.build(request(bundle, tmp_path / "e", plugin=library), lambda text: None)["workspace_mib"] is None
+    assert FakeState.config.pools == {}
+    backend.build(request(bundle, tmp_path / "f", plugin=library, workspace_mib=512), lambda text: None)
+    assert FakeState.config.pools == {"workspace": 512 << 20}
 
 
 def test_tensorrt_11_needs_no_flag_for_strong_typing(fake: Fake, bundle: Bundle, tmp_path: Path) -> None:
@@ -227,11 +239,28 @@ def test_trtexec_command(fake: Fake, bundle: Bundle, tmp_path: Path) -> None:
     facts = backend.build(
         request(bundle, tmp_path / "e", plugin=str(plugin_file(tmp_path)), workspace_mib=1024), lambda text: None
     )
+    parsed = onnx.load(str(tmp_path / "e" / "model.parsed.onnx"))
+    assert len(onnx.load(str(bundle.model_path)).functions) > len(parsed.functions) == 0, "10.3 would prefer the function"
     assert shlex.split(facts["trtexec"]) == [
-        "trtexec", "--onnx=model.onnx", "--saveEngine=model.engine", "--stronglyTyped", "--minShapes=image:2x3x64x64",
+        "trtexec", "--onnx=model.parsed.onnx", "--saveEngine=model.engine", "--stronglyTyped", "--minShapes=image:2x3x64x64",
         "--optShapes=image:4x3x64x64", "--maxShapes=image:6x3x64x64", "--memPoolSize=workspace:1024",
         "--staticPlugins=libvitprune_plugin.so", "--timingCacheFile=timing.cache", "--noTF32", "--profilingVerbosity=detailed",
     ]  # fmt: skip
+
+
+def test_a_jetson_without_the_onnx_package(fake: Fake, bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fake("10.3.0.30")
+    for name in ("onnx", "onnx.inliner"):
+        monkeypatch.setitem(sys.modules, name, None)
+    facts = backend.build(request(bundle, tmp_path / "e", plugin=str(plugin_file(tmp_path))), lambda text: None)
+    assert facts["graph"] == "plugin"
+    assert "plugins build" in refusal("VP528", bundle, tmp_path / "e").next_step
+
+
+def test_not_an_onnx_file(fake: Fake, bundle: Bundle, tmp_path: Path) -> None:
+    fake("10.16.2")
+    bundle.model_path.write_bytes(b"not a model")
+    assert "protobuf" in refusal("VP529", bundle, tmp_path / "e").cause
 
 
 def test_backend_says_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:

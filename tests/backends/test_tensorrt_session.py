@@ -140,8 +140,13 @@ def test_plugin_missing_or_another_one(built: Callable[..., Bundle], fake: Fake)
     error = refused("VP634", bundle)
     assert "TokenSample version 1, namespace 'vitprune'" in error.message
     assert str(library) in error.cause
+    assert error.cause.count("sha256") == 2, "found and wanted"
+    wanted = error.cause[-16:]
     library.unlink()
-    assert str(library) in refused("VP634", bundle).cause
+    error = refused("VP634", open_bundle(bundle.path))
+    assert error.message == "plugin TokenSample version 1, namespace 'vitprune' not found"
+    assert str(library) in error.cause
+    assert error.cause.endswith(wanted)
 
 
 def test_embedded_plugin_needs_no_file(built: Callable[..., Bundle], fake: Fake) -> None:
@@ -155,7 +160,23 @@ def test_embedded_plugin_needs_no_file(built: Callable[..., Bundle], fake: Fake)
 def test_refused_engine(built: Callable[..., Bundle]) -> None:
     bundle = built()
     (bundle.engine_path("jetson-orin") / "model.engine").write_bytes(b"something else")
+    bundle.add_files(["engines/jetson-orin/model.engine"])
     assert refused("VP635", bundle).cause == "magicTag does not match"
+
+
+def test_damaged_engine_is_told_and_can_be_built_again(built: Callable[..., Bundle]) -> None:
+    file = built().engine_path("jetson-orin") / "model.engine"
+    file.write_bytes(file.read_bytes()[:-1])
+    error = refused("VP629", open_bundle(file.parents[2]))
+    assert (error.message, error.cause) == (
+        "the engine for 'jetson-orin' is damaged: engines/jetson-orin/model.engine",
+        "its sha256 does not match the manifest",
+    )
+    file.unlink()
+    assert refused("VP629", open_bundle(file.parents[2])).cause == "it is missing"
+    assert "--force" in error.next_step
+    bundle = built()
+    assert backends.session(bundle, "tensorrt").run(bundle.samples()["images"][:2]).logits.shape == (2, 10)
 
 
 def test_failing_engine(built: Callable[..., Bundle], monkeypatch: pytest.MonkeyPatch) -> None:

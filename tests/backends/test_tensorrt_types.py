@@ -1,14 +1,14 @@
 """The TensorRT backend against the real interface's type stubs: names, arguments, types; nothing is run.
 
-Needs the files of the PyPI package tensorrt-stubs. It depends on NVIDIA's libraries, so it is not in the `test` extra:
+Needs the files of the PyPI package tensorrt-stubs. It is not in the `test` extra: it depends on TensorRT itself, and its folder
+`tensorrt` would pass for it. `make test` fetches the files (plugins/fetch_headers.sh) and names their folder:
 
-    pip install --no-deps tensorrt-stubs==10.13.0.35.1      or      VITPRUNE_TENSORRT_STUBS=folder that holds tensorrt/__init__.pyi
+    VITPRUNE_TENSORRT_STUBS=folder that holds tensorrt/__init__.pyi
 """
 
 from __future__ import annotations
 
 import ast
-import importlib.util
 import os
 import re
 import shutil
@@ -18,14 +18,14 @@ from pathlib import Path
 
 import pytest
 
+from helpers import absent
+
 ROOT = Path(__file__).resolve().parents[2]
 
 
 def stubs() -> Path | None:
     named = os.environ.get("VITPRUNE_TENSORRT_STUBS")
-    spec = importlib.util.find_spec("tensorrt_stubs")
-    places = [Path(named)] if named else [Path(spec.origin).parents[1]] if spec and spec.origin else []
-    return next((place for place in places if (place / "tensorrt" / "__init__.pyi").is_file()), None)
+    return Path(named) if named and (Path(named) / "tensorrt" / "__init__.pyi").is_file() else None
 
 
 def mended(text: str) -> str:
@@ -50,7 +50,7 @@ def path(tmp_path: Path) -> Path:
     pytest.importorskip("mypy")
     folder = stubs()
     if folder is None:
-        pytest.skip("needs the files of tensorrt-stubs (see the head of this file)")
+        absent("the files of tensorrt-stubs ($VITPRUNE_TENSORRT_STUBS, see the head of this file)")
     for name in ("tensorrt", "tensorrt_bindings"):
         if (folder / name).is_dir():
             for file in (folder / name).rglob("*.pyi"):

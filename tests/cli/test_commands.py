@@ -190,3 +190,13 @@ def test_ctrl_c_leaves_nothing(recipe, tmp_path):
     _, errors = process.communicate(timeout=120)
     assert process.returncode == 130, errors
     assert [entry.name for entry in tmp_path.iterdir()] == ["recipe.yaml"]
+
+
+def test_unknown_command_points_at_the_list_of_commands(capsys):
+    assert failing(capsys, "frobnicate")["next_step"] == "vitprune --help"
+
+
+def test_a_name_like_no_other_does_not_list_a_thousand(capsys, recipe, tmp_path):
+    error = failing(capsys, "export", "qqqq", "-r", recipe, "-o", tmp_path / "out")
+    assert error["code"] == "VP300"
+    assert "no similar name among" in error["cause"]

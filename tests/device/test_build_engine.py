@@ -16,7 +16,7 @@ from vitprune.device.build import PACKAGED, package_engine
 from vitprune.device.collect import collect
 from vitprune.device.package import read_manifest
 from vitprune.errors import BuildError, RecipeError, TargetError
-from vitprune.targets import load
+from vitprune.targets import choose, load
 
 TARGET = "jetson-orin"
 
@@ -54,7 +54,7 @@ def test_engine_required(bundle: Bundle, capsys: pytest.CaptureFixture[str]) -> 
     assert (bundle.path / "engines" / TARGET / f"small-{TARGET}.tar").is_file()
 
 
-def test_again_keeps_what_is_the_same_and_refuses_what_is_not(bundle: Bundle, capsys: pytest.CaptureFixture[str]) -> None:
+def test_again_keeps_what_is_the_same_and_an_engine_in_any_case(bundle: Bundle, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(capsys, bundle.path)[0] == 0
     engine = bundle.path / "engines" / TARGET / "model.engine"
     engine.write_bytes(b"built earlier")
@@ -63,9 +63,11 @@ def test_again_keeps_what_is_the_same_and_refuses_what_is_not(bundle: Bundle, ca
     open_bundle(bundle.path)
     code, document, _ = run(capsys, bundle.path, "--batch", "1")
     assert (code, document["error"]["code"]) == (2, "VP106")
-    assert run(capsys, bundle.path, "--batch", "1", "--force")[0] == 0
-    assert not engine.exists()
-    open_bundle(bundle.path)
+    code, document, shown = run(capsys, bundle.path, "--batch", "1", "--force")
+    assert (code, document["package"]["batch"]) == (0, [1, 1, 1])
+    assert engine.read_bytes() == b"built earlier"
+    assert "stays until the one of this package comes back" in shown
+    assert f"engines/{TARGET}/model.engine" in open_bundle(bundle.path).manifest.files
 
 
 @pytest.mark.parametrize(
@@ -95,7 +97,7 @@ def test_full_disk_leaves_nothing(bundle: Bundle, monkeypatch: pytest.MonkeyPatc
 
     monkeypatch.setattr(package, "_write_tar", full)
     with pytest.raises(RecipeError, match="VP107"):
-        package_engine(bundle, load(TARGET), trials=False)
+        package_engine(bundle, choose(load(TARGET)), trials=False)
     assert not (bundle.path / "engines").exists()
     open_bundle(bundle.path)
 
@@ -109,7 +111,7 @@ def test_trials_inform(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(preparing.building, "run_child", refuse)
     monkeypatch.setattr(preparing.backends.get(preparing.STAND_IN), "missing", lambda: "")
-    findings = package_engine(bundle, load(TARGET))["findings"]
+    findings = package_engine(bundle, choose(load(TARGET)))["findings"]
     assert findings["plugin"] == {"status": "skipped", "detail": "VP602: There is no CUDA compiler."}
     assert findings["stand_in"]["status"] == "failed"
     assert "UNSUPPORTED_NODE" in findings["stand_in"]["detail"]
@@ -131,7 +133,7 @@ def incoming(bundle: Bundle, package: Path, mode: str, spoil: str = "") -> Path:
     (folder / "engine").mkdir(parents=True)
     (folder / "validate.json").write_text("{}\n")
     (folder / "engine" / "model.engine").write_bytes(b"plan")
-    (folder / "engine" / "engine.json").write_text("{}\n")
+    (folder / "engine" / "engine.json").write_text('{"engine": "model.engine"}\n')
     files = {path.relative_to(folder).as_posix(): sha256_of(path) for path in folder.rglob("*") if path.is_file()}
     result = {
         "mode": mode,
@@ -153,7 +155,7 @@ def incoming(bundle: Bundle, package: Path, mode: str, spoil: str = "") -> Path:
 
 
 def test_engine_joins_the_package(bundle: Bundle) -> None:
-    package = Path(package_engine(bundle, load(TARGET), trials=False)["path"])
+    package = Path(package_engine(bundle, choose(load(TARGET)), trials=False)["path"])
     collect(bundle, TARGET, incoming(bundle, package, "device"), read_manifest(package))
     names = sorted(path.name for path in (bundle.path / "engines" / TARGET).iterdir())
     assert names == ["engine.json", "model.engine", "package-report.json", f"small-{TARGET}.tar"]
@@ -164,7 +166,7 @@ def test_engine_joins_the_package(bundle: Bundle) -> None:
 
 @pytest.mark.parametrize("spoil", ["engine", "package", "outside", "result"])
 def test_spoilt_results_stay_out(bundle: Bundle, spoil: str) -> None:
-    package = Path(package_engine(bundle, load(TARGET), trials=False)["path"])
+    package = Path(package_engine(bundle, choose(load(TARGET)), trials=False)["path"])
     with pytest.raises(TargetError, match="VP238"):
         collect(bundle, TARGET, incoming(bundle, package, "device", spoil), read_manifest(package))
     assert not list((bundle.path / "engines" / TARGET).glob("*.engine"))
@@ -172,8 +174,22 @@ def test_spoilt_results_stay_out(bundle: Bundle, spoil: str) -> None:
     open_bundle(bundle.path)
 
 
+def test_new_engine_leaves_nothing_of_the_old(bundle: Bundle) -> None:
+    package = Path(package_engine(bundle, choose(load(TARGET)), trials=False)["path"])
+    collect(bundle, TARGET, incoming(bundle, package, "device"), read_manifest(package))
+    old = bundle.path / "engines" / TARGET
+    (old / "libold_plugin.so").write_bytes(b"")
+    (old / "model.engine").write_bytes(b"old")
+    package = Path(package_engine(bundle, choose(load(TARGET)), batch=(1, 1, 1), trials=False, force=True)["path"])
+    assert (old / "model.engine").read_bytes() == b"old"
+    collect(bundle, TARGET, incoming(bundle, package, "device"), read_manifest(package))
+    assert (old / "model.engine").read_bytes() == b"plan"
+    assert not (old / "libold_plugin.so").exists()
+    assert package.is_file()
+
+
 def test_full_disk_keeps_the_old_engine(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
-    package = Path(package_engine(bundle, load(TARGET), trials=False)["path"])
+    package = Path(package_engine(bundle, choose(load(TARGET)), trials=False)["path"])
     manifest = read_manifest(package)
     collect(bundle, TARGET, incoming(bundle, package, "device"), manifest)
     new = incoming(bundle, package, "device")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -142,6 +143,20 @@ def test_device_run_writes_engine_and_reports(unpacked: Path, stand_in: dict[str
     assert sorted(path.name for path in (out / "engine").iterdir()) == ["build.log", "engine.json", "model.engine"]
 
 
+def test_another_tensorrt_than_stated_is_said(
+    unpacked: Path, stand_in: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The stand-in is 10.3.0."""
+    manifest = entry.verify(unpacked)
+    options = entry.arguments(["--plugin", "skip", "--rounds", "1"])
+    for stated, differs in (("10.3.0", False), ("10.16.2", True)):
+        manifest["job"]["stated"] = {"tensorrt": stated}
+        assert driver.run(unpacked, manifest, options) == 0
+        said = load(unpacked / "out" / "result.json")["differs"]
+        assert bool(said) == differs
+        assert (f"note: {said}" in capsys.readouterr().err) == differs
+
+
 def test_wrong_engine_fails_its_gates_and_says_so(unpacked: Path, stand_in: dict[str, Any], tmp_path: Path) -> None:
     stand_in["backend"] = StandIn(tmp_path, spoil=0.5)
     assert driver.run(unpacked, entry.verify(unpacked), entry.arguments(["--plugin", "skip", "--rounds", "1"])) == 1
@@ -177,6 +192,18 @@ def test_without_the_runtime(unpacked: Path, monkeypatch: pytest.MonkeyPatch, ca
     assert driver.run(unpacked, entry.verify(unpacked), entry.arguments([])) == 2
     assert load(unpacked / "out" / "result.json")["error"]["code"] == "VP241"
     assert "VITPRUNE_PYTHON" in capsys.readouterr().err
+
+
+def test_python_without_numpy(unpacked: Path, tmp_path: Path) -> None:
+    """An interpreter of last resort says what it lacks; its site-packages are left out with -S."""
+    bare = tmp_path / "python"
+    bare.write_text(f'#!/bin/sh\nexec "{sys.executable}" -S "$@"\n')
+    bare.chmod(0o755)
+    done = run_sh(unpacked, "--rehearse", VITPRUNE_PYTHON=str(bare))
+    assert done.returncode == 2
+    assert "error VP241 this Python has no numpy" in done.stderr
+    assert "apt install python3-numpy" in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 def test_new_output_replaces_the_old(unpacked: Path, stand_in: dict[str, Any]) -> None:

@@ -20,6 +20,7 @@ from vitprune.plugins import cache_folder
 @pytest.fixture(autouse=True)
 def _quiet_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("COLUMNS", "400")  # read when a console is made; long names are not to be wrapped
     monkeypatch.setattr(console, "settings", console.Settings())
 
 
@@ -31,7 +32,6 @@ def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, dict[
 
 @pytest.mark.parametrize("name", ["orin-nano", "agx-orin", "agx-thor"])
 def test_on_a_jetson(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, name: str) -> None:
-    monkeypatch.setenv("COLUMNS", "200")
     root = plant(tmp_path / "root", name)
     code, document, shown = run(capsys, "doctor", "--root", str(root))
     assert code == 0

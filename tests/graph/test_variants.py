@@ -42,8 +42,8 @@ FORMS = [("10.3.0", True), ("10.6.1", True), ("10.7", True), ("10.3", False), ("
 
 @pytest.mark.parametrize(("version", "plugin"), FORMS)
 def test_every_form_is_valid_and_keeps_its_promises(model: onnx.ModelProto, version: str, plugin: bool) -> None:
-    before = model.SerializeToString()
-    made, form = variants.for_tensorrt(model, Version.parse(version), plugin)
+    written, form = variants.for_tensorrt(model.SerializeToString(), Version.parse(version), plugin)
+    made = onnx.load_from_string(written)
     onnx.checker.check_model(made)
     assert variants.broken_promises(made) == []
     assert variants.opset(made) <= 20
@@ -51,12 +51,12 @@ def test_every_form_is_valid_and_keeps_its_promises(model: onnx.ModelProto, vers
     if plugin and Version.parse(version) < variants.PLUGIN_WINS:
         assert (form, len(made.functions)) == ("plugin", 0)
         assert len(variants.token_samples(made)) == len(variants.token_samples(model)) > 0
-    assert model.SerializeToString() == before, "the bundle's model is not changed"
 
 
 def test_old_tensorrt_never_sees_a_function(model: onnx.ModelProto) -> None:
     for plugin in (True, False):
-        assert not variants.for_tensorrt(model, Version.parse("10.6.9"), plugin)[0].functions
+        written, _ = variants.for_tensorrt(model.SerializeToString(), Version.parse("10.6.9"), plugin)
+        assert not onnx.load_from_string(written).functions
 
 
 def test_inlined_form_has_no_custom_domain_and_gives_the_same(bundle: vitprune.Bundle, model: onnx.ModelProto) -> None:
@@ -99,7 +99,7 @@ def test_broken_promises_are_named(model: onnx.ModelProto) -> None:
 
 
 def test_model_without_the_operator_stays_as_it_is(model: onnx.ModelProto) -> None:
-    plain = variants.inlined(model)
+    plain = variants.inlined(model).SerializeToString()
     assert variants.for_tensorrt(plain, Version.parse("10.3"), plugin=True) == (plain, "plain")
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from helpers import absent
 from vitprune.plugins import BuildReport, PluginLibrary, build, load
 from vitprune.plugins.library import CUDA_SIGNATURES, declare
 
@@ -23,7 +24,7 @@ def gpu_architecture() -> str | None:
 @pytest.fixture(scope="session")
 def report(tmp_path_factory: pytest.TempPathFactory) -> BuildReport:
     if shutil.which("cmake") is None or shutil.which("c++") is None:
-        pytest.skip("needs cmake and a C++ compiler")
+        absent("cmake and a C++ compiler")
     try:
         architecture = gpu_architecture()
     except pytest.skip.Exception:
@@ -47,12 +48,12 @@ def emulated(report: BuildReport) -> ctypes.CDLL:
 @pytest.fixture(scope="session")
 def driver(report: BuildReport) -> Path:
     if not report.tensorrt:
-        pytest.skip("needs nvcc and TensorRT headers ($TENSORRT_INCLUDE_DIR)")
+        absent("nvcc and TensorRT headers ($TENSORRT_INCLUDE_DIR)")
     return report.library.with_name("plugin_driver")
 
 
 @pytest.fixture(scope="session")
 def ort_library(report: BuildReport) -> Path:
     if not report.onnxruntime_api:
-        pytest.skip("needs onnxruntime_c_api.h ($ORT_INCLUDE_DIR)")
+        absent("onnxruntime_c_api.h ($ORT_INCLUDE_DIR)")
     return report.library

@@ -5,7 +5,9 @@ TensorRT-RTX does not run plugins; its parser ends the process after creating on
 
 from __future__ import annotations
 
+import importlib.util
 import json
+import platform
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +16,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
+from helpers import absent
 from vitprune.ops.token_sample import DOMAIN, NAME
 from vitprune.plugins import BuildReport
 
@@ -64,9 +67,12 @@ def child(script: str, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 @pytest.fixture(scope="module")
 def plugin_library(report: BuildReport) -> str:
-    pytest.importorskip("tensorrt_rtx")
     if not report.tensorrt:
-        pytest.skip("needs nvcc and TensorRT headers ($TENSORRT_INCLUDE_DIR)")
+        absent("nvcc and TensorRT headers ($TENSORRT_INCLUDE_DIR)")
+    if importlib.util.find_spec("tensorrt_rtx") is None:
+        if sys.version_info >= (3, 11) and platform.machine() == "x86_64":
+            absent("tensorrt_rtx")
+        pytest.skip("NVIDIA has no tensorrt_rtx for this Python or processor")
     return str(report.library)
 
 

@@ -32,6 +32,7 @@ from vitprune.errors import LoadError, RecipeError
 from vitprune.recipe import Recipe
 
 SCHEMA = 1
+ENGINES = "engines/"
 
 
 class Manifest(BaseModel):
@@ -189,13 +190,17 @@ class Bundle:
         files.update({name: sha256_of(self.path / name) for name in relative})
         self._store(files)
 
-    def drop_files(self, prefix: str) -> None:
-        """Take files under a relative prefix out of the manifest."""
-        self._store({name: digest for name, digest in self.manifest.files.items() if not name.startswith(prefix)})
+    def list_engine(self, target: str) -> None:
+        """Bring the manifest up to date with engines/<target>/, in one step."""
+        prefix = f"{ENGINES}{target}/"
+        files = {name: digest for name, digest in self.manifest.files.items() if not name.startswith(prefix)}
+        found = (path for path in self.engine_path(target).rglob("*") if path.is_file())
+        self._store(files | {path.relative_to(self.path).as_posix(): sha256_of(path) for path in found})
 
     def _store(self, files: dict[str, str]) -> None:
-        self.manifest = self.manifest.model_copy(update={"files": dict(sorted(files.items()))}).sealed()
-        write_atomic(self.path / "manifest.json", self.manifest.text().encode())
+        manifest = self.manifest.model_copy(update={"files": dict(sorted(files.items()))}).sealed()
+        write_atomic(self.path / "manifest.json", manifest.text().encode())
+        self.manifest = manifest
 
     def write_report(self, name: str, data: str) -> Path:
         """Write reports/<name>."""
@@ -216,7 +221,7 @@ def seal(folder: Path, manifest: Manifest) -> None:
 
 
 def open_bundle(path: str | Path) -> Bundle:
-    """Open a bundle and verify every listed file.
+    """Open a bundle and verify every listed file, engines excepted: these can be built anew, and are verified where they are used.
 
     Raises:
         LoadError: VP600 not a bundle, VP601 a file is missing or its hash differs, VP602 written by a newer schema.
@@ -247,15 +252,19 @@ def open_bundle(path: str | Path) -> Bundle:
     if manifest.seal() != manifest.sha256 or manifest.text() != text:
         raise _damaged(root, "manifest.json", "its own sha256 does not match")
     for name, digest in manifest.files.items():
-        inside = root / name
-        if Path(name).is_absolute() or ".." in Path(name).parts or inside.is_symlink():
+        if Path(name).is_absolute() or ".." in Path(name).parts or (root / name).is_symlink():
             raise _damaged(root, name, "it points outside the bundle")
-        if not inside.is_file():
-            raise _damaged(root, name, "it is missing")
-        if sha256_of(inside) != digest:
-            raise _damaged(root, name, "its sha256 does not match the manifest")
+        if not name.startswith(ENGINES) and (why := damage(root / name, digest)):
+            raise _damaged(root, name, why)
     recipe = Recipe.load(yaml.safe_load((root / "recipe.yaml").read_text(encoding="utf-8")))
     return Bundle(root, manifest, recipe)
+
+
+def damage(file: Path, digest: str) -> str:
+    """What is wrong with a listed file, or ""."""
+    if not file.is_file():
+        return "it is missing"
+    return "" if sha256_of(file) == digest else "its sha256 does not match the manifest"
 
 
 def _damaged(root: Path, name: str, cause: str) -> LoadError:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -25,6 +26,7 @@ from rich.table import Table
 from vitprune.errors import VitpruneError
 
 SCHEMA_VERSION = 1
+_NUMBER = re.compile(r"[-+<>≤~]?\d|[-–]?$")
 
 
 @dataclass
@@ -52,6 +54,12 @@ def plain(text: str) -> str:
     return escape(text)
 
 
+def macs_line(pruned: float, dense: float, ratio: float) -> str:
+    """MACs per image of a pruned model against the dense one, in G or M, whichever reads better."""
+    scale, unit = (1e9, "G") if dense >= 1e9 else (1e6, "M")
+    return f"MACs per image {pruned / scale:.3f} {unit} of {dense / scale:.3f} {unit} ({ratio:.2f}x)"
+
+
 def detail(text: str) -> None:
     """Print one line only with --verbose."""
     if settings.verbose and not settings.quiet:
@@ -64,12 +72,14 @@ def warn(text: str) -> None:
 
 
 def table(title: str, columns: list[str], rows: list[list[str]]) -> None:
-    """Print a table to stderr unless --quiet; columns after the first are right-aligned."""
+    """Print a table to stderr unless --quiet; columns of numbers are right-aligned."""
     if settings.quiet:
         return
     view = Table(title=title, title_justify="left")
     for position, column in enumerate(columns):
-        view.add_column(column, justify="left" if position == 0 else "right")
+        filled = [row[position] for row in rows if row[position] not in ("", "–")]
+        numbers = position > 0 and bool(filled) and all(_NUMBER.match(cell) for cell in filled)
+        view.add_column(column, justify="right" if numbers else "left")
     for row in rows:
         view.add_row(*(escape(cell) for cell in row))
     settings.console.print(view)

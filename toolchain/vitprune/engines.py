@@ -16,7 +16,9 @@ from vitprune import __version__, backends, building
 from vitprune.bundle import Bundle, sha256_of
 from vitprune.errors import BuildError, RecipeError, TargetError
 from vitprune.graph.logits import with_logits_only
-from vitprune.targets import Target
+from vitprune.replacing import replaced
+from vitprune.targets import Choice, Target
+from vitprune.versions import Version
 
 
 def require_backend(target: Target) -> Any:
@@ -44,6 +46,23 @@ def require_backend(target: Target) -> Any:
     return backend
 
 
+def require_release(choice: Choice, backend: Any) -> None:
+    """Refuse to build here for a TensorRT that was asked for and is not the one of this machine: nothing else could build it.
+
+    Raises:
+        TargetError: VP213.
+    """
+    stated = choice.runtime_version if choice.release_stated else None
+    here = Version.find(backend.version())
+    if stated is not None and here is not None and not here.starts_with_minor_of(stated):
+        raise TargetError(
+            213,
+            f"this machine has TensorRT {here}, not {stated}",
+            cause="an engine belongs to the TensorRT that built it",
+            next_step="leave --tensorrt and --jetpack out, or --remote user@host of the machine that has it",
+        )
+
+
 def build_engine(
     bundle: Bundle,
     target: Target,
@@ -67,7 +86,7 @@ def build_engine(
         plugin: "auto", "none" or a library; embed_plugin: put it into the engine; both for TensorRT.
         kept_outputs: the engine also returns the kept patches, which lets `validate` compare decisions.
         timeout: seconds.
-        force: replace an engine that is there.
+        force: replace an engine that is there; it stays until the new one is complete, and when that fails.
         report: called with progress texts.
 
     Returns:
@@ -112,7 +131,8 @@ def build_engine(
         document |= parts[0] if len(parts) == 1 else _together(parts)
         (temporary / "engine.json").write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
         os.chmod(temporary, 0o755)
-        _swap(temporary, folder)
+        with replaced(temporary, folder):
+            bundle.list_engine(target.name)
     except OSError as error:
         raise RecipeError(
             107,
@@ -124,8 +144,6 @@ def build_engine(
         shutil.rmtree(temporary, ignore_errors=True)
         if folder.parent.is_dir() and not any(folder.parent.iterdir()):
             folder.parent.rmdir()
-    bundle.drop_files(f"engines/{target.name}/")
-    bundle.add_files([f"engines/{target.name}/{path.name}" for path in sorted(folder.iterdir())])
     return document
 
 
@@ -184,14 +202,6 @@ def batch_profile(bundle: Bundle, batch: tuple[int, int, int] | None) -> tuple[i
             next_step='export with --set graph.batch="1:4:8"',
         )
     return profile
-
-
-def _swap(new: Path, place: Path) -> None:
-    old = place.with_name(f".{place.name}.old")
-    if place.exists():
-        os.rename(place, old)
-    os.rename(new, place)
-    shutil.rmtree(old, ignore_errors=True)
 
 
 def _take_timing_cache(old: Path, new: Path) -> None:

@@ -104,12 +104,16 @@ class Target(_Section):
 
 @dataclass(frozen=True)
 class Choice:
-    """A target with the release and module that were asked for; None where nothing was asked or the target has none."""
+    """A target with the release and module that were asked for; None where nothing was asked or the target has none.
+
+    release_stated: whether the release was asked for, or is the one that is assumed.
+    """
 
     target: Target
     release: Release | None
     module: Module | None
     module_name: str = ""
+    release_stated: bool = False
 
     @property
     def runtime_version(self) -> Version | None:
@@ -122,6 +126,53 @@ class Choice:
         if self.module is not None and self.module.architecture is not None:
             return [self.module.architecture]
         return [] if self.target.architectures == "auto" else self.target.architectures
+
+    def narrowed(self, architecture: str = "") -> Target:
+        """The target with the compute capability and scratch memory of the device that is meant; unchanged when nothing was asked.
+
+        Args:
+            architecture: compute capability that the user states, as nvcc writes it ("87"), "" for none.
+
+        Raises:
+            TargetError: VP225 when it is not one of the target's or the module's.
+        """
+        allowed = self.architectures
+        if architecture and allowed and architecture not in allowed:
+            whose = f"module '{self.module_name}'" if self.module is not None else f"'{self.target.name}'"
+            raise TargetError(
+                225,
+                f"SM {architecture} is not of {whose}",
+                cause=f"its engines are for SM {', '.join(allowed)}",
+                next_step=f"--sm {allowed[0]}, or another --target (vitprune targets)",
+            )
+        kept = [architecture] if architecture else allowed
+        return self.target.model_copy(
+            update={
+                "architectures": kept or self.target.architectures,
+                "workspace_mib": self.target.workspace_for(self.module),
+            }
+        )
+
+    def stated(self, architecture: str = "") -> dict[str, str]:
+        """What was said about the device, {} when nothing was: module, jetpack, tensorrt, sm."""
+        release = self.release if self.release_stated else None
+        said = {
+            "module": self.module_name, "jetpack": release.jetpack if release else "", "tensorrt": release.tensorrt if release else "",
+            "sm": architecture,
+        }  # fmt: skip
+        return {name: value for name, value in said.items() if value}
+
+
+def capability(text: str) -> str:
+    """A compute capability as nvcc writes it, "87", of "8.7" or "87"; "" of "".
+
+    Raises:
+        TargetError: VP224 when it is none.
+    """
+    plain = text.replace(".", "")
+    if text and not (plain.isdigit() and len(plain) > 1):
+        raise TargetError(224, f"'{text}' is no compute capability", next_step="--sm 8.7")
+    return plain
 
 
 def load(name: str) -> Target:
@@ -185,7 +236,7 @@ def choose(target: Target, *, jetpack: str | None = None, module: str | None = N
         release = _by_jetpack(target, jetpack)
     else:
         release = target.releases[0] if target.releases else None
-    return Choice(target, release, picked, module or "")
+    return Choice(target, release, picked, module or "", tensorrt is not None or jetpack is not None)
 
 
 def _by_jetpack(target: Target, jetpack: str) -> Release:

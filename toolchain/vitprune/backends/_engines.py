@@ -39,7 +39,7 @@ def find(bundle: Bundle, backend: str, target: str | None = None) -> BuiltEngine
 
     Raises:
         LoadError: VP630 none was built, VP631 several and no target given, VP638 its engine.json cannot be read, VP639 it was built
-            from another model.onnx.
+            from another model.onnx, VP629 a file of it is damaged.
     """
     built = list_engines(bundle.path)
     fitting = {name: one for name, one in built.items() if one.document.get("backend") == backend and target in (None, name)}
@@ -66,7 +66,28 @@ def find(bundle: Bundle, backend: str, target: str | None = None) -> BuiltEngine
             cause="model.onnx changed after the engine was built",
             next_step=f"vitprune build-engine BUNDLE --target {name} --force",
         )
+    _require_whole(bundle, name, engine)
     return engine
+
+
+def _require_whole(bundle: Bundle, target: str, engine: BuiltEngine) -> None:
+    """Verify an engine's files; of a plugin library the session knows more to say.
+
+    Raises:
+        LoadError: VP629.
+    """
+    from vitprune.bundle import damage
+
+    plugin = (engine.facts.get("plugin") or {}).get("file")
+    for name, digest in bundle.manifest.files.items():
+        ours = name.startswith(f"engines/{target}/") and Path(name).name != plugin
+        if ours and (why := damage(bundle.path / name, digest)):
+            raise LoadError(
+                629,
+                f"the engine for '{target}' is damaged: {name}",
+                cause=why,
+                next_step=f"vitprune build-engine BUNDLE --target {target} --force",
+            )
 
 
 def list_engines(bundle: Path) -> dict[str, BuiltEngine]:

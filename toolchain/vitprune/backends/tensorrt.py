@@ -7,12 +7,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from vitprune.backends._tensorrt import messages as messages_of
 from vitprune.backends._tensorrt import plugins
 from vitprune.backends._tensorrt.audit import Audit, audit, read_layers
 from vitprune.backends._tensorrt.building import Settings, memory_problem, said_out_of_memory, settings_of
 from vitprune.backends._tensorrt.memory import free_memory
 from vitprune.backends._tensorrt.session import Session
-from vitprune.backends._tensorrt.support import ALWAYS_TYPED, unsupported
+from vitprune.backends._tensorrt.support import ALWAYS_TYPED, CUMULATIVE_LAYER, unsupported
 from vitprune.backends._tensorrt.trtexec import command_line
 from vitprune.errors import BuildError
 from vitprune.gpus import Gpu, local_gpus
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
 __all__ = ["Session", "build", "missing", "version"]
 
 TIMING_CACHE = "timing.cache"
+# The graph as TensorRT got it stays beside the engine: the trtexec command names it.
+PARSED = ".parsed.onnx"
 LOWER = "lower --workspace or the largest batch, close other programs, add swap, or stop the desktop of a Jetson"
 
 
@@ -65,7 +68,7 @@ def build(request: dict[str, Any], report: Callable[[str], None]) -> dict[str, A
     Raises:
         BuildError: VP520 the parser refuses the graph, VP521 no engine found, VP522 no plugin, VP523 TensorRT not supported, VP524
             not enough memory, VP525 another GPU than the target's, VP526 layers of another precision than asked for, VP527 the
-            engine cannot be read back.
+            engine cannot be read back, VP528 onnx is missing, VP529 not an ONNX file.
     """
     import tensorrt as trt
 
@@ -104,35 +107,37 @@ def check_gpu(gpus: list[Gpu], architectures: list[str]) -> Gpu:
 
 
 def _build(settings: Settings, gpu: Gpu, messages: list[str], report: Callable[[str], None]) -> dict[str, Any]:
-    import onnx
     import tensorrt as trt
 
     here = Version.parse(str(trt.__version__))
     if why := memory_problem(settings.model.stat().st_size, settings.workspace_mib, free_memory()):
         raise BuildError(524, "there is not enough memory for the build", cause=why, next_step=LOWER)
     library, why_not = plugins.obtain(settings.plugin, gpu.architecture, report)
-    if library is None and settings.plugin != "none" and (settings.plugin != "auto" or here < Version.parse("10.8")):
+    if library is None and settings.plugin != "none" and (settings.plugin != "auto" or here < CUMULATIVE_LAYER):
+        loop = ", CumSum as a loop among them" if here < CUMULATIVE_LAYER else ""
         raise BuildError(
             522,
             "the TokenSample plugin is not at hand",
-            cause=f"{why_not}; without it TensorRT {here} runs a long chain of operators, CumSum as a loop among them",
+            cause=f"{why_not}; without it TensorRT {here} runs a long chain of operators{loop}",
             next_step="vitprune plugins build, or --plugin none to build without it",
         )
     if library is not None:
-        library = plugins.beside(library, settings.output.parent)
         plugins.register(trt.get_plugin_registry(), library, BuildError, 522)
-    model, form = for_tensorrt(onnx.load(str(settings.model)), here, library is not None)
-    logger = _logger(messages)
+        library = plugins.beside(library, settings.output.parent)
+    model, form = _form(settings.model, here, library is not None)
+    parsed = settings.output.with_suffix(PARSED)
+    parsed.write_bytes(model)
+    logger = messages_of.logger(messages)
     builder = trt.Builder(logger)
     report("parsing the graph")
-    network = _network(builder, logger, model.SerializeToString(), here)
+    network = _network(builder, logger, model, here)
     config = builder.create_builder_config()
     image = network.get_input(0)
     rest = tuple(int(image.shape[axis]) for axis in range(1, len(image.shape)))
     shapes = None if int(image.shape[0]) > 0 else [(batch, *rest) for batch in settings.batch]
     _configure(config, builder, settings, library, image.name, shapes)
     cache = _timing_cache(config, settings.output.parent / TIMING_CACHE)
-    config.progress_monitor = _monitor(report)
+    config.progress_monitor = messages_of.monitor(report)
     report(f"building for batch {':'.join(map(str, settings.batch))}")
     plan = builder.build_serialized_network(network, config)
     if plan is None:
@@ -162,11 +167,32 @@ def _build(settings: Settings, gpu: Gpu, messages: list[str], report: Callable[[
         "inputs": [network.get_input(i).name for i in range(network.num_inputs)],
         "outputs": [network.get_output(i).name for i in range(network.num_outputs)],
         "trtexec": command_line(
-            here, onnx=settings.model.name, engine=settings.output.name, image=image.name, shapes=shapes,
+            here, onnx=parsed.name, engine=settings.output.name, image=image.name, shapes=shapes,
             workspace_mib=settings.workspace_mib, plugin=library.name if library else None, embed_plugin=settings.embed_plugin,
             timing_cache=TIMING_CACHE, tf32=settings.tf32,
         ),
     }  # fmt: skip
+
+
+def _form(path: Path, here: Version, plugin: bool) -> tuple[bytes, str]:
+    """The graph in the form for this TensorRT, and its name.
+
+    Raises:
+        BuildError: VP528 for a form that takes the onnx package, without it; VP529 not an ONNX file.
+    """
+    try:
+        return for_tensorrt(path.read_bytes(), here, plugin)
+    except ImportError as error:
+        raise BuildError(
+            528,
+            f"TensorRT {here} needs the plugin, or the onnx package to do without",
+            cause=f"its parser mixes up names inside local functions, so these must be written out: {error}",
+            next_step="build with the plugin (vitprune plugins build), or pip install onnx",
+        ) from error
+    except ValueError as error:
+        raise BuildError(
+            529, f"'{path.name}' is not an ONNX file", cause=str(error), next_step="export the bundle again"
+        ) from error
 
 
 def _network(builder: trt.Builder, logger: trt.ILogger, model: bytes, here: Version) -> trt.INetworkDefinition:
@@ -252,44 +278,3 @@ def _inspect(logger: trt.ILogger, settings: Settings, messages: list[str]) -> Au
         return audit(read_layers(text), settings.precision, settings.keep_fp32)
     except ValueError:
         return Audit({}, {}, [], possible=False)
-
-
-def _logger(messages: list[str]) -> trt.ILogger:
-    """A logger that keeps warnings and errors."""
-    import tensorrt as trt
-
-    class Logger(trt.ILogger):
-        def __init__(self) -> None:
-            trt.ILogger.__init__(self)
-
-        def log(self, severity: trt.ILogger.Severity, msg: str) -> None:
-            if severity <= trt.ILogger.Severity.WARNING:
-                messages.append(f"{severity.name}: {msg}")
-
-    return Logger()
-
-
-def _monitor(report: Callable[[str], None]) -> trt.IProgressMonitor:
-    """A progress monitor that reports the outermost phases: the inner ones pass by the thousand."""
-    import tensorrt as trt
-
-    class Monitor(trt.IProgressMonitor):
-        def __init__(self) -> None:
-            trt.IProgressMonitor.__init__(self)
-            self.outer: dict[str, int] = {}
-
-        def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: int) -> None:
-            if not parent_phase or parent_phase in self.outer and len(self.outer) < 2:
-                self.outer[phase_name] = num_steps
-                report(phase_name)
-
-        def phase_finish(self, phase_name: str) -> None:
-            self.outer.pop(phase_name, None)
-
-        def step_complete(self, phase_name: str, step: int) -> bool:
-            total = self.outer.get(phase_name, 0)
-            if total and (total < 20 or step % (total // 10) == 0):
-                report(f"{phase_name} {step + 1}/{total}")
-            return True
-
-    return Monitor()

@@ -53,6 +53,10 @@ def _register() -> None:
             app.command(entry.name.replace("_", "-"))(module.command)
 
 
+def _commands() -> list[str]:
+    return [entry.name.replace("_", "-") for entry in pkgutil.iter_modules(__path__) if not entry.name.startswith("_")]
+
+
 def _hoist(arguments: list[str]) -> list[str]:
     """Let the global switches stand behind the command too."""
     switches = [a for a in arguments if a in ("--json", "--quiet", "-q", "--verbose", "-v", "--debug")]
@@ -63,6 +67,7 @@ def _hoist(arguments: list[str]) -> list[str]:
 def run(arguments: list[str]) -> int:
     """Run the command line; returns the exit code: 0 fine, 1 a gate failed, 2 could not run, 130 interrupted."""
     _register_once()
+    console.settings.json |= "--json" in arguments  # also where the command line itself cannot be understood
     name = next((a for a in arguments if not a.startswith("-")), "")
     try:
         outcome: Any = app(_hoist(arguments), standalone_mode=False)
@@ -79,7 +84,7 @@ def run(arguments: list[str]) -> int:
     except Exception as error:
         misread = getattr(error, "format_message", None)  # click's usage errors; newer typer carries its own copy of click
         if misread is not None:
-            step = f"vitprune {name} --help".replace("  ", " ")
+            step = f"vitprune {name} --help" if name in _commands() else "vitprune --help"
             console.show_error(RecipeError(199, misread(), cause="the command line was not understood", next_step=step), name)
             return 2
         if console.settings.debug:

@@ -18,3 +18,11 @@ DataOption = Annotated[
     Path | None, typer.Option("--data", help="Images: an .npz with 'images' (and 'labels'), or a folder of class folders.")
 ]
 BundleArgument = Annotated[Path, typer.Argument(help="A bundle made by export or rewrite.", show_default=False)]
+BatchOption = Annotated[str | None, typer.Option("--batch", help="min:opt:max or one number; default: the recipe's.")]
+# Which device is meant: of check and build-engine.
+JetpackOption = Annotated[
+    str | None, typer.Option("--jetpack", help="JetPack version of the device; default: the oldest supported.")
+]
+ModuleOption = Annotated[str | None, typer.Option("--module", help="Module or card, for example agx-64.")]
+TensorrtOption = Annotated[str | None, typer.Option("--tensorrt", help="TensorRT version of the device, instead of a JetPack's.")]
+SmOption = Annotated[str, typer.Option("--sm", help="Compute capability of the device's GPU, for example 87 or 8.7.")]

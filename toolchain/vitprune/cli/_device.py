@@ -27,6 +27,10 @@ def packaged(package: dict[str, Any], result: dict[str, Any] | None, require_eng
             cause=f"{package['status']}: {package['path']}" if result is None else "a rehearsal builds none",
             next_step="unpack the package on the device and start its run.sh, or --remote user@host",
         )
+    if package["stated"]:
+        console.info(f"made for {', '.join(f'{name} {value}' for name, value in package['stated'].items())}")
+    if result is None and package["engine_there"]:
+        console.info("the engine that is there stays until the one of this package comes back")
     if result is None:
         console.info(f"status: {package['status']}: unpack it there and start run.sh, or --remote user@host")
         console.info("evidence: the graph as validated in the bundle; nothing was run on the device")
@@ -35,6 +39,8 @@ def packaged(package: dict[str, Any], result: dict[str, Any] | None, require_eng
     again = " (it had finished before)" if result["repeated"] else ""
     what = "engine built on the device" if engine else "rehearsed, engine to be built on the device"
     console.info(f"status: {what}, validation {result['status']}{again}; {result['runtime']}; evidence: {result['evidence']}")
+    if differs := result.get("differs"):
+        console.warn(differs)
     code = int(result["exit_code"])
     console.document("build-engine", {"status": what, "exit_code": code, "package": package, "result": result})
     return code

@@ -68,9 +68,7 @@ def verdict(outcome: Verdict) -> None:
         console.table(title, columns, lines)
     if comparison.accuracy is not None:
         console.table("top-1 accuracy", list(comparison.accuracy), [[f"{value:.2f} %" for value in comparison.accuracy.values()]])
-    console.info(
-        f"MACs per image {outcome.macs['pruned'] / 1e9:.3f} G of {outcome.macs['dense'] / 1e9:.3f} G ({outcome.macs['ratio']:.2f}x)"
-    )
+    console.info(console.macs_line(**outcome.macs))
     for gate in outcome.gates:
         console.info(f"  {'[green]✓[/green]' if gate.passed else '[red]✗[/red]'} {gate.text()}")
     word = "[bold green]PASSED[/bold green]" if outcome.passed else "[bold red]FAILED[/bold red]"

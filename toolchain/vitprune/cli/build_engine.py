@@ -9,14 +9,26 @@ from typing import Annotated
 import typer
 
 from vitprune import console
-from vitprune.cli._common import BundleArgument, ForceOption
+from vitprune.cli._common import (
+    BatchOption,
+    BundleArgument,
+    ForceOption,
+    JetpackOption,
+    ModuleOption,
+    SmOption,
+    TensorrtOption,
+)
 from vitprune.errors import RecipeError
 
 
 def command(
     bundle: BundleArgument,
     target: Annotated[str, typer.Option("--target", "-t", help="Target name (vitprune targets) or YAML file.")],
-    batch: Annotated[str | None, typer.Option(help="min:opt:max or one number; default: the recipe's.")] = None,
+    jetpack: JetpackOption = None,
+    module: ModuleOption = None,
+    tensorrt: TensorrtOption = None,
+    sm: SmOption = "",
+    batch: BatchOption = None,
     workspace: Annotated[str | None, typer.Option(help="Builder memory with its unit, for example 2GiB.")] = None,
     plugin: Annotated[str, typer.Option(help="TensorRT: auto (build it), none, or the path of a library.")] = "auto",
     embed_plugin: Annotated[bool, typer.Option("--embed-plugin", help="TensorRT: put the plugin into the engine.")] = False,
@@ -29,6 +41,9 @@ def command(
     rehearse: Annotated[
         bool, typer.Option("--rehearse", help="With --remote: ONNX Runtime in place of TensorRT, no engine.")
     ] = False,
+    package: Annotated[
+        bool, typer.Option("--package", help="Only a package for another machine, also where an engine could be built here.")
+    ] = False,
     require_engine: Annotated[bool, typer.Option("--require-engine", help="Exit 2 when there is no engine in the end.")] = False,
     trials: Annotated[
         bool, typer.Option("--trials/--no-trials", help="Try plugin and graph with the compilers found here.")
@@ -37,17 +52,18 @@ def command(
 ) -> None:
     """Build an engine for a target and add it to the bundle; for a device that is not this machine, a package for it.
 
-    The builder runs in a child process. With --remote the package is copied to the device, run there, and engine and reports are
+    --jetpack, --module, --tensorrt and --sm say which device is meant, as for check. The builder runs in a child process. With --remote the package is copied to the device, run there, and engine and reports are
     fetched; after a broken connection the same command continues.
     """
     from vitprune import targets
     from vitprune.bundle import open_bundle
     from vitprune.cli._device import packaged as render
-    from vitprune.device.build import package_engine, run_remotely, wants_package
+    from vitprune.device.build import package_engine, require_device, run_remotely, wants_package
     from vitprune.device.remote import parse_remote
-    from vitprune.engines import build_engine, require_backend
+    from vitprune.engines import build_engine, require_backend, require_release
 
-    chosen = targets.load(target)
+    choice = targets.choose(targets.load(target), jetpack=jetpack, module=module, tensorrt=tensorrt)
+    chosen = choice.target
     profile, memory = parse_batch(batch), parse_memory(workspace)
     place = parse_remote(remote, ssh_option) if remote is not None else None
     if rehearse and place is None:
@@ -57,12 +73,13 @@ def command(
             cause="a package is rehearsed by its own run.sh --rehearse",
             next_step="add --remote",
         )
-    if wants_package(chosen) or (place is not None and chosen.builds_on == "device"):
+    if wants_package(chosen) or (chosen.builds_on == "device" and (package or place is not None)):
         opened = open_bundle(bundle)
         with console.step(f"package for {chosen.name}") as step:
             packaged = package_engine(
                 opened,
-                chosen,
+                choice,
+                architecture=sm,
                 batch=profile,
                 workspace_mib=memory,
                 timeout=timeout,
@@ -77,14 +94,16 @@ def command(
                     opened, chosen, Path(packaged["path"]), place, rehearse=rehearse, again=force, report=step.update
                 )
         raise typer.Exit(render(packaged, result, require_engine))
-    if place is not None:
+    if package or place is not None:
         raise RecipeError(
             199,
-            f"--remote does not go with target '{chosen.name}'",
+            f"{'--package' if package else '--remote'} does not go with target '{chosen.name}'",
             cause="its engines are built on this machine",
             next_step="leave it out",
         )
-    require_backend(chosen)
+    chosen = choice.narrowed(targets.capability(sm))
+    require_device(chosen)
+    require_release(choice, require_backend(chosen))
     opened = open_bundle(bundle)
     with console.step(f"build {chosen.name} engine") as step:
         document = build_engine(

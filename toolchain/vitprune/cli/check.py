@@ -7,17 +7,17 @@ from typing import Annotated
 import typer
 
 from vitprune import console
-from vitprune.cli._common import BundleArgument
+from vitprune.cli._common import BatchOption, BundleArgument, JetpackOption, ModuleOption, SmOption, TensorrtOption
 
 
 def command(
     bundle: BundleArgument,
     target: Annotated[str, typer.Option("--target", "-t", help="Target name (vitprune targets) or YAML file.")],
-    jetpack: Annotated[str | None, typer.Option(help="JetPack version of the device; default: the oldest supported.")] = None,
-    module: Annotated[str | None, typer.Option(help="Module or card, for example agx-64.")] = None,
-    tensorrt: Annotated[str | None, typer.Option(help="TensorRT version of the device, instead of a JetPack's.")] = None,
-    sm: Annotated[str, typer.Option(help="Compute capability of the device's GPU, for example 87 or 8.7.")] = "",
-    batch: Annotated[str | None, typer.Option(help="min:opt:max or one number; default: the recipe's.")] = None,
+    jetpack: JetpackOption = None,
+    module: ModuleOption = None,
+    tensorrt: TensorrtOption = None,
+    sm: SmOption = "",
+    batch: BatchOption = None,
     exit_zero: Annotated[bool, typer.Option("--exit-zero", help="Report only: exit 0 even when blocked.")] = False,
 ) -> None:
     """Look at a bundle for a target without building: blocked, unverified, likely or verified; exit 1 when blocked."""

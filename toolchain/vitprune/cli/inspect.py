@@ -30,8 +30,7 @@ def command(bundle: BundleArgument) -> None:
     console.table(
         "tokens and MACs per image, means of the stored samples", ["block", "tokens in", "patches kept", "MACs", "of dense"], rows
     )
-    macs = found["macs"]
-    console.info(f"MACs per image {macs['pruned'] / 1e9:.3f} G of {macs['dense'] / 1e9:.3f} G ({macs['ratio']:.2f}x)")
+    console.info(console.macs_line(**found["macs"]))
     console.table("files", ["file", "KiB"], [[name, f"{bytes_ / 1024:.1f}"] for name, bytes_ in found["files"].items()])
     for name, engine in found["engines"].items():
         facts = engine.get("facts", {})

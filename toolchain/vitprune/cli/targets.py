@@ -33,7 +33,8 @@ def command() -> None:
             modules = ", ".join(f"{name} ({module['memory_gib']:g} GB)" for name, module in entry["modules"].items())
             console.info(f"    --module {modules}")
         for purpose, commands in entry["power"].items():
-            console.detail(f"    power, {purpose}: {console.plain('; '.join(commands))}")
+            if commands:
+                console.detail(f"    power, {purpose}: {console.plain('; '.join(commands))}")
         for note in entry["notes"]:
             console.detail(f"    {console.plain(note)}")
     console.document("targets", {"targets": listed})

@@ -12,17 +12,17 @@ from typing import Any
 
 from vitprune.bundle import Bundle, sha256_of
 from vitprune.device import preparing
-from vitprune.device.collect import collect, list_engine_files, replace_folder
-from vitprune.device.hardware import is_device
+from vitprune.device.collect import PACKAGE_REPORT, collect, is_package_file
+from vitprune.device.hardware import is_device, lacking
 from vitprune.device.package import job_of, package_name, read_manifest, write_package
 from vitprune.device.remote import Remote, require_tools
 from vitprune.device.remote_run import run_package
 from vitprune.engines import batch_profile
-from vitprune.errors import RecipeError
-from vitprune.targets import Target
+from vitprune.errors import RecipeError, TargetError
+from vitprune.replacing import replaced
+from vitprune.targets import Choice, Target, capability
 
 PACKAGED = "packaged, engine to be built on the device"
-REPORT = "package-report.json"
 
 
 def wants_package(target: Target, root: Path = Path("/")) -> bool:
@@ -30,10 +30,26 @@ def wants_package(target: Target, root: Path = Path("/")) -> bool:
     return target.builds_on == "device" and not is_device(target, root)
 
 
+def require_device(target: Target) -> None:
+    """Refuse a build that this machine could do but for what it lacks; a package in its place must be asked for.
+
+    Raises:
+        TargetError: VP212, naming the runtime or GPU that is missing.
+    """
+    if target.builds_on == "device" and (why := lacking(target)):
+        raise TargetError(
+            212,
+            f"an engine for '{target.name}' cannot be built on this machine",
+            cause=why,
+            next_step="--remote user@host builds it on a machine that has it, --package writes a package to be run there",
+        )
+
+
 def package_engine(
     bundle: Bundle,
-    target: Target,
+    choice: Choice,
     *,
+    architecture: str = "",
     batch: tuple[int, int, int] | None = None,
     workspace_mib: int | None = None,
     timeout: float = 1800.0,
@@ -44,32 +60,34 @@ def package_engine(
     """Prove what can be proven here and write the device package into the bundle.
 
     Args:
-        bundle: gains engines/<target>/<bundle>-<target>.tar. target: builds_on must be "device".
+        bundle: gains engines/<target>/<bundle>-<target>.tar. choice: target, release and module; builds_on must be "device".
+        architecture: compute capability that the user states, "87" or "8.7".
         batch: (min, opt, max) instead of the recipe's. workspace_mib: memory of the device's builder.
         timeout: seconds of the stand-in build.
         trials: also compile the plugin and build with TensorRT-RTX, where they are installed.
-        force: replace what is there and is something else; an equal package is kept, with an engine that came of it.
+        force: replace a package that is there and is another one; an equal package is kept. An engine that is there stays in
+            either case, until the one of this package comes back from the device.
         report: called with progress texts.
 
     Returns:
         The contents of package-report.json, with "path".
 
     Raises:
-        PreflightError: VP4xx. RecipeError: VP106 something else is there, VP107 unwritable, VP108 batch. TargetError: VP239.
+        PreflightError: VP4xx. RecipeError: VP106 something else is there, VP107 unwritable, VP108 batch.
+        TargetError: VP224, VP225 compute capability, VP239.
     """
-    profile = batch_profile(bundle, batch)
+    profile, sm = batch_profile(bundle, batch), capability(architecture)
     report("static checks")
-    findings = {"preflight": preparing.preflight(bundle, target, profile)}
+    findings = {"preflight": preparing.preflight(bundle, choice, profile, sm)}
+    target, stated = choice.narrowed(sm), choice.stated(sm)
     report("writing the package")
     place = bundle.engine_path(target.name)
-    job = job_of(bundle, target, profile, workspace_mib or target.workspace_mib)
+    job = job_of(bundle, target, profile, workspace_mib or target.workspace_mib, stated)
     try:
         place.parent.mkdir(exist_ok=True)
         new = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".tmp", dir=place.parent))
     except OSError as error:
-        raise RecipeError(
-            107, f"cannot write '{place}'", cause=error.strerror or str(error), next_step="free some space, or copy the bundle"
-        ) from error
+        raise _unwritable(place, error) from error
     try:
         tar = new / f"{package_name(bundle, target)}.tar"
         manifest = write_package(bundle, target, job, tar)
@@ -77,7 +95,10 @@ def package_engine(
         same = (place / tar.name).is_file() and sha256_of(place / tar.name) == digest
         if place.exists() and not same and not force:
             raise RecipeError(
-                106, f"'{place}' holds something else", cause="nothing is overwritten unless asked", next_step="add --force"
+                106,
+                f"'{place}' holds an engine or another package",
+                cause="it came of another model, batch, target or vitprune, and nothing is overwritten unless asked",
+                next_step="add --force",
             )
         if trials:
             report("compiling the plugin for the device")
@@ -86,20 +107,39 @@ def package_engine(
         document = {
             "schema_version": 1, "status": PACKAGED, "target": target.name, "package": tar.name, "package_sha256": digest,
             "package_bytes": tar.stat().st_size, "files": len(manifest["files"]), "machine": manifest["machine"], "batch": profile,
-            "findings": findings,
+            "stated": stated, "engine_there": (place / target.engine_file).is_file(), "findings": findings,
         }  # fmt: skip
-        (new / REPORT).write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
-        if same:
-            os.replace(new / REPORT, place / REPORT)
-        else:
-            new.chmod(0o755)
-            replace_folder(new, place)
-        list_engine_files(bundle, target.name)
+        (new / PACKAGE_REPORT).write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
+        _put(bundle, target.name, new, same)
+    except OSError as error:
+        raise _unwritable(place, error) from error
     finally:
         shutil.rmtree(new, ignore_errors=True)
         if not any(place.parent.iterdir()):
             place.parent.rmdir()
     return {**document, "path": str(place / tar.name)}
+
+
+def _put(bundle: Bundle, target: str, new: Path, same: bool) -> None:
+    """Put a package into the bundle, its report alone where the `same` package is there; the engine beside it stays."""
+    place = bundle.engine_path(target)
+    if same:
+        os.replace(new / PACKAGE_REPORT, place / PACKAGE_REPORT)
+        bundle.list_engine(target)
+        return
+    if place.exists():
+        for file in place.iterdir():
+            if not is_package_file(file.name):
+                (shutil.copytree if file.is_dir() else shutil.copy2)(file, new / file.name)
+    new.chmod(0o755)
+    with replaced(new, place):
+        bundle.list_engine(target)
+
+
+def _unwritable(place: Path, error: OSError) -> RecipeError:
+    return RecipeError(
+        107, f"cannot write '{place}'", cause=error.strerror or str(error), next_step="free some space, or copy the bundle"
+    )
 
 
 def run_remotely(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import tempfile
 from pathlib import Path, PurePosixPath
@@ -12,6 +11,9 @@ from typing import Any
 from vitprune.bundle import Bundle, sha256_of, write_atomic
 from vitprune.device.driver import RESULT
 from vitprune.errors import RecipeError, TargetError
+from vitprune.replacing import replaced
+
+PACKAGE_REPORT = "package-report.json"
 
 
 def collect(bundle: Bundle, target: str, incoming: Path, package: dict[str, Any]) -> dict[str, Any]:
@@ -42,20 +44,9 @@ def collect(bundle: Bundle, target: str, incoming: Path, package: dict[str, Any]
     return result
 
 
-def replace_folder(new: Path, place: Path) -> None:
-    """Put a finished folder where another may be."""
-    old = place.with_name(f".{place.name}.old-{os.getpid()}")
-    if place.exists():
-        os.rename(place, old)
-    os.rename(new, place)
-    shutil.rmtree(old, ignore_errors=True)
-
-
-def list_engine_files(bundle: Bundle, target: str) -> None:
-    """Bring the manifest up to date with engines/<target>/."""
-    folder = bundle.engine_path(target)
-    bundle.drop_files(f"engines/{target}/")
-    bundle.add_files([path.relative_to(bundle.path).as_posix() for path in sorted(folder.rglob("*")) if path.is_file()])
+def is_package_file(name: str) -> bool:
+    """Whether a file of an engine folder belongs to the package and not to the engine."""
+    return name == PACKAGE_REPORT or name.endswith(".tar")
 
 
 def _verified(incoming: Path, package: dict[str, Any]) -> dict[str, Any]:
@@ -88,14 +79,16 @@ def _store_reports(bundle: Bundle, name: str, incoming: Path) -> None:
 
 
 def _store_engine(bundle: Bundle, target: str, engine: Path) -> None:
-    """The folder with the package keeps it and gains the engine."""
+    """The folder keeps its package; the engine takes the place of an earlier one, of which nothing stays."""
     place = bundle.engine_path(target)
     new = Path(tempfile.mkdtemp(prefix=f".{target}.", suffix=".tmp", dir=place.parent))
     try:
-        for source in (place, engine):
-            shutil.copytree(source, new, dirs_exist_ok=True)
+        shutil.copytree(engine, new, dirs_exist_ok=True)
+        for file in place.iterdir():
+            if is_package_file(file.name):
+                shutil.copy2(file, new / file.name)
         new.chmod(0o755)
-        replace_folder(new, place)
+        with replaced(new, place):
+            bundle.list_engine(target)
     finally:
         shutil.rmtree(new, ignore_errors=True)
-    list_engine_files(bundle, target)

@@ -6,12 +6,13 @@ Everything is written to a temporary sibling of the output folder, which appears
     out/environment.json          machine, versions, Jetson module, power mode
     out/validate.json             gates against the stored samples
     out/benchmark.json            latencies with the power state before and after
-    out/engine/                   model.engine, engine.json, build.log, the plugin library
+    out/engine/                   model.engine, engine.json, build.log, the graph as TensorRT parsed it, the plugin library
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import os
 import shutil
@@ -25,6 +26,7 @@ from typing import Any
 from vitprune.device.entry import sha256_of, show
 from vitprune.device.job import Job
 from vitprune.errors import LoadError, TargetError, VitpruneError
+from vitprune.replacing import replace_folder
 
 RESULT = "result.json"
 OUTPUTS = {False: "out", True: "out-rehearsal"}
@@ -57,7 +59,7 @@ def run(root: Path, manifest: dict[str, Any], options: argparse.Namespace) -> in
         result["files"] = {path.relative_to(work).as_posix(): sha256_of(path) for path in files}
         _write(work / RESULT, result)
         work.chmod(0o755)
-        _swap(work, output)
+        replace_folder(work, output)
     except OSError as error:
         return _unwritable(output, error)
     finally:
@@ -81,6 +83,9 @@ def _work(job: Job, work: Path, options: argparse.Namespace) -> dict[str, Any]:
     backend = _backend(runtime)
     plugin = _plugin(job, work, options)
     engine: dict[str, Any] | None = None
+    differs = "" if options.rehearse else job.differs(backend.version())
+    if differs:
+        _say(f"note: {differs}")
     if options.rehearse:
         session = backend.Session(job)
     else:
@@ -95,7 +100,7 @@ def _work(job: Job, work: Path, options: argparse.Namespace) -> dict[str, Any]:
     _write(work / "benchmark.json", benchmark(job, calls, options.rounds, _say))
     return {
         "status": verdict["status"], "exit_code": verdict["exit_code"], "runtime": f"{runtime} {backend.version()}",
-        "evidence": verdict["evidence"], "plugin": plugin, "engine": engine,
+        "evidence": verdict["evidence"], "plugin": plugin, "engine": engine, "differs": differs,
     }  # fmt: skip
 
 
@@ -105,6 +110,13 @@ def _backend(name: str) -> Any:
     Raises:
         TargetError: VP240 when it is not part of the package, VP241 when its runtime is not installed.
     """
+    if importlib.util.find_spec("numpy") is None:
+        raise TargetError(
+            241,
+            "this Python has no numpy",
+            cause=f"{sys.executable} cannot import it",
+            next_step="sudo apt install python3-numpy, or set VITPRUNE_PYTHON to an interpreter that has it",
+        )
     from vitprune import backends
 
     if name.replace("-", "_") not in backends.names():
@@ -232,16 +244,6 @@ def _validate(job: Job, name: str, session: Any, version: str) -> dict[str, Any]
 
 def _write(path: Path, document: dict[str, Any]) -> None:
     path.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
-
-
-def _swap(new: Path, place: Path) -> None:
-    """Put a finished folder in its place; an older one makes way at the last moment."""
-    old = place.with_name(f".{place.name}.old")
-    shutil.rmtree(old, ignore_errors=True)
-    if place.exists():
-        os.rename(place, old)
-    os.rename(new, place)
-    shutil.rmtree(old, ignore_errors=True)
 
 
 def _say(text: str) -> None:

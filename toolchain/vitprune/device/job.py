@@ -7,6 +7,8 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+from vitprune.versions import Version
+
 
 @dataclass(frozen=True)
 class Job:
@@ -29,6 +31,13 @@ class Job:
         """The target's fields."""
         target: dict[str, Any] = self.facts["target"]
         return target
+
+    def differs(self, runtime: str) -> str:
+        """What of the device is not as it was stated when the package was made, or "": the static checks were for another TensorRT."""
+        stated, here = Version.find(self.facts.get("stated", {}).get("tensorrt", "")), Version.find(runtime)
+        if stated is None or here is None or here.starts_with_minor_of(stated):
+            return ""
+        return f"the package was checked for TensorRT {stated}, this device has {here}; the engine is for {here}"
 
     @property
     def batch(self) -> tuple[int, int, int]:

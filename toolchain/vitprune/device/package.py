@@ -33,8 +33,10 @@ def package_name(bundle: Bundle, target: Target) -> str:
     return re.sub(r"[^A-Za-z0-9._-]+", "-", f"{bundle.path.resolve().name}-{target.name}").strip("-.")
 
 
-def job_of(bundle: Bundle, target: Target, batch: tuple[int, int, int], workspace_mib: int | None) -> dict[str, Any]:
-    """Everything the device has to know, resolved: it reads neither recipe nor target file."""
+def job_of(
+    bundle: Bundle, target: Target, batch: tuple[int, int, int], workspace_mib: int | None, stated: dict[str, str] | None = None
+) -> dict[str, Any]:
+    """Everything the device has to know, resolved: it reads neither recipe nor target file. stated: what the user said of it."""
     return {
         "bundle": bundle.manifest.name, "target": {**target.model_dump(mode="json"), "workspace_mib": workspace_mib},
         "batch": list(batch), "static_batch": bundle.recipe.graph.static_batch, "io": bundle.manifest.io,
@@ -42,6 +44,7 @@ def job_of(bundle: Bundle, target: Target, batch: tuple[int, int, int], workspac
         "gates": bundle.recipe.validation.gates.model_dump(mode="json"), "precision": bundle.recipe.precision.mode,
         "keep_fp32": list(bundle.recipe.precision.keep_fp32),
         "model_sha256": bundle.manifest.files["model.onnx"], "compute_capability": capability_of(target),
+        "stated": stated or {},
     }  # fmt: skip
 
 

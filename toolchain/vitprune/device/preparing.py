@@ -19,13 +19,13 @@ from vitprune.device.hardware import capability_of
 from vitprune.device.native import build_for
 from vitprune.errors import VitpruneError
 from vitprune.graph.logits import with_logits_only
-from vitprune.targets import Target
+from vitprune.targets import Choice, Target
 
 STAND_IN = "tensorrt_rtx"
 
 
-def preflight(bundle: Bundle, target: Target, batch: tuple[int, int, int]) -> dict[str, Any]:
-    """The static checks for a target, where this version has them.
+def preflight(bundle: Bundle, choice: Choice, batch: tuple[int, int, int], architecture: str = "") -> dict[str, Any]:
+    """The static checks for a target, release, module and stated compute capability, where this version has them.
 
     Raises:
         PreflightError: VP4xx when they block.
@@ -33,11 +33,14 @@ def preflight(bundle: Bundle, target: Target, batch: tuple[int, int, int]) -> di
     if importlib.util.find_spec("vitprune.preflight") is None:
         return {"status": "skipped", "detail": "this version has no static checks"}
     checks: Any = importlib.import_module("vitprune.preflight.check")
-    choose: Any = importlib.import_module("vitprune.targets").__dict__["choose"]
-    report = checks.check(bundle, choose(target), batch=batch)
+    report = checks.check(bundle, choice, batch=batch, architecture=architecture, elsewhere=True)
     checks.require(report)
     document = report.document()
-    return {"status": "passed", "detail": f"{document['status']}, for {document['runtime']}", "report": document}
+    return {"status": "passed", "detail": f"{document['status']}, for {document['runtime']}{_where(choice)}", "report": document}
+
+
+def _where(choice: Choice) -> str:
+    return f" on {choice.module.title}" if choice.module is not None else ""
 
 
 def compile_plugin(target: Target) -> dict[str, Any]:

@@ -30,12 +30,15 @@ def target_states(root: Path = Path("/")) -> list[dict[str, Any]]:
 
 def _state(target: Any, root: Path) -> dict[str, Any]:
     from vitprune.device.build import wants_package
-    from vitprune.device.hardware import why_no_device
+    from vitprune.device.hardware import lacking, why_no_device
     from vitprune.engines import require_backend
     from vitprune.errors import TargetError
 
     if wants_package(target, root):
         reason = f"{why_no_device(target, root)}; a device package can be made here, or --remote user@host"
+        return {"name": target.name, "engine": False, "package": True, "reason": reason}
+    if target.builds_on == "device" and (why := lacking(target)):
+        reason = f"{why}; --remote user@host, or --package for a package to be run elsewhere"
         return {"name": target.name, "engine": False, "package": True, "reason": reason}
     try:
         require_backend(target)

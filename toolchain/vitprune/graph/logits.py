@@ -4,15 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from vitprune.graph import wire
+
 LISTS = ("kept_", "group_")
 
 
 def with_logits_only(source: Path, destination: Path) -> None:
-    """Copy a model without its lists of patches; builders remove the nodes that only fed those."""
-    import onnx
-
-    model = onnx.load(str(source))
-    wanted = [output for output in model.graph.output if not output.name.startswith(LISTS)]
-    del model.graph.output[:]
-    model.graph.output.extend(wanted)
-    onnx.save(model, str(destination))
+    """Copy a model without its lists of patches; builders remove the nodes that only fed those. Needs no onnx package."""
+    destination.write_bytes(wire.without_outputs(source.read_bytes(), lambda name: name.startswith(LISTS)))

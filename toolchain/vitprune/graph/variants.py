@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from vitprune.graph import wire
 from vitprune.ops.token_sample import DOMAIN, NAME
 from vitprune.versions import Version
 
@@ -35,35 +36,32 @@ def inlined(model: onnx.ModelProto) -> onnx.ModelProto:
     return flat
 
 
-def without_functions(model: onnx.ModelProto) -> onnx.ModelProto:
-    """The model whose TokenSample nodes only a plugin or custom op can carry out."""
-    import onnx
-
-    copy = onnx.ModelProto()
-    copy.CopyFrom(model)
-    del copy.functions[:]
-    return copy
-
-
-def for_tensorrt(model: onnx.ModelProto, version: Version, plugin: bool) -> tuple[onnx.ModelProto, str]:
-    """The form for a TensorRT version.
+def for_tensorrt(model: bytes, version: Version, plugin: bool) -> tuple[bytes, str]:
+    """The form for a TensorRT version; only "inlined" needs the onnx package, which a Jetson may lack.
 
     Args:
-        model: as in the bundle; not changed.
+        model: the file as in the bundle.
         version: of TensorRT.
         plugin: the plugin library is loaded.
 
     Returns:
         The model and its form: "plain" (no TokenSample in it), "plugin" (functions removed), "plugin or function", "inlined" or
         "function".
+
+    Raises:
+        ImportError: "inlined" without the onnx package.
     """
-    if not token_samples(model):
+    if not wire.has_node(model, DOMAIN, NAME):
         return model, "plain"
     if plugin and version < PLUGIN_WINS:
-        return without_functions(model), "plugin"
+        return wire.without_functions(model), "plugin"
     if plugin:
         return model, "plugin or function"
-    return (inlined(model), "inlined") if version < FUNCTIONS_SCOPED else (model, "function")
+    if version >= FUNCTIONS_SCOPED:
+        return model, "function"
+    import onnx
+
+    return inlined(onnx.load_from_string(model)).SerializeToString(), "inlined"
 
 
 def token_samples(model: onnx.ModelProto) -> list[onnx.NodeProto]:

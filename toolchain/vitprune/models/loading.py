@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from vitprune import interrupts
 from vitprune.bundle import sha256_of
 from vitprune.errors import ExportError
 from vitprune.recipe import ModelSection
@@ -35,7 +36,7 @@ class LoadedModel:
 
 
 def require_torch(purpose: str) -> None:
-    """Raise TargetError VP201 when torch or timm is not installed."""
+    """Import torch and timm; raise TargetError VP201 when one is not installed."""
     import importlib.util
 
     from vitprune.errors import TargetError
@@ -48,6 +49,8 @@ def require_torch(purpose: str) -> None:
             cause="the extra 'torch' is not installed",
             next_step="pip install 'vitprune[torch]'",
         )
+    with interrupts.deferred():
+        importlib.import_module("timm")  # brings torch
 
 
 def weights_path(text: str) -> Path:
@@ -59,7 +62,7 @@ def preprocessing_of(module: Any, section: ModelSection) -> dict[str, Any]:
     """Input size, mean, std, interpolation and crop of a timm model; the recipe's mean and std win."""
     from timm.data import resolve_data_config
 
-    config = resolve_data_config(pretrained_cfg=getattr(module, "pretrained_cfg", None) or {})
+    config = resolve_data_config(model=module)  # timm's defaults (ImageNet) for a model that carries no pretrained_cfg
     embed = module.patch_embed
     size = embed.img_size or config["input_size"][1:]
     channels = embed.proj.in_channels if hasattr(embed.proj, "in_channels") else config["input_size"][0]

@@ -5,14 +5,21 @@ from __future__ import annotations
 import platform
 
 from vitprune.bundle import Bundle
-from vitprune.errors import PreflightError, TargetError
+from vitprune.errors import PreflightError
 from vitprune.gpus import local_gpus
 from vitprune.preflight.context import Context
 from vitprune.preflight.rules import Report, Verdict, all_rules
-from vitprune.targets import Choice
+from vitprune.targets import Choice, capability
 
 
-def check(bundle: Bundle, choice: Choice, *, batch: tuple[int, int, int] | None = None, architecture: str = "") -> Report:
+def check(
+    bundle: Bundle,
+    choice: Choice,
+    *,
+    batch: tuple[int, int, int] | None = None,
+    architecture: str = "",
+    elsewhere: bool = False,
+) -> Report:
     """Look at a bundle for a target without building anything.
 
     Args:
@@ -20,15 +27,14 @@ def check(bundle: Bundle, choice: Choice, *, batch: tuple[int, int, int] | None 
         choice: target, release and module, from `targets.choose`.
         batch: (min, opt, max) instead of the recipe's.
         architecture: compute capability of the device ("87" or "8.7"), where the user states it.
+        elsewhere: a new engine is to be built on another machine: neither the GPUs of this one nor an earlier engine count.
 
     Raises:
         TargetError: VP224 when `architecture` is no compute capability.
     """
-    stated = architecture.replace(".", "")
-    if architecture and not (stated.isdigit() and len(stated) > 1):
-        raise TargetError(224, f"'{architecture}' is no compute capability", next_step="--sm 8.7")
     profile = batch or bundle.recipe.graph.profile
-    context = Context(bundle, choice, profile, stated, local_gpus(), platform.machine())
+    gpus = [] if elsewhere else local_gpus()
+    context = Context(bundle, choice, profile, capability(architecture), gpus, platform.machine(), elsewhere)
     findings = [found for one in all_rules() if (found := one.find(context)) is not None]
     return Report(str(bundle.path), choice.target.name, runtime_text(choice), choice.module_name, findings)
 

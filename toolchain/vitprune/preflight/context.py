@@ -27,7 +27,7 @@ class Context:
     """A bundle and a target.
 
     bundle: opened. choice: target, release and module. batch: (min, opt, max). architecture: compute capability stated by the user,
-    "" when not. gpus: of this machine. machine: processor of this machine.
+    "" when not. gpus: of this machine. machine: processor of this machine. elsewhere: an engine is to be built on another machine.
     """
 
     bundle: Bundle
@@ -36,6 +36,7 @@ class Context:
     architecture: str
     gpus: list[Gpu]
     machine: str
+    elsewhere: bool = False
 
     @property
     def backend(self) -> str:

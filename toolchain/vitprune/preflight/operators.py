@@ -43,8 +43,6 @@ RTX_REFUSES = _words(
     "Compress ConcatFromSequence NonZero SequenceAt SequenceConstruct SplitToSequence Unique"
 )  # parse errors, all seen
 MAX_TOPK = 3840
-# Before this, CumSum became a loop, and the operator table lists it for floating point alone.
-CUMULATIVE_LAYER = Version.parse("10.8")
 _OPSETS = ((Version.parse("10.13"), 24), (Version.parse("10.9"), 22))
 
 

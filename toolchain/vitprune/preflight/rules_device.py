@@ -78,7 +78,7 @@ def architecture(context: Context) -> Said | None:
         return None
     stated = context.architecture
     local = [gpu.architecture for gpu in context.gpus] if target.machine in ("", context.machine) else []
-    engine = context.engines.get(target.name)
+    engine = None if context.elsewhere else context.engines.get(target.name)
     built = str(engine.facts.get("architecture", "")) if engine is not None else ""
     for what, found in (
         ("the GPU you name", stated),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from vitprune.backends._tensorrt.support import CUMULATIVE_LAYER
 from vitprune.graph import variants
 from vitprune.preflight import operators as tables
 from vitprune.preflight.context import NVIDIA, Context
@@ -114,7 +115,7 @@ def _largest_choice(context: Context) -> int:
 def cumsum(context: Context) -> Said | None:
     """CumSum is a layer of its own from TensorRT 10.8 on."""
     version = context.choice.runtime_version
-    if context.backend != "tensorrt" or version is None or version >= tables.CUMULATIVE_LAYER or not context.operators["CumSum"]:
+    if context.backend != "tensorrt" or version is None or version >= CUMULATIVE_LAYER or not context.operators["CumSum"]:
         return None
     said = f"TensorRT {version} runs CumSum as a loop, and its operator table lists it for floating point alone"
     if any(node.op_type == "CumSum" for node in context.model.graph.node):

@@ -20,7 +20,7 @@ table{border-collapse:collapse;width:100%}th,td{padding:.35rem .7rem;border-bott
 th:first-child,td:first-child{text-align:left}th{color:var(--soft);font-weight:600}
 .verdict{display:inline-block;padding:.15rem .6rem;border-radius:.4rem;font-weight:700;color:#fff}.pass{background:var(--good)}.fail{background:var(--bad)}
 .gallery{overflow-x:auto}.row{display:flex;gap:.5rem;align-items:flex-start;padding:.5rem 0;border-bottom:1px solid var(--line)}
-figure{margin:0;text-align:center;flex:none}img{display:block;border-radius:.3rem;image-rendering:pixelated;width:88px;height:auto}
+figure{margin:0;text-align:center;flex:none}img{display:block;border-radius:.3rem;image-rendering:pixelated;width:112px;height:auto}
 figcaption{font-size:.74rem;color:var(--soft);margin-top:.15rem}.who{width:118px;flex:none;font-size:.85rem}
 """
 
@@ -83,7 +83,7 @@ def _gallery(
         guess = _name(names, int(arrays["run_logits"][image].argmax()))
         truth = f"<br>label {escape(_name(names, int(arrays['labels'][image])))}" if "labels" in arrays else ""
         rows.append(
-            f'<div class="row"><div class="who">image {image}<br><b>{escape(guess)}</b>{truth}<br>{int(total[image])} tokens in all sites</div>{"".join(figures)}</div>'
+            f'<div class="row"><div class="who">image {image}<br><b>{escape(guess)}</b>{truth}<br>{int(total[image])} patches over all sites</div>{"".join(figures)}</div>'
         )
     return "".join(rows)
 

@@ -175,12 +175,15 @@ def _load_plugin(registry: trt.IPluginRegistry, built: BuiltEngine) -> None:
     file = built.path.parent / str(plugin["file"] if plugin else plugins.LIBRARY)
     if plugin is None and not file.is_file() or plugin is not None and plugin.get("embedded"):
         return
-    if plugin is not None and file.is_file() and plugins.digest(file) != plugin["sha256"]:
+    found = plugins.digest(file) if file.is_file() else ""
+    if plugin is not None and found != plugin["sha256"]:
+        what = f"'{file}' has sha256 {found[:16]}" if found else f"there is no file '{file}'"
         raise LoadError(
             634,
-            f"plugin {plugin['name']} version {plugin['version']}, namespace '{plugin['namespace']}' is another one",
-            cause=f"'{file}' is not the library the engine was built with (sha256 {plugin['sha256'][:16]})",
-            next_step="build the engine again with --force",
+            f"plugin {plugin['name']} version {plugin['version']}, namespace '{plugin['namespace']}' "
+            f"{'is another one' if found else 'not found'}",
+            cause=f"{what}; the engine was built with sha256 {plugin['sha256'][:16]}",
+            next_step="put that library back beside the engine, or build the engine again with --force",
         )
     plugins.register(registry, file, LoadError, 634)
 

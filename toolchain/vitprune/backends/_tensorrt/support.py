@@ -6,6 +6,8 @@ from vitprune.versions import Version
 
 OLDEST = Version.parse("10.3")
 BEYOND = Version.parse("12")
+# Before this the parser makes a loop of CumSum, and its operator table lists CumSum for floating point alone.
+CUMULATIVE_LAYER = Version.parse("10.8")
 # From here on every network is strongly typed and the flag for it does nothing.
 ALWAYS_TYPED = Version.parse("11")
 

@@ -35,7 +35,7 @@ class Pass(MergingPass):
         if staying is not None:
             stay = em.op("Concat", [spread(em, staying, first_a, "stay/a"), stay], "stay/patches", dtype=INT64, axis=1)
         self._numbers(surgery, em, stay, sources, targets)
-        merged = self.combine(em, x, self.token_rows(surgery, em, stay), sources, targets)
+        merged = self.combine(surgery, em, x, self.token_rows(surgery, em, stay), sources, targets, site.options["r"])
         self.hide(surgery, em)
         return merged
 

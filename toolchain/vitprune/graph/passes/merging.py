@@ -1,7 +1,6 @@
 """What all merging passes share: attention over sized rows, merging by a one-hot product, groups, and the state behind it.
 
-Merging is a gather of the rows that stay plus a product of a small [rows, sources] matrix with the rows that leave: no scatter with
-a reduction, which edge builders refuse.
+Merged rows are a product of a small one-hot matrix with the rows that leave: no scatter with a reduction, which edge builders refuse.
 """
 
 from __future__ import annotations
@@ -21,6 +20,7 @@ from vitprune.methods.base import Site
 from vitprune.methods.tome import NORM_FLOOR
 
 HIDDEN = -1.0e4
+MOST_IMAGES = 4096  # largest batch of a graph with a dynamic one, as for the dense export
 IMPOSSIBLE = 4.0  # taken off a cosine, it falls below every threshold
 
 
@@ -36,6 +36,7 @@ class MergingPass(GraphPass):
         self.group: Any = None
         self.proportional = False
         self._column: Any = None
+        self._numbers_of_images: Any = None
 
     @abstractmethod
     def merge(self, surgery: Surgery, em: Emitter, block: Block, site: Site, x: Any, h: Any, key: Any, value: Any) -> Any:
@@ -100,34 +101,94 @@ class MergingPass(GraphPass):
         em = surgery.emitter.child("groups")
         return em.op("Expand", [em.constant(np.arange(surgery.anatomy.patches)[None]), self.column(surgery)], "all", dtype=INT64)
 
-    def combine(self, em: Emitter, x: Any, rows: Any, sources: Any, targets: Any, active: Any = None) -> Any:
-        """Size-weighted means by a one-hot product; `self.size` follows.
+    def combine(
+        self, surgery: Surgery, em: Emitter, x: Any, rows: Any, sources: Any, targets: Any, r: int, active: Any = None
+    ) -> Any:
+        """Size-weighted means; `self.size` follows.
+
+        Only the r rows that something joins change. They are computed by a product of [r,r] weights with the rows that leave and
+        written over the old ones, before the rows that stay are gathered. Of the sources with one target the first writes; every
+        other one writes to its own row, so that no place is written twice.
 
         Args:
-            em: where to write. x: [B,N,C]. rows: int64 [B,M,1], token rows that stay. sources, targets: int64 [B,r], token rows that leave
-                and the ones they join. active: float [B,r], 0 where a source stays after all; None = all leave.
+            surgery, em: where to write. x: [B,N,C]. rows: int64 [B,M,1], token rows that stay. sources, targets: int64 [B,r], token
+                rows that leave and the ones they join. active: float [B,r], 0 where a source stays after all; None = all leave.
 
         Returns:
             [B,M,C]; a row that nothing joins is unchanged to the last bit.
         """
         behind, across = em.constant([2]), em.constant([1])
-        hits = em.op("Equal", [rows, em.op("Unsqueeze", [targets, across], "targets/row", dtype=INT64)], "hits", dtype=BOOL)
-        moved = em.op("Cast", [hits], "one_hot", to=1)
-        from_rows = em.op("Unsqueeze", [sources, behind], "sources/column", dtype=INT64)
+        column = em.op("Unsqueeze", [targets, behind], "targets/column", dtype=INT64)
+        row = em.op("Unsqueeze", [targets, across], "targets/row", dtype=INT64)
+        moved = em.op("Cast", [em.op("Equal", [column, row], "hits", dtype=BOOL)], "one_hot", to=1)
+        before = self.size if self.size is not None else self._ones(surgery)
+        writes = self._first(em, moved, r, active)
+        place = em.op("Where", [writes, targets, sources], "rows/place", dtype=INT64)
         share = active
         if self.size is not None:
-            share = em.op("GatherND", [self.size, from_rows], "sources/size", batch_dims=1)
+            share = em.op("GatherElements", [before, sources], "sources/size", axis=1)
             share = share if active is None else em.op("Mul", [share, active], "sources/share")
         if share is not None:
             moved = em.op("Mul", [moved, em.op("Unsqueeze", [share, across], "share/row")], "moved")
-        old = em.constant([[1.0]], FLOAT) if self.size is None else em.op("GatherND", [self.size, rows], "size/old", batch_dims=1)
-        self.size = em.op("Add", [em.op("ReduceSum", [moved, behind], "joined", keepdims=0), old], "size")
-        total = em.op("Unsqueeze", [self.size, behind], "size/column")
-        stays = em.op("Div", [em.op("Unsqueeze", [old, behind], "size/old_column"), total], "share/kept")
-        joins = em.op("Div", [moved, total], "share/moved")
-        kept = em.op("Mul", [em.take_rows(x, rows, "rows/kept"), stays], "rows/scaled")
-        mixed = em.op("MatMul", [joins, em.take_rows(x, from_rows, "rows/leaving")], "rows/mixed")
-        return em.op("Add", [kept, mixed], "rows/merged")
+        old = em.constant(1.0, FLOAT) if self.size is None else em.op("GatherElements", [before, targets], "size/old", axis=1)
+        total = em.op("Add", [em.op("ReduceSum", [moved, behind], "joined", keepdims=0), old], "size/joined")
+        joins = em.op("Div", [moved, em.op("Unsqueeze", [total, behind], "size/column")], "share/moved")
+        from_rows = em.op("Unsqueeze", [sources, behind], "sources/column", dtype=INT64)
+        own, leaving = em.take_rows(x, column, "rows/joined"), em.take_rows(x, from_rows, "rows/leaving")
+        mixed = em.op("MatMul", [joins, em.op("Sub", [leaving, own], "rows/step")], "rows/mixed")
+        means = em.op("Add", [own, mixed], "rows/means")
+        if active is not None:  # what stays after all must find its own row and size as they were
+            means = em.op(
+                "Where", [em.op("Unsqueeze", [writes, behind], "writes/column", dtype=BOOL), means, leaving], "rows/new"
+            )
+            lone = (
+                em.constant(1.0, FLOAT) if self.size is None else em.op("GatherElements", [before, sources], "size/own", axis=1)
+            )
+            total = em.op("Where", [writes, total, lone], "size/new")
+        at = em.op("Unsqueeze", [place, behind], "rows/place_column", dtype=INT64)
+        places = em.op("Concat", [self._images(surgery, em, at), at], "rows/places", dtype=INT64, axis=2)
+        merged = em.take_rows(em.op("ScatterND", [x, places, means], "rows/written"), rows, "rows/merged")
+        sizes = em.op("ScatterElements", [before, place, total], "size/written", axis=1)
+        flat = em.op("Squeeze", [rows, behind], "rows/flat", dtype=INT64)
+        self.size = em.op("GatherElements", [sizes, flat], "size", axis=1)
+        return merged
+
+    def _first(self, em: Emitter, same: Any, r: int, active: Any) -> Any:
+        """Bool [B,r]: sources that leave and are the first to join their target; same [B,r,r] is 1 where two targets are equal."""
+        earlier = np.tril(np.ones((r, r), np.float32), -1)
+        taken = em.op("Mul", [same, em.constant(earlier, FLOAT)], "writes/earlier")
+        if active is not None:
+            taken = em.op("Mul", [taken, em.op("Unsqueeze", [active, em.constant([1])], "writes/active")], "writes/before")
+        taken = highest(em, taken, 2, "writes/taken")
+        if active is None:
+            return em.op("Less", [taken, em.constant(0.5, FLOAT)], "writes", dtype=BOOL)
+        free = em.op("Sub", [active, taken], "writes/free")
+        return em.op("Greater", [free, em.constant(0.5, FLOAT)], "writes", dtype=BOOL)
+
+    def _ones(self, surgery: Surgery) -> Any:
+        """Sizes [B,N] before anything has merged."""
+        em = surgery.emitter.child("sizes")
+        return em.op(
+            "Expand",
+            [em.constant(np.ones((1, surgery.anatomy.prefix + surgery.anatomy.patches)), FLOAT), self.column(surgery)],
+            "ones",
+        )
+
+    def _images(self, surgery: Surgery, em: Emitter, like: Any) -> Any:
+        """Number of its image in the batch for every entry of int64 [B,r,1]."""
+        if self._numbers_of_images is None:
+            scope = surgery.emitter.child("images")
+            batch = surgery.recipe.graph.static_batch
+            if batch is not None:
+                numbers = scope.constant(np.arange(batch)[:, None, None])
+            else:
+                zero = scope.constant([0])
+                count = scope.slice(self.column(surgery), 0, 1, 0, "count", dtype=INT64)
+                ramp = scope.op("Slice", [scope.constant(np.arange(MOST_IMAGES)), zero, count, zero], "ramp", dtype=INT64)
+                numbers = scope.op("Unsqueeze", [ramp, scope.constant([1, 2])], "numbers", dtype=INT64)
+            self._numbers_of_images = numbers
+        none = em.op("Sub", [like, like], "rows/none", dtype=INT64)
+        return em.op("Add", [none, self._numbers_of_images], "rows/images", dtype=INT64)
 
     def rename(self, em: Emitter, numbers: Any, sources: Any, targets: Any, active: Any = None) -> None:
         """Let patches represented by slot sources [B,r] be represented by slot targets [B,r]; numbers int64 [B,P'] of the slots."""

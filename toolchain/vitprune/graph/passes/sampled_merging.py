@@ -54,6 +54,8 @@ class Pass(MergingPass):
         """Float [B,K,P'], 1 where slot k is the home of patch p, and the most similar kept slot of every patch, int64 [B,1,P']."""
         at = em.op("Unsqueeze", [index, em.constant([2])], "index/column", dtype=INT64)
         rows = em.take_rows(unit, at, "metric/kept")
+        if surgery.single:
+            return self._assign_single(em, site, unit, index, rows)
         cosines = em.op("MatMul", [rows, em.op("Transpose", [unit], "metric/columns", perm=[0, 2, 1])], "similarity")
         real = em.op("Unsqueeze", [em.op("Cast", [keep], "keep/float", to=1), em.constant([2])], "keep/column")
         if not surgery.single:
@@ -75,6 +77,17 @@ class Pass(MergingPass):
         places = em.op("Unsqueeze", [self._ramp(em, index, site.limit, "slots"), em.constant([1])], "slots/column", dtype=INT64)
         home = em.op("Cast", [em.op("Equal", [into, places], "home/same", dtype=BOOL)], "home/float", to=1)
         return em.op("Add", [own, em.op("Mul", [home, leaves], "joins")], "owners"), into
+
+    def _assign_single(self, em: Emitter, site: Site, unit: Any, index: Any, rows: Any) -> tuple[Any, Any]:
+        """`_assign` for graphs of one image: without pads every slot's own patch is told by writing slot numbers over the matches."""
+        columns = em.op("Transpose", [rows], "metric/kept_columns", perm=[0, 2, 1])
+        nearest = em.op("ArgMax", [em.op("MatMul", [unit, columns], "similarity")], "nearest", dtype=INT64, axis=2, keepdims=0)
+        slots = em.op("Unsqueeze", [self._ramp(em, index, site.limit, "slots"), em.constant([0])], "slots/row", dtype=INT64)
+        homes = em.op("ScatterElements", [nearest, index, slots], "homes", dtype=INT64, axis=1)
+        into = em.op("Unsqueeze", [homes, em.constant([1])], "into", dtype=INT64)
+        places = em.op("Unsqueeze", [slots, em.constant([2])], "slots/column", dtype=INT64)
+        same = em.op("Equal", [into, places], "owners/same", dtype=BOOL)
+        return em.op("Cast", [same], "owners", to=1), into
 
     def _ramp(self, em: Emitter, like: Any, bound: int, label: str) -> Any:
         """0, 1, ... along axis 1 of a tensor of at most `bound` columns (Range would leave builders without a bound)."""

@@ -52,7 +52,7 @@ class Pass(MergingPass):
             self.rename(em, surgery.patch, leaving, slots, active)
         advance(surgery, em, index, keep)
         stay = em.op("Add", [index, em.constant(prefix)], "stay/patches", dtype=INT64)
-        merged = self.combine(em, x, self.token_rows(surgery, em, stay), sources, targets, active)
+        merged = self.combine(surgery, em, x, self.token_rows(surgery, em, stay), sources, targets, r, active)
         self.hide(surgery, em, keep)
         return merged
 

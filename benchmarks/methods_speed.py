@@ -1,0 +1,113 @@
+"""Every method's pruned graph against its slice oracle on ONNX Runtime (performance.md §0); DVT: what reuse adds to its members.
+
+python benchmarks/methods_speed.py                   # DeiT-S, 197 tokens, batch 1 and 8; some 20 minutes on one core
+python benchmarks/methods_speed.py --only tome       # rows of these methods are replaced in the stored JSON
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from slice_oracle import slice_oracle  # noqa: E402
+from speed import interleaved, machine  # noqa: E402
+
+from vitprune import exporting  # noqa: E402
+from vitprune.backends.onnxruntime import make_session  # noqa: E402
+from vitprune.graph import surgery  # noqa: E402
+from vitprune.graph.runtime import specialise  # noqa: E402
+from vitprune.models import images  # noqa: E402
+from vitprune.models.loading import load  # noqa: E402
+from vitprune.recipe import Recipe  # noqa: E402
+
+OUT = Path(__file__).parent / "results" / "methods.json"
+MODEL = "deit_small_patch16_224"
+# The shipped recipes, with keys that belong to trained weights set so that random ones lose tokens too.
+SETTINGS: dict[str, list[str]] = {
+    "topk": [], "evit": [], "dynamicvit": [], "pomt": [], "tome": [], "tome_threshold": ["prune.tau=0.85"], "ats": [], "ats_merge": [],
+    "asvit": [], "avit": ["prune.gate_center=5"],
+}  # fmt: skip
+GOALS = {"topk": 1.03, "tome": 1.06, "tome_threshold": 1.06, "ats_merge": 1.06}
+GOAL = 1.04
+
+
+@cache
+def dense(batch: int) -> tuple[Any, np.ndarray]:
+    """Dense ONNX and images; query and key weights times four, so that attention is as uneven as that of a trained model."""
+    recipe = Recipe.load("topk_deit_small", [f'graph.batch="{batch}"'])
+    model = load(recipe.model.model_copy(update={"name": MODEL}), pretrained=False, seed=0)
+    for block in model.module.blocks:
+        block.attn.qkv.weight.data[: 2 * model.module.embed_dim] *= 4
+    return exporting.dense_onnx(model.module, model.image_shape, recipe), images.synthetic(batch, model.preprocessing).pixels
+
+
+def graphs(method: str, batch: int) -> tuple[dict[str, bytes], np.ndarray, dict[str, Any]]:
+    """Specialised dense, pruned and oracle graphs, the input and facts about them."""
+    recipe = Recipe.load(f"{method}_deit_small", [f'graph.batch="{batch}"', *SETTINGS[method]])
+    model, x = dense(batch)
+    pruned, anatomy, _ = surgery.rewrite(model, recipe)
+    session = make_session(pruned.SerializeToString())
+    wanted = [output.name for output in session.get_outputs() if output.name.startswith("kept_")]
+    kept = [int(rows.shape[1]) for rows in session.run(wanted, {"image": x})]
+    made = {"dense": surgery.canonical(model, recipe), "pruned": pruned, "oracle": slice_oracle(model, recipe, kept)}
+    ready, facts = {}, {}
+    for label, graph in made.items():
+        special, facts[label] = specialise(graph, keep_outputs=False)
+        ready[label] = special.SerializeToString()
+    return ready, x, {"kept": kept, "tokens": anatomy.prefix + anatomy.patches, "fused": facts}
+
+
+def measure(method: str, batch: int, rounds: int) -> dict[str, Any]:
+    """One row: medians of per-round ratios of CPU time."""
+    ready, x, facts = graphs(method, batch)
+    sessions = {label: make_session(graph, threads=1, spin=False) for label, graph in ready.items()}
+    times = interleaved({label: sessions[label] for label in ("pruned", "oracle")}, x, rounds)
+    ratio = [p / o for p, o in zip(times["pruned"], times["oracle"], strict=True)]
+    against = interleaved({label: sessions[label] for label in ("dense", "pruned")}, x, max(5, rounds // 3))
+    gain = [d / p for d, p in zip(against["dense"], against["pruned"], strict=True)]
+    times["dense"] = against["dense"]
+    quartiles = statistics.quantiles(ratio, n=4)
+    goal = GOALS.get(method, GOAL)
+    middle = round(statistics.median(ratio), 4)
+    return {
+        "method": method, "batch": batch, "rounds": rounds, "settings": SETTINGS[method], **facts,
+        "median_ms": {label: round(1e3 * statistics.median(values), 2) for label, values in times.items()},
+        "pruned_over_oracle": middle, "pruned_over_oracle_iqr": [round(quartiles[0], 4), round(quartiles[2], 4)],
+        "goal": goal, "met": middle <= goal, "dense_over_pruned": round(statistics.median(gain), 3),
+    }  # fmt: skip
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--only", nargs="*", default=sorted(SETTINGS))
+    parser.add_argument("--batches", nargs="*", type=int, default=[1, 8])
+    parser.add_argument("--rounds", type=int, default=25)
+    parser.add_argument("--out", type=Path, default=OUT)
+    args = parser.parse_args()
+    document = json.loads(args.out.read_text()) if args.out.exists() else {"rows": []}
+    rows = {(row["method"], row["batch"]): row for row in document["rows"]}
+    for method in args.only:
+        for batch in args.batches:
+            row, old = measure(method, batch, args.rounds), rows.get((method, batch), {})
+            row["earlier"] = [
+                *old.get("earlier", []),
+                *([old["pruned_over_oracle"]] if old else []),
+            ]  # passes differ by more than quartiles
+            rows[method, batch] = row
+            print(json.dumps(row), flush=True)
+    document |= {"model": MODEL, "threads": 1, "machine": machine(), "rows": [rows[key] for key in sorted(rows)]}
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    args.out.write_text(json.dumps(document, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()

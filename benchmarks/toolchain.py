@@ -1,0 +1,62 @@
+"""Seconds of the commands themselves, on DeiT-S with random weights: export with rewrite, TensorRT-RTX build, validate.
+
+    python benchmarks/toolchain.py --out benchmarks/results/toolchain.json
+
+Each command is a process of its own, so imports are included. Medians of a few runs; the load of the machine is stored beside them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+MODEL = "deit_small_patch16_224"
+
+
+def seconds(*arguments: str) -> float:
+    """Wall seconds of one vitprune command; fails when the command does."""
+    began = time.perf_counter()
+    subprocess.run([sys.executable, "-m", "vitprune", *arguments, "--quiet"], check=True)
+    return time.perf_counter() - began
+
+
+def one_run(recipe: str) -> dict[str, float]:
+    with tempfile.TemporaryDirectory() as folder:
+        out = str(Path(folder, "out"))
+        return {
+            "export": seconds("export", MODEL, "--no-pretrained", "--seed", "0", "-r", recipe, "-o", out),
+            "build-engine --target rtx": seconds("build-engine", out, "--target", "rtx"),
+            "validate": seconds("validate", out),
+        }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "toolchain.json")
+    parser.add_argument("--recipe", default="ats_deit_small")
+    parser.add_argument("--runs", type=int, default=3)
+    args = parser.parse_args()
+    load = os.getloadavg()[0]
+    runs = []
+    for _ in range(args.runs):
+        runs.append(one_run(args.recipe))
+        print(json.dumps(runs[-1]), flush=True)
+    median = {name: round(statistics.median(run[name] for run in runs), 2) for name in runs[0]}
+    document = {
+        "model": MODEL, "recipe": args.recipe, "runs": args.runs, "load_before": round(load, 2), "median_seconds": median,
+        "machine": {"cpu": platform.processor() or platform.machine(), "cores": os.cpu_count()},
+    }  # fmt: skip
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    args.out.write_text(json.dumps(document, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
