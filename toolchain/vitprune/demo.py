@@ -100,7 +100,7 @@ def _cascade(bundle: Bundle, recipe: Recipe, data: Path, step: Callable[[str], A
     shown_images = image_data.load(data, bundle.manifest.preprocessing, 200)
     logits = backends.session(bundle, "onnxruntime").run(shown_images.pixels).logits
     arrays = {"images": shown_images.pixels, "labels": shown_images.labels, "run_logits": logits}
-    facts = _facts(verdict, sizes)
+    facts = _facts(verdict, sizes, 0)
     side = recipe.prune.grids[-1]  # type: ignore[attr-defined]
     text = html_report(verdict, arrays, [], bundle.manifest.preprocessing, (side, side), facts=facts, class_names=CLASSES)
     return DemoResult(verdict, facts, bundle.write_report("report.html", text), notes)
