@@ -12,7 +12,15 @@ from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    SpinnerColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 from rich.table import Table
 
 from vitprune.errors import VitpruneError
@@ -122,3 +130,28 @@ def step(title: str) -> Iterator[Step]:
         yield Step(progress, task, title)
         elapsed = progress.tasks[0].elapsed or 0.0
     settings.console.print(f"[green]✓[/green] {title} [dim]{elapsed:.1f} s[/dim]")
+
+
+class Bar:
+    """Handle of a progress bar; `update(done, total, text)` moves it. Where there is no terminal, texts of epochs are lines."""
+
+    def __init__(self, progress: Progress | None, task: Any, title: str) -> None:
+        self._progress, self._task, self._title = progress, task, title
+
+    def update(self, done: int, total: int, text: str) -> None:
+        """Show that `done` of `total` is done."""
+        if self._progress is not None:
+            self._progress.update(self._task, completed=done, total=total, description=f"{self._title} [dim]{escape(text)}[/dim]")
+        elif text.startswith("epoch"):
+            info(f"{done}/{total} {escape(text)}")
+
+
+@contextmanager
+def bar(title: str) -> Iterator[Bar]:
+    """Show a bar with the time that is left while the body runs."""
+    if settings.quiet or not settings.console.is_terminal:
+        yield Bar(None, None, title)
+        return
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=settings.console, transient=True) as progress:
+        yield Bar(progress, progress.add_task(title, total=None), title)

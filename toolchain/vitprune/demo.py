@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import onnx
 
-from vitprune import backends, building, engines, targets
+from vitprune import backends, building, engines, pipelines, targets
 from vitprune.bundle import Bundle, open_bundle
 from vitprune.errors import RecipeError, TargetError
 from vitprune.exporting import dense_onnx, export, rewrite
@@ -50,6 +50,8 @@ def run(method: str, folder: Path, step: Callable[[str], Any]) -> DemoResult:
     data = recipes_folder() / "fashion_mnist" / "test_images.npz"
     with step(f"export: PyTorch to a pruned ONNX bundle ({method})") as shown:
         bundle = export(None, recipe, folder / method, data=data, force=True, report=shown.update)
+    if pipelines.of(recipe) is not None:
+        return _cascade(bundle, recipe, data, step)
     with step("rewrite: the same surgery on the dense ONNX file, without PyTorch's help") as shown:
         dense = dense_onnx(load(recipe.model).module, tuple(bundle.manifest.preprocessing["input_size"]), recipe)
         dense_path = folder / "dense.onnx"
@@ -74,6 +76,33 @@ def run(method: str, folder: Path, step: Callable[[str], Any]) -> DemoResult:
     patches = int(np.sqrt(bundle.manifest.model["geometry"]["patches"]))
     arrays = {"images": images, "labels": labels, "run_logits": logits}
     text = html_report(verdict, arrays, kept, bundle.manifest.preprocessing, (patches, patches), facts=facts, class_names=CLASSES)
+    return DemoResult(verdict, facts, bundle.write_report("report.html", text), notes)
+
+
+def _cascade(bundle: Bundle, recipe: Recipe, data: Path, step: Callable[[str], Any]) -> DemoResult:
+    """The rest of the demo for a cascade, which has several graphs, no dense twin to rewrite and no dropped tokens to show."""
+    notes = ["rewrite is left out: a cascade is trained as three models, there is no dense graph to rewrite"]
+    sizes: dict[str, tuple[int, int]] = {}
+    for name in ("onnxruntime-cpu", "rtx"):
+        target = targets.load(name)
+        try:
+            engines.require_backend(target)
+        except TargetError as error:
+            notes.append(f"{name} engine left out: {error.cause}")
+            continue
+        with step(f"build-engine --target {name}") as shown:
+            document = engines.build_engine(bundle, target, report=shown.update)
+            notes.append(f"{name} engines: {document['engine_bytes'] / 2**20:.2f} MiB")
+    with step("validate on 1,000 test images") as shown:
+        verdict = validate(bundle, data=data, report=shown.update)
+    from vitprune.models import images as image_data
+
+    shown_images = image_data.load(data, bundle.manifest.preprocessing, 200)
+    logits = backends.session(bundle, "onnxruntime").run(shown_images.pixels).logits
+    arrays = {"images": shown_images.pixels, "labels": shown_images.labels, "run_logits": logits}
+    facts = _facts(verdict, sizes, 0)
+    side = recipe.prune.grids[-1]  # type: ignore[attr-defined]
+    text = html_report(verdict, arrays, [], bundle.manifest.preprocessing, (side, side), facts=facts, class_names=CLASSES)
     return DemoResult(verdict, facts, bundle.write_report("report.html", text), notes)
 
 
@@ -142,7 +171,7 @@ def _facts(verdict: Verdict, sizes: dict[str, tuple[int, int]], patches: int) ->
             f"{verdict.macs['dense'] / 1e6:.1f} M",
             f"{verdict.macs['pruned'] / 1e6:.1f} M ({verdict.macs['ratio']:.2f}x)",
         ],
-        [f"mean patches after blocks {blocks}", ", ".join([str(patches)] * len(comparison.sites)), tokens],
+        *([[f"mean patches after blocks {blocks}", ", ".join([str(patches)] * len(comparison.sites)), tokens]] if tokens else []),
         ["logits against PyTorch, worst", "–", f"{comparison.logits_max_abs:.1e}"],
     ]
     return rows + [[name, f"{dense / 2**20:.2f} MiB", f"{pruned / 2**20:.2f} MiB"] for name, (dense, pruned) in sizes.items()]

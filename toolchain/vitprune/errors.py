@@ -8,6 +8,7 @@
       BuildError         VP5xx    engine builds
       LoadError          VP6xx    bundles, engines, runtimes
       GateError          VP7xx    a gate failed, exit 1
+      TrainError         VP8xx    training cannot go on
 
 Every error says what happened, why, and what to type next.
 """
@@ -83,3 +84,9 @@ class GateError(VitpruneError):
 
     family = 7
     exit_code = 1
+
+
+class TrainError(VitpruneError):
+    """Training cannot start or go on."""
+
+    family = 8

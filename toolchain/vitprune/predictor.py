@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from vitprune.errors import RecipeError
 from vitprune.methods.base import Site
+from vitprune.resources import located
 
 UNTRAINED = "random"
 Weights = dict[str, NDArray[np.float32]]
@@ -44,7 +45,7 @@ def load(params: Any, sites: Sequence[Site]) -> list[Weights]:
         )
     if params.predictor == UNTRAINED:
         return [_untrained(site.options["width"], params.predictor_seed, stage) for stage, site in enumerate(sites)]
-    tensors = _read(Path(params.predictor).expanduser())
+    tensors = _read(located(params.predictor))
     return [_fitting(tensors, params.predictor, site) for site in sites]
 
 

@@ -16,6 +16,7 @@ from vitprune.errors import RecipeError
 from vitprune.methods.base import MethodParams
 from vitprune.resources import shipped_recipes
 from vitprune.suggestions import did_you_mean
+from vitprune.training.keys import TrainKeys
 from vitprune.yaml_text import parse
 
 
@@ -100,6 +101,7 @@ class Recipe(_Section):
     graph: GraphSection = Field(default_factory=GraphSection)
     precision: PrecisionSection = Field(default_factory=PrecisionSection)
     validation: ValidateSection = Field(default_factory=ValidateSection, alias="validate")
+    train: SerializeAsAny[TrainKeys] | None = None
 
     @model_validator(mode="before")
     @classmethod
@@ -114,11 +116,9 @@ class Recipe(_Section):
                     cause=f"it is one of {', '.join(methods.names())}",
                     next_step="vitprune methods",
                 )
-            try:
-                parsed = methods.get(name).params.model_validate(prune)
-            except ValidationError as error:
-                raise _readable(error, methods.get(name).params, "prune") from error
-            return {**data, "prune": parsed}
+            data = {**data, "prune": _parsed(methods.get(name).params, prune, "prune")}
+            if isinstance(data.get("train"), dict):
+                data["train"] = _parsed(methods.get(name).train, data["train"], "train")
         return data
 
     @classmethod
@@ -132,7 +132,7 @@ class Recipe(_Section):
         Raises:
             RecipeError: VP100 not found, VP101 not YAML, VP102 a key or value is wrong, VP103/VP104 no such method.
         """
-        data = copy.deepcopy(source) if isinstance(source, dict) else _read(Path(source))
+        data = copy.deepcopy(source) if isinstance(source, dict) else _with_files(_read(Path(source)), Path(source))
         base = data.pop("extends", None)
         if base is not None:
             beside = Path(source).parent / str(base) if not isinstance(source, dict) else Path(str(base))
@@ -154,7 +154,13 @@ class Recipe(_Section):
 
     def to_dict(self) -> dict[str, Any]:
         """The resolved recipe as plain data."""
-        return self.model_dump(mode="json", by_alias=True)
+        plain = self.model_dump(mode="json", by_alias=True)
+        return plain if self.train is not None else {key: value for key, value in plain.items() if key != "train"}
+
+    @property
+    def training(self) -> TrainKeys:
+        """The `train:` section, or the method's defaults."""
+        return self.train if self.train is not None else methods.get(self.prune.method).train()
 
     def to_yaml(self) -> str:
         """The resolved recipe as YAML."""
@@ -191,6 +197,28 @@ def _read(path: Path) -> dict[str, Any]:
             next_step="vitprune recipes",
         )
     return data
+
+
+def _with_files(data: dict[str, Any], path: Path) -> dict[str, Any]:
+    """Files that lie beside a recipe are found from everywhere: a trained recipe names its weights without a folder."""
+    prune = data.get("prune")
+    keys: tuple[str, ...] = ()
+    if isinstance(prune, dict) and prune.get("method") in methods.names():
+        keys = methods.get(prune["method"]).params.paths
+    for section, names in (("model", ("weights",)), ("prune", keys)):
+        own: Any = data.get(section)
+        for key in names if isinstance(own, dict) else ():
+            beside = path.parent / own[key] if isinstance(own.get(key), str) else None
+            if beside is not None and beside.is_file():
+                own[key] = str(beside)
+    return data
+
+
+def _parsed(model: type[BaseModel], data: dict[str, Any], prefix: str) -> BaseModel:
+    try:
+        return model.model_validate(data)
+    except ValidationError as error:
+        raise _readable(error, model, prefix) from error
 
 
 def _merge(base: dict[str, Any], top: dict[str, Any]) -> dict[str, Any]:

@@ -4,6 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
+SHIPPED = "shipped:"
+
+
+def located(text: str) -> Path:
+    """The path of a file that a recipe names; "shipped:" names files that come with vitprune."""
+    return recipes_folder() / text.removeprefix(SHIPPED) if text.startswith(SHIPPED) else Path(text).expanduser()
+
 
 def recipes_folder() -> Path:
     """Folder with *.yaml recipes, `targets/` and `fashion_mnist/`."""

@@ -11,6 +11,7 @@ from vitprune.errors import RecipeError
 from vitprune.methods.base import BlockTokens, Geometry, Method, MethodParams, Site, per_stage
 from vitprune.methods.cost import removed_before
 from vitprune.methods.topk import select as select_top
+from vitprune.training.keys import Rate, TrainKeys, Weight
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -46,6 +47,24 @@ class Params(MethodParams):
         if self.score_mode == "last":
             return {stage - 1 for stage in self.stages}
         return set(range(FIRST_SCORE, self.stages[-1]))
+
+
+class Train(TrainKeys):
+    """Recipe keys of training AS-ViT (methods.md §5.1, §5.2).
+
+    budget: share of the dense MACs to aim at; budget_weight, budget_unit: the term |mean MACs - budget|, "relative" to the dense
+    MACs (the paper) or in "giga" MACs (the released code). temperature: width of the sigmoid that stands in for the comparison in
+    the backward pass; the published 1e-4 belongs to 196 patches. threshold_lr_scale: of the thresholds' learning rate, which
+    never decay.
+    """
+
+    ema: float | None = 0.99996
+    distill_weight: Weight = 0.5
+    budget: Annotated[float, Field(gt=0, le=1)] = 0.7
+    budget_weight: Weight = 2.0
+    budget_unit: Literal["relative", "giga"] = "relative"
+    temperature: Rate = 1e-4
+    threshold_lr_scale: Rate = 1.0
 
 
 def score(cls_attention: Tensor, context: Tensor, head_weight: bool) -> Tensor:
@@ -109,6 +128,7 @@ class Asvit(Method):
     kind: ClassVar[str] = "threshold"
     params: ClassVar[type[MethodParams]] = Params
     training: ClassVar[str] = "required"
+    train: ClassVar[type[TrainKeys]] = Train
 
     def sites(self, params: Any, geometry: Geometry) -> list[Site]:
         """One site per stage; see `Method.sites`.

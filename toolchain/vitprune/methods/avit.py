@@ -10,6 +10,7 @@ from pydantic import Field, model_validator
 from vitprune.errors import RecipeError
 from vitprune.methods.base import BlockTokens, Geometry, Method, MethodParams, Site, per_stage
 from vitprune.methods.cost import removed_before
+from vitprune.training.keys import Rate, TrainKeys, Weight
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -55,6 +56,29 @@ class Params(MethodParams):
         return data
 
 
+class Train(TrainKeys):
+    """Recipe keys of training A-ViT (methods.md §6.1, §6.2).
+
+    ponder_weight: of the mean of (depth + remainder) over tokens. prior_weight: of the divergence of the halting scores' means
+    from a Gaussian over depth. target_depth: centre of that Gaussian, counted from 0; null = two thirds of the depth (8 of 12).
+    target_width: its standard deviation. prior: "corrected" takes means over the active patches of all images and a target that
+    sums to 1; "official" is the released code's: the first image of a batch is left out, CLS and halted tokens count, and the
+    target sums to 3.26 at depth 12.
+    """
+
+    epochs: Annotated[int, Field(gt=0, le=10000)] = 100
+    lr: Rate = 5e-4
+    min_lr: Weight = 1e-5
+    warmup_epochs: Annotated[int, Field(ge=0)] = 5
+    weight_decay: Weight = 0.05
+    ema: float | None = 0.99996
+    ponder_weight: Weight = 5e-4
+    prior_weight: Weight = 1e-3
+    target_depth: float | None = None
+    target_width: Rate = 1.0
+    prior: Literal["corrected", "official"] = "corrected"
+
+
 def halting_score(x: Tensor, channel: int, gate_scale: float, gate_center: float) -> Tensor:
     """Score h = sigmoid(gamma * x[:, :, channel] - beta) of every token; x [B,N,C] (a block's output) -> float32 [B,N]."""
     return (x[:, :, channel].float() * gate_scale - gate_center).sigmoid()
@@ -97,6 +121,7 @@ class Avit(Method):
     kind: ClassVar[str] = "halting"
     params: ClassVar[type[MethodParams]] = Params
     training: ClassVar[str] = "required"
+    train: ClassVar[type[TrainKeys]] = Train
     varies: ClassVar[str] = "depth of each token"
 
     def sites(self, params: Any, geometry: Geometry) -> list[Site]:

@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 from typing_extensions import Self
 
 from vitprune.errors import RecipeError
+from vitprune.training.keys import TrainKeys
 
 T = TypeVar("T")
 
@@ -73,6 +74,8 @@ class MethodParams(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
+    paths: ClassVar[tuple[str, ...]] = ()  # keys that name files
+
     method: str
     stages: list[int] = Field(min_length=1)
 
@@ -98,6 +101,7 @@ class Method(ABC):
         kind: name of the module in `reference/` and of the pass in `graph/passes/` that carry its sites out.
         params: pydantic model of its recipe keys.
         needs_cls: scores come from the CLS row. training: "none", "optional" or "required".
+        train: pydantic model of the recipe's `train:` section, with the method's published defaults and loss weights.
         varies: what differs between images.
         pipeline: a package of vitprune that exports, runs and validates bundles of the method in place of the code for a single
             pruned model (see `vitprune.pipelines`); "" for all methods that drop tokens.
@@ -110,6 +114,7 @@ class Method(ABC):
     params: ClassVar[type[MethodParams]]
     needs_cls: ClassVar[bool] = True
     training: ClassVar[str] = "none"
+    train: ClassVar[type[TrainKeys]] = TrainKeys
     varies: ClassVar[str] = "tokens per image and site"
     pipeline: ClassVar[str] = ""
 

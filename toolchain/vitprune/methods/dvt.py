@@ -15,6 +15,7 @@ from pydantic import Field, field_validator
 from vitprune.methods.base import BlockTokens, Geometry, Method, MethodParams, Site
 from vitprune.methods.cost import dense_blocks
 from vitprune.models.t2t_sizes import tokenizer_macs
+from vitprune.training.keys import Rate, TrainKeys, Weight
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -63,6 +64,22 @@ class Params(MethodParams):
         if costs is not None and costs != sorted(costs):
             raise ValueError("costs are cumulative: reaching a later exit includes all members before it")
         return costs
+
+
+class Train(TrainKeys):
+    """Recipe keys of training DVT (methods.md §4.7).
+
+    exit_weights: of the cross-entropies of the three exits, which are trained together.
+    """
+
+    epochs: Annotated[int, Field(gt=0, le=10000)] = 300
+    lr: Rate = 5e-4
+    min_lr: Weight = 1e-5
+    warmup_epochs: Annotated[int, Field(ge=0)] = 20
+    cooldown_epochs: Annotated[int, Field(ge=0)] = 10
+    weight_decay: Weight = 0.05
+    ema: float | None = 0.99996
+    exit_weights: list[Weight] = Field(default=[1.0, 1.0, 1.0], min_length=EXITS, max_length=EXITS)
 
 
 def embedding(image: int, grid: int) -> tuple[int, int]:
@@ -132,6 +149,7 @@ class Dvt(Method):
     kind: ClassVar[str] = "reuse"
     params: ClassVar[type[MethodParams]] = Params
     training: ClassVar[str] = "required"
+    train: ClassVar[type[TrainKeys]] = Train
     varies: ClassVar[str] = "models run per image (1 to 3)"
     pipeline: ClassVar[str] = "cascade"
 

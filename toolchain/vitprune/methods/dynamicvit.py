@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import PurePath
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 from typing_extensions import Self
@@ -13,6 +13,8 @@ from vitprune.errors import RecipeError
 from vitprune.methods.base import BlockTokens, Geometry, Method, MethodParams, Site, per_stage
 from vitprune.methods.cost import removed_before
 from vitprune.methods.topk import Count, Rate, kept_count
+from vitprune.resources import SHIPPED
+from vitprune.training.keys import TrainKeys, Weight
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -29,6 +31,8 @@ class Params(MethodParams):
     predictor_seed: seed of the untrained weights.
     """
 
+    paths: ClassVar[tuple[str, ...]] = ("predictor",)
+
     method: Literal["dynamicvit"] = "dynamicvit"
     stages: list[int] = Field(default=[3, 6, 9], min_length=1)
     keep_rate: Rate | list[Rate] = 0.7
@@ -37,8 +41,31 @@ class Params(MethodParams):
     predictor_seed: int = Field(default=0, ge=0)
 
     def portable(self) -> Self:
-        """The checkpoint by its file name only."""
-        return self if self.predictor is None else self.model_copy(update={"predictor": PurePath(self.predictor).name})
+        """The checkpoint by its file name only, or as shipped."""
+        return (
+            self
+            if self.predictor is None or self.predictor.startswith(SHIPPED)
+            else self.model_copy(update={"predictor": PurePath(self.predictor).name})
+        )
+
+
+class Train(TrainKeys):
+    """Recipe keys of training DynamicViT (methods.md §7.1).
+
+    ratio_weight: of the squared distance of the share of kept patches from keep_rate, mean over stages. distill_weight: of the
+    teacher's logits, token_weight: of its patch tokens (mean squared error on kept patches). backbone_lr_scale: learning rate of
+    the backbone relative to the predictors' (not published with the equations; ours). gumbel_temperature: of the sampled decision.
+    """
+
+    lr: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1e-3
+    min_lr: Weight = 1e-6
+    warmup_epochs: Annotated[int, Field(ge=0)] = 5
+    weight_decay: Weight = 0.05
+    distill_weight: Weight = 0.5
+    ratio_weight: Weight = 2.0
+    token_weight: Weight = 0.5
+    backbone_lr_scale: Annotated[float, Field(gt=0, le=1)] = 0.1
+    gumbel_temperature: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0
 
 
 def score(patches: Tensor, weights: Mapping[str, Tensor]) -> Tensor:
@@ -77,6 +104,7 @@ class DynamicVit(Method):
     params: ClassVar[type[MethodParams]] = Params
     needs_cls: ClassVar[bool] = False
     training: ClassVar[str] = "required"
+    train: ClassVar[type[TrainKeys]] = Train
     varies: ClassVar[str] = "which tokens; their number is fixed"
 
     def sites(self, params: Any, geometry: Geometry) -> list[Site]:

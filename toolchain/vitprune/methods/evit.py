@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
 from vitprune.methods.base import BlockTokens, Geometry, Method, MethodParams, Site, per_stage
 from vitprune.methods.topk import Count, Rate, kept_count
+from vitprune.training.keys import TrainKeys
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -27,6 +28,16 @@ class Params(MethodParams):
     keep_rate: Rate | list[Rate] = 0.7
     keep: Count | list[Count] | None = None
     fuse: bool = True
+
+
+class Train(TrainKeys):
+    """Recipe keys of training EViT.
+
+    ramp: two epochs between which keep_rate falls from 1 to its value along a cosine (10 and 110 in training from scratch); null =
+    as in the recipe from the start.
+    """
+
+    ramp: Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=2, max_length=2)] | None = None
 
 
 def fuse(rows: Tensor, score: Tensor, dropped: Tensor) -> Tensor:
@@ -72,6 +83,7 @@ class Evit(Method):
     kind: ClassVar[str] = "fixed_rate"
     params: ClassVar[type[MethodParams]] = Params
     training: ClassVar[str] = "optional"
+    train: ClassVar[type[TrainKeys]] = Train
     varies: ClassVar[str] = "which tokens; their number is fixed"
 
     def sites(self, params: Any, geometry: Geometry) -> list[Site]:

@@ -10,10 +10,9 @@ from vitprune import interrupts
 from vitprune.bundle import sha256_of
 from vitprune.errors import ExportError
 from vitprune.recipe import ModelSection
-from vitprune.resources import recipes_folder
+from vitprune.resources import SHIPPED as SHIPPED
+from vitprune.resources import located
 from vitprune.suggestions import did_you_mean
-
-SHIPPED = "shipped:"
 
 
 @dataclass(frozen=True)
@@ -57,7 +56,7 @@ def require_torch(purpose: str) -> None:
 
 def weights_path(text: str) -> Path:
     """Resolve a weights entry; "shipped:" names files that come with vitprune."""
-    return recipes_folder() / text.removeprefix(SHIPPED) if text.startswith(SHIPPED) else Path(text)
+    return located(text)
 
 
 def preprocessing_of(module: Any, section: ModelSection) -> dict[str, Any]:

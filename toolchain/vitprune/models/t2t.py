@@ -157,6 +157,18 @@ def from_published(state: dict[str, Any], model: T2TViT) -> dict[str, Any]:
     return renamed
 
 
+def to_published(state: dict[str, Any]) -> dict[str, Any]:
+    """The way back: a state dict of a T2TViT with the names of the papers' checkpoints."""
+    return {
+        name.replace("patch_embed.proj.", "tokens_to_token.project.").replace("patch_embed.", "tokens_to_token."): value.flatten(
+            1
+        )
+        if name == "patch_embed.proj.weight"
+        else value
+        for name, value in state.items()
+    }
+
+
 def _create(name: str, pretrained: bool, sizes: dict[str, Any], kwargs: dict[str, Any]) -> T2TViT:
     model: T2TViT = build_model_with_cfg(T2TViT, name, pretrained, **{**sizes, **kwargs})
     return model

@@ -61,6 +61,8 @@ def _gallery(
     names: list[str],
     count: int,
 ) -> str:
+    if not kept:
+        return "<p>no tokens are dropped by this method</p>"
     total = np.sum([(site >= 0).sum(axis=1) for site in kept], axis=0)
     order = np.argsort(total, kind="stable")
     pick = np.unique(np.concatenate([order[: count // 2], order[-(count - count // 2) :]]))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,6 +16,7 @@ from vitprune.graph.passes.query_sampling import attention_chains
 from vitprune.graph.passes.selection import splice, top_k, track
 from vitprune.methods.base import Site
 from vitprune.methods.dynamicvit import NORM_EPS
+from vitprune.resources import located
 
 
 def gelu(em: Emitter, x: Any, label: str) -> Any:
@@ -79,7 +79,7 @@ class Pass(GraphPass):
             surgery.notes.setdefault("warnings", []).append(text)
             surgery.notes["predictor"] = {"source": predictor.UNTRAINED, "seed": params.predictor_seed, "trained": False}
         else:
-            path = Path(params.predictor).expanduser()
+            path = located(params.predictor)
             digest = hashlib.sha256(path.read_bytes()).hexdigest()
             surgery.notes["predictor"] = {"source": path.name, "sha256": digest, "trained": True}
 

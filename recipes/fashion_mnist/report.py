@@ -1,0 +1,229 @@
+"""RESULTS.md and its plots from the stored JSON of `results.py`; no number in it is typed.
+
+python recipes/fashion_mnist/report.py
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).parent
+Run = dict[str, Any]
+# What the papers ask: (question, name of one run, name of the other); answered where both are stored.
+QUESTIONS = [
+    ("ATS against top-k, off the shelf", "ats-untrained", "topk-untrained"),
+    ("ATS against top-k, fine-tuned", "ats", "topk"),
+    ("ATS fine-tuned against off the shelf", "ats", "ats-untrained"),
+    ("ATS at many stages against one, off the shelf", "ats-untrained", "ats_single-untrained"),
+    ("ATS at many stages against one, fine-tuned", "ats", "ats_single"),
+    ("ATS: dropped tokens merged against lost, off the shelf", "ats_merge-untrained", "ats-untrained"),
+    ("ATS: dropped tokens merged against lost, fine-tuned", "ats_merge", "ats"),
+    ("AS-ViT adaptive against fixed k (top-k)", "asvit", "topk"),
+    ("AS-ViT with against without head weights", "asvit", "asvit-plain_heads"),
+    ("AS-ViT trained against calibrated only", "asvit", "asvit-untrained"),
+    ("Merging (ToMe) against dropping (top-k), off the shelf", "tome-untrained", "topk-untrained"),
+    ("Merging (ToMe) against dropping (top-k), trained", "tome", "topk"),
+    ("DVT against a single dense model", "dvt", "dense"),
+]
+
+
+def load(folder: Path) -> list[Run]:
+    runs = [json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))]
+    return sorted(runs, key=lambda run: (-run["macs_share"], run["name"]))
+
+
+def overlap(one: Run, other: Run) -> bool:
+    return one["ci95"][0] <= other["ci95"][1] and other["ci95"][0] <= one["ci95"][1]
+
+
+def row(run: Run, dense: Run | None) -> list[str]:
+    latency = run.get("latency", {})
+    tokens = ", ".join(f"{site['mean']:.0f}" for site in run["sites"]) or "–"
+    change = "–" if dense is None or run is dense else f"{run['top1'] - dense['top1']:+.2f}"
+    return [
+        run["name"], "yes" if run["trained"] else "no", f"{run['top1']:.2f} [{run['ci95'][0]:.2f}, {run['ci95'][1]:.2f}]", change,
+        f"{run['macs'] / 1e6:.1f} M", f"{run['macs_share']:.3f}", tokens,
+        *(f"{latency[key]['ratio']:.2f}" if key in latency else "–" for key in ("batch_1", "batch_8")),
+    ]  # fmt: skip
+
+
+def table(head: list[str], rows: list[list[str]]) -> str:
+    return "\n".join(["| " + " | ".join(line) + " |" for line in [head, ["---"] * len(head), *rows]])
+
+
+def questions(runs: dict[str, Run]) -> list[list[str]]:
+    rows = []
+    for text, first, second in QUESTIONS:
+        if first not in runs or second not in runs:
+            rows.append([text, "not run", "", ""])
+            continue
+        one, other = runs[first], runs[second]
+        points = one["top1"] - other["top1"]
+        verdict = "within the intervals" if overlap(one, other) else ("yes, better" if points > 0 else "no, worse")
+        sides = f"{one['top1']:.2f} % at {one['macs_share']:.3f} / {other['top1']:.2f} % at {other['macs_share']:.3f}"
+        rows.append([text, sides, f"{points:+.2f}", verdict])
+    return rows
+
+
+def winners(runs: list[Run]) -> list[list[str]]:
+    rows = []
+    for share in (0.8, 0.65, 0.5):
+        near = [run for run in runs if run["method"] != "dense" and share - 0.08 <= run["macs_share"] <= share + 0.02]
+        best = max(near, key=lambda run: run["top1"], default=None)
+        if best is None:
+            rows.append([f"{share} x", "no run", "", ""])
+            continue
+        ties = [run["name"] for run in near if run is not best and overlap(run, best)]
+        rows.append(
+            [f"{share} x", f"{best['name']} ({best['macs_share']:.3f})", f"{best['top1']:.2f} %", ", ".join(ties) or "none"]
+        )
+    return rows
+
+
+def claims(runs: dict[str, Run]) -> list[str]:
+    """The issue's own bars, with what was found."""
+    dense, lines = runs.get("dense"), []
+    if dense is None:
+        return ["The dense model has not been evaluated yet."]
+    lines.append(f"- Dense model at least 91 %: {dense['top1']:.2f} % ({'holds' if dense['top1'] >= 91 else 'does not hold'}).")
+    close = [
+        run for run in runs.values()
+        if run["method"] != "dense" and run["macs_share"] <= 0.7 and run["trained"]
+        and (run["top1"] >= dense["top1"] - 0.3 or overlap(run, dense))
+    ]  # fmt: skip
+    names = ", ".join(f"{run['name']} ({run['top1'] - dense['top1']:+.2f})" for run in close) or "none"
+    lines.append(f"- At most 0.70 x dense MACs and within 0.3 points or the interval of dense: {names}.")
+    if {"ats", "ats-untrained"} <= runs.keys():
+        gain = runs["ats"]["top1"] - runs["ats-untrained"]["top1"]
+        lines.append(f"- ATS fine-tuned against off the shelf: {gain:+.2f} points ({'holds' if gain > 0 else 'does not hold'}).")
+    if "dvt" in runs:
+        found = runs["dvt"]["dvt"]
+        last, ratio = found["exits_alone"][-1]["top1"], found["full_to_mean"]
+        same = runs["dvt"]["top1"] >= last or overlap(runs["dvt"], found["exits_alone"][-1])
+        lines.append(
+            f"- DVT: {runs['dvt']['top1']:.2f} % against {last:.2f} % of its largest model alone, {ratio:.2f} x fewer MACs than always "
+            f"running to the end ({'holds' if same and ratio >= 1.6 else 'does not hold'} for 1.6 x), "
+            f"{1 / runs['dvt']['macs_share']:.2f} x fewer than the dense model."
+        )
+    return lines
+
+
+def details(runs: list[Run]) -> list[str]:
+    parts = []
+    for run in runs:
+        if "avit" in run:
+            shares = ", ".join(f"{100 * value:.0f} %" for value in run["avit"]["halted_share_by_block"])
+            parts.append(f"**{run['name']}**: patches halted before block 0, 1, ...: {shares}.")
+        if "dvt" in run:
+            shares = ", ".join(f"{100 * value:.1f} %" for value in run["dvt"]["exit_shares"])
+            alone = ", ".join(f"{value['top1']:.2f} %" for value in run["dvt"]["exits_alone"])
+            parts.append(f"**{run['name']}**: images answered at exits 1, 2, 3: {shares}; accuracy of each exit alone: {alone}.")
+    return parts
+
+
+def markdown(runs: list[Run], plots: list[str]) -> str:
+    named = {run["name"]: run for run in runs}
+    dense = named.get("dense")
+    head = ["run", "trained", "top-1 % [95 % CI]", "to dense", "MACs/image", "share", "patches per site", "ORT b=1", "ORT b=8"]
+    parts = [
+        "# Results on Fashion-MNIST",
+        "Generated by `recipes/fashion_mnist/report.py` from the JSON files in `results/`; every run that was stored is listed. Accuracy on all "
+        "test images with Wilson intervals, MACs as mean over images, latency as CPU-time ratio to the dense graph on ONNX Runtime, one thread.",
+        table(head, [row(run, dense) for run in runs]),
+        "## What was to be shown",
+        "\n".join(claims(named)),
+        "## Questions of the papers",
+        table(["question", "first / second", "points", "first better?"], questions(named)),
+        "## Best at a share of the dense MACs",
+        table(["share", "run", "top-1", "within its interval"], winners(runs)),
+        *(["## Depths and exits", "\n\n".join(details(runs))] if details(runs) else []),
+        *([f"![{Path(plot).stem}]({plot})" for plot in plots]),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def draw(runs: list[Run], folder: Path) -> list[str]:
+    """Plots; none where matplotlib is missing."""
+    try:
+        import matplotlib
+
+        matplotlib.use("Agg")
+        from matplotlib import pyplot
+    except ImportError:
+        return []
+    folder.mkdir(parents=True, exist_ok=True)
+    made = []
+
+    def keep(figure: Any, name: str) -> None:
+        figure.tight_layout()
+        figure.savefig(folder / f"{name}.png", dpi=110, metadata={"Software": None})
+        pyplot.close(figure)
+        made.append(f"{folder.name}/{name}.png")
+
+    figure, axes = pyplot.subplots(figsize=(7, 4.5))
+    for run in runs:
+        error = [[run["top1"] - run["ci95"][0]], [run["ci95"][1] - run["top1"]]]
+        axes.errorbar(run["macs_share"], run["top1"], yerr=error, fmt="o" if run["trained"] else "x", capsize=2)
+        axes.annotate(run["name"], (run["macs_share"], run["top1"]), fontsize=7, xytext=(4, 2), textcoords="offset points")
+    axes.set(xlabel="MACs / dense", ylabel="top-1 %", title="accuracy against MACs (o trained, x off the shelf)")
+    keep(figure, "accuracy_macs")
+    for run in (run for run in runs if any(site["deviation"] > 0 for site in run["sites"])):
+        figure, all_axes = pyplot.subplots(
+            1, len(run["sites"]), figsize=(2.2 * len(run["sites"]), 2.2), sharey=True, squeeze=False
+        )
+        for axes, site in zip(all_axes[0], run["sites"], strict=True):
+            axes.bar(range(len(site["histogram"])), site["histogram"], width=1.0)
+            axes.set_title(f"block {site['block']}", fontsize=8)
+        figure.suptitle(f"{run['name']}: patches kept", fontsize=9)
+        keep(figure, f"tokens_{run['name']}")
+    for run in (run for run in runs if "avit" in run):
+        depth = run["avit"]["depth_map"]
+        side = int(len(depth) ** 0.5)
+        figure, axes = pyplot.subplots(figsize=(3, 2.6))
+        shown = axes.imshow([depth[i * side : (i + 1) * side] for i in range(side)])
+        figure.colorbar(shown)
+        axes.set_title(f"{run['name']}: mean depth of each patch", fontsize=8)
+        keep(figure, f"depth_{run['name']}")
+    for run in (run for run in runs if "dvt" in run):
+        figure, axes = pyplot.subplots(figsize=(3.2, 2.4))
+        axes.bar(["exit 1", "exit 2", "exit 3"], [100 * value for value in run["dvt"]["exit_shares"]])
+        axes.set(ylabel="% of images", title=run["name"])
+        keep(figure, f"exits_{run['name']}")
+    _pictures(runs, keep, pyplot)
+    return made
+
+
+def _pictures(runs: list[Run], keep: Any, pyplot: Any) -> None:
+    """Easy and hard images, as far as they lie among the shipped test images."""
+    import numpy as np
+
+    with np.load(HERE / "test_images.npz") as data:
+        images = data["images"]
+    for run in (run for run in runs if run.get("easy") and (any(s["deviation"] > 0 for s in run["sites"]) or "dvt" in run)):
+        chosen = [(kind, [n for n in run[kind] if n < len(images)]) for kind in ("easy", "hard")]
+        if not all(numbers for _, numbers in chosen):
+            continue
+        figure, all_axes = pyplot.subplots(2, 8, figsize=(8, 2.3))
+        for axes in all_axes.flat:
+            axes.axis("off")
+        for line, (kind, numbers) in zip(all_axes, chosen, strict=True):
+            line[0].set_title(kind, fontsize=8)
+            for axes, number in zip(line, numbers, strict=False):
+                axes.imshow(images[number], cmap="gray")
+        figure.suptitle(run["name"], fontsize=9)
+        keep(figure, f"images_{run['name']}")
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--results", type=Path, default=HERE / "results")
+    parser.add_argument("--out", type=Path, default=HERE / "RESULTS.md")
+    args = parser.parse_args()
+    stored = load(args.results)
+    if not stored:
+        raise SystemExit(f"no results in {args.results}: run results.py first")
+    args.out.write_text(markdown(stored, draw(stored, args.out.parent / "plots")))
+    print(args.out)

@@ -1,0 +1,79 @@
+from __future__ import annotations
+
+import sys
+
+import pytest
+import yaml
+
+from helpers import RECIPES
+
+FOLDER = RECIPES / "fashion_mnist"
+sys.path.insert(0, str(FOLDER))
+
+import report  # noqa: E402
+import results  # noqa: E402
+import ship  # noqa: E402
+
+from vitprune.recipe import Recipe  # noqa: E402
+
+
+def run(name, correct, share, **more):
+    found = {
+        "name": name,
+        "method": name.split("-")[0],
+        "trained": "-" not in name,
+        "macs": share * 1e6,
+        "macs_share": share,
+        "sites": [],
+    }
+    return found | results.accuracy_of(correct, 10000) | more
+
+
+def test_wilson_interval_of_a_known_case():
+    # Brown, Cai, DasGupta 2001: 5 of 10 gives 0.237 to 0.763
+    assert results.wilson(5, 10) == pytest.approx((23.66, 76.34), abs=0.01)
+    low, high = results.wilson(10000, 10000)
+    assert low < 100 <= high + 1e-9
+
+
+def test_claims_are_computed_and_bad_news_is_said():
+    dense = run("dense", 9129, 1.0)
+    named = {r["name"]: r for r in (dense, run("ats", 8900, 0.6), run("ats-untrained", 8950, 0.6), run("topk", 9120, 0.65))}
+    text = "\n".join(report.claims(named))
+    assert "91.29 % (holds)" in text
+    assert "topk (-0.09)" in text
+    assert "-0.50 points (does not hold)" in text
+    rows = report.questions(named)
+    assert [
+        "ATS fine-tuned against off the shelf",
+        "89.00 % at 0.600 / 89.50 % at 0.600",
+        "-0.50",
+        "within the intervals",
+    ] in rows
+    assert any(row[1] == "not run" for row in rows)
+    assert report.winners(list(named.values()))[1][1] == "topk (0.650)"
+    assert "| dense | yes | 91.29 [" in report.markdown(list(named.values()), [])
+
+
+def test_every_training_recipe_loads_and_has_a_training_section():
+    found = sorted((FOLDER / "training").glob("*.yaml"))
+    assert len(found) >= 11
+    for path in found:
+        assert Recipe.load(path).train is not None, path.name
+
+
+def test_ship_writes_a_recipe_that_names_shipped_files(tmp_path, monkeypatch):
+    monkeypatch.setattr(ship, "HERE", tmp_path / "here")
+    (tmp_path / "here").mkdir()
+    source = Recipe.load(FOLDER / "training" / "dynamicvit.yaml").to_dict()
+    source["model"]["weights"], source["prune"]["predictor"] = "model.safetensors", "predictor.safetensors"
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(source))
+    (tmp_path / "model.safetensors").write_bytes(b"1")
+    (tmp_path / "predictor.safetensors").write_bytes(b"2")
+    ship.ship(tmp_path, "dynamicvit")
+    made = Recipe.load(tmp_path / "here" / "dynamicvit.yaml")
+    assert made.model.weights == "shipped:fashion_mnist/dynamicvit.safetensors"
+    assert made.prune.predictor == "shipped:fashion_mnist/dynamicvit_predictor.safetensors"
+    monkeypatch.setattr(ship, "LIMIT", 0)
+    with pytest.raises(SystemExit):
+        ship.ship(tmp_path, "again")

@@ -1,0 +1,1 @@
+"""Calibration without training: settings of a method for a budget, and padded capacities, from a set of images."""

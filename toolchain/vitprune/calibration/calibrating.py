@@ -1,0 +1,105 @@
+"""calibrate: a recipe whose method meets a budget on calibration images, and padded capacities with their overflow rate."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from vitprune.calibration import knobs
+from vitprune.calibration.bench import Bench, Measured
+from vitprune.errors import RecipeError
+
+STEPS = 16  # halvings of a continuous setting
+
+
+@dataclass(frozen=True)
+class Calibrated:
+    """Changed method keys, what they do on the images, and the share of images that a capacity cuts (None: no capacities)."""
+
+    prune: dict[str, Any]
+    measured: Measured
+    overflow: float | None = None
+    graph: dict[str, Any] = field(default_factory=dict)
+
+
+def check_goal(macs: float | None, tokens: float | None, quantile: float | None) -> None:
+    """Raise RecipeError VP170 unless there is one budget at most, and something to do."""
+    if macs is not None and tokens is not None:
+        raise RecipeError(
+            170, "there are two budgets", cause="--budget-macs and --mean-tokens exclude each other", next_step="give one"
+        )
+    if macs is None and tokens is None and quantile is None:
+        raise RecipeError(
+            170, "there is nothing to calibrate", cause="no budget and no capacities were asked for",
+            next_step="--budget-macs 0.65, --mean-tokens 100 or --capacities 0.99",
+        )  # fmt: skip
+    if macs is not None and not 0 < macs <= 1:
+        raise RecipeError(170, f"--budget-macs {macs:g}", cause="it is a share of the dense MACs, above 0 and at most 1")
+
+
+def calibrate(
+    bench: Bench, *, macs: float | None, tokens: float | None, quantile: float | None, report: Callable[[str], None]
+) -> Calibrated:
+    """Find the setting closest below a budget, then capacities.
+
+    Args:
+        macs: share of the dense MACs, mean over images. tokens: mean number of patches that a site leaves. quantile: of the kept
+            counts that a padded capacity must hold, per site.
+
+    Raises:
+        RecipeError: VP170 goals, VP171 the budget is out of reach, VP172 no such setting, VP173 counts are constant.
+    """
+    check_goal(macs, tokens, quantile)
+    prune: dict[str, Any] = {}
+    if macs is not None or tokens is not None:
+        prune = _search(bench, macs, tokens, report)
+    measured = bench.measure(prune)
+    if quantile is None:
+        return Calibrated(prune, measured)
+    if "capacity" not in type(bench.recipe.prune).model_fields:
+        raise RecipeError(
+            173, f"{bench.method.name} needs no capacities", cause="it keeps the same number of tokens of every image",
+            next_step="--set graph.shapes=padded at export, or leave out --capacities",
+        )  # fmt: skip
+    capacity = [max(1, int(np.ceil(value))) for value in np.quantile(measured.counts, quantile, axis=0)]
+    prune = prune | {"capacity": capacity}
+    cut = bench.measure(prune, padded=True)
+    return Calibrated(prune, cut, float(cut.overflow.mean()), {"shapes": "padded"})
+
+
+def _search(bench: Bench, macs: float | None, tokens: float | None, report: Callable[[str], None]) -> dict[str, Any]:
+    """Bisection on the method's one setting; the result costs at most the budget."""
+    knob = knobs.of(bench.method.name)
+    aim = macs if macs is not None else tokens
+    assert aim is not None
+
+    def cost(x: float) -> float:
+        measured = bench.measure(knob.settings(bench, x))
+        value = measured.macs if macs is not None else measured.tokens
+        report(f"{bench.method.name} at {x:.5g}: {measured.macs:.3f} of the dense MACs, {measured.tokens:.1f} patches per site")
+        return value
+
+    low, high = knob.bounds(bench)
+    cheap, dear = (low, high) if knob.RISING else (high, low)
+    least, most = cost(cheap), cost(dear)
+    if least > aim:
+        raise RecipeError(
+            171, f"a budget of {aim:g} is out of reach", cause=f"the cheapest setting of {bench.method.name} costs {least:.4g}",
+            next_step="ask for more, or let tokens leave in earlier or more blocks: prune.stages",
+        )  # fmt: skip
+    if most <= aim:
+        return dict(knob.settings(bench, dear))
+    for _ in range(STEPS if not knob.INTEGER else 64):
+        middle = (cheap + dear) / 2
+        if knob.INTEGER:
+            middle = round(middle)
+            if middle in (cheap, dear):
+                break
+        value = cost(middle)
+        cheap, dear = (middle, dear) if value <= aim else (cheap, middle)
+        if not knob.INTEGER and abs(value - aim) < 1e-3 * aim and value <= aim:
+            break
+    return dict(knob.settings(bench, cheap))
