@@ -1,6 +1,6 @@
 """Every shipped recipe through export, TensorRT-RTX build and validate, as a user types them; one child process per command.
 
-    python benchmarks/recipes.py                         # all, both shape modes where they differ; takes some 25 minutes on two cores
+    python benchmarks/recipes.py                         # all, both shape modes where they differ; takes some 30 minutes on two cores
     python benchmarks/recipes.py --only topk ats         # rows of these methods are replaced in the stored JSON
 
 Weights are random (seed 0): this shows that the commands work and agree, nothing about accuracy. Bundles are deleted afterwards.
@@ -26,11 +26,17 @@ ROOT = Path(__file__).parents[1]
 OUT = Path(__file__).parent / "results" / "recipes.json"
 MODEL = "deit_small_patch16_224"
 CVT = "ats_cvt_13"
+T2T = "dvt_t2t_vit_12"
+# Keys that belong to trained weights, set so that random ones lose tokens too: a second row beside that of the recipe as it is.
+PRUNING = {
+    "asvit_deit_small": ["prune.thresholds=[0.0048,0.005,0.006]"],
+    "avit_deit_small": ["prune.gate_center=5"],
+}
 
 
 def names() -> list[str]:
-    """Shipped recipes that need no weights: DeiT-S ones and CvT-13."""
-    return [*sorted(path.stem for path in (ROOT / "recipes").glob("*_deit_small.yaml")), CVT]
+    """Shipped recipes that need no weights: DeiT-S ones, CvT-13 and the T2T-ViT cascade."""
+    return [*sorted(path.stem for path in (ROOT / "recipes").glob("*_deit_small.yaml")), CVT, T2T]
 
 
 def modes(recipe: str) -> list[str]:
@@ -55,11 +61,22 @@ def run(*arguments: str) -> dict[str, Any]:
     return {"exit": done.returncode, "seconds": seconds, "document": document}
 
 
-def export(recipe: str, mode: str, folder: Path) -> dict[str, Any]:
+def export(recipe: str, mode: str, keys: list[str], folder: Path) -> dict[str, Any]:
     """`vitprune export`; for CvT a dense ONNX by Hugging Face and `vitprune rewrite`."""
-    more = ["--set", "graph.shapes=padded"] if mode == "padded" else []
+    more = [word for key in ([*keys, "graph.shapes=padded"] if mode == "padded" else keys) for word in ("--set", key)]
     if recipe != CVT:
-        return run("export", MODEL, "--no-pretrained", "--seed", "0", "-r", recipe, "-o", str(folder / "b"), *more)
+        return run(
+            "export",
+            *([] if recipe == T2T else [MODEL]),
+            "--no-pretrained",
+            "--seed",
+            "0",
+            "-r",
+            recipe,
+            "-o",
+            str(folder / "b"),
+            *more,
+        )
     return run("rewrite", str(dense_cvt(folder / "dense.onnx")), "-r", recipe, "-o", str(folder / "b"), *more)
 
 
@@ -86,13 +103,13 @@ def dense_cvt(path: Path) -> Path:
     return path
 
 
-def row(recipe: str, mode: str) -> dict[str, Any]:
+def row(recipe: str, mode: str, keys: list[str]) -> dict[str, Any]:
     """Run the three commands on one recipe; a command after a failed one is not run."""
-    result: dict[str, Any] = {"recipe": recipe, "shapes": mode}
+    result: dict[str, Any] = {"recipe": recipe, "shapes": mode, "settings": keys}
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
         steps = {
-            "export": lambda: export(recipe, mode, folder),
+            "export": lambda: export(recipe, mode, keys, folder),
             "build": lambda: run("build-engine", str(folder / "b"), "--target", "rtx"),
             "validate": lambda: run("validate", str(folder / "b")),
         }
@@ -127,11 +144,15 @@ def main() -> int:
     old = json.loads(args.out.read_text())["rows"] if args.only and args.out.exists() else []
     rows = [entry for entry in old if entry["recipe"] not in wanted]
     for recipe in wanted:
-        for mode in modes(recipe):
-            rows.append(row(recipe, mode))
+        settings = [[], PRUNING[recipe]] if recipe in PRUNING else [[]]
+        for mode, keys in ((mode, keys) for mode in modes(recipe) for keys in settings):
+            rows.append(row(recipe, mode, keys))
             print(json.dumps(rows[-1]), flush=True)
             args.out.parent.mkdir(parents=True, exist_ok=True)
-            document = {"model": MODEL, "rows": sorted(rows, key=lambda entry: (entry["recipe"], entry["shapes"]))}
+            document = {
+                "model": MODEL,
+                "rows": sorted(rows, key=lambda entry: (entry["recipe"], entry["shapes"], entry.get("settings", []))),
+            }
             args.out.write_text(json.dumps(document, indent=2) + "\n")
     return int(any(entry[step]["exit"] for entry in rows for step in ("export", "build", "validate") if step in entry))
 

@@ -58,7 +58,8 @@ def test_predictor_weights_are_initialisers(checkpoint):
     rules = recipe({"method": "dynamicvit", "predictor": str(checkpoint / "p.pth")})
     names = {tensor.name for tensor in pruned(golden_dense("dynamicvit_r70"), rules).graph.initializer}
     for block in (3, 6, 9):
-        for part in ("in_conv.0", "in_conv.1", "out_conv.2", "out_conv.4"):
+        split = [f"{part}.{half}" for part in ("in_conv.1", "out_conv.0") for half in ("local", "global")]
+        for part in ("in_conv.0", *split, "out_conv.2", "out_conv.4.gap"):
             assert f"vitprune/block{block}/predictor/{part}.weight" in names
 
 

@@ -26,29 +26,34 @@ def gelu(em: Emitter, x: Any, label: str) -> Any:
     return em.op("Mul", [em.op("Mul", [x, gate], f"{label}/gated"), em.constant(0.5, FLOAT)], label)
 
 
-def predicted(em: Emitter, rows: Any, weights: predictor.Weights, slots: int) -> Any:
-    """Log-probability of keeping [B,slots] of rows [B,slots,C].
+def predicted(em: Emitter, x: Any, weights: predictor.Weights, slots: int, prefix: int) -> Any:
+    """How much likelier keeping is than dropping, as a difference of logits [B,slots], for the patches of x [B,prefix+slots,C].
 
-    The half of the channels that describes the whole image is the same for all rows, so it passes through its columns of the
-    next linear map once per image instead of once per row.
+    Ranks are those of the log-probability of keeping, which rises with this difference. All rows go through the network, since the
+    few prefix rows cost less than a copy without them. The half of the channels that describes the whole image is the
+    same for all rows, so it passes through its columns of the next linear map once per image instead of once per row.
     """
+    half = len(weights["in_conv.0.weight"]) // 2
 
     def linear(x: Any, name: str) -> Any:
         return em.linear(x, weights[f"{name}.weight"].T, weights[f"{name}.bias"], name)
 
+    def entered(part: slice, label: str) -> Any:
+        w, b = weights["in_conv.1.weight"][part], weights["in_conv.1.bias"][part]
+        return gelu(em, em.linear(x, w.T, b, f"in_conv.1.{label}"), f"in_gelu.{label}")
+
     affine = [em.constant(weights[f"in_conv.0.{part}"], FLOAT, f"in_conv.0.{part}") for part in ("weight", "bias")]
-    x = em.op("LayerNormalization", [rows, *affine], "in_conv.0", axis=-1, epsilon=NORM_EPS)
-    x = gelu(em, linear(x, "in_conv.1"), "in_gelu")
-    half = len(weights["in_conv.0.weight"]) // 2
-    total = em.op("ReduceSum", [em.slice(x, half, None, 2, "global/channels"), em.constant([1])], "global/sum", keepdims=1)
-    whole = em.op("Div", [total, em.constant(float(slots), FLOAT)], "global")
+    x = em.op("LayerNormalization", [x, *affine], "in_conv.0", axis=-1, epsilon=NORM_EPS)
+    mean = np.concatenate([np.zeros(prefix), np.full(slots, 1 / slots)]).reshape(1, 1, -1)
+    whole = em.op("MatMul", [em.constant(mean, FLOAT), entered(slice(half, None), "global")], "global")
     first = weights["out_conv.0.weight"].T
-    here = em.linear(em.slice(x, 0, half, 2, "local"), first[:half], None, "out_conv.0.local")
+    here = em.linear(entered(slice(half), "local"), first[:half], None, "out_conv.0.local")
     there = em.linear(whole, first[half:], weights["out_conv.0.bias"], "out_conv.0.global")
-    x = gelu(em, em.op("Add", [here, there], "out_conv.0"), "out_gelu0")
-    x = linear(gelu(em, linear(x, "out_conv.2"), "out_gelu1"), "out_conv.4")
-    keep = em.slice(em.op("LogSoftmax", [x], "log_probability", axis=-1), 0, 1, 2, "keep/column")
-    return em.op("Squeeze", [keep, em.constant([2])], "score")
+    y = linear(gelu(em, em.op("Add", [here, there], "out_conv.0"), "out_gelu0"), "out_conv.2")
+    keep, drop = weights["out_conv.4.weight"]
+    gap = em.linear(gelu(em, y, "out_gelu1"), (keep - drop)[:, None], -np.diff(weights["out_conv.4.bias"]), "out_conv.4.gap")
+    rows = em.op("Squeeze", [gap, em.constant([2])], "score/rows")
+    return em.slice(rows, prefix, None, 1, "score") if prefix else rows
 
 
 class Pass(GraphPass):
@@ -88,8 +93,7 @@ class Pass(GraphPass):
         network = surgery.emitter.child(f"block{block.index}/predictor" + ("_untrained" if untrained else ""))
 
         def reduced(x: Any) -> Any:
-            patches = em.slice(x, surgery.anatomy.prefix, None, 1, "patches") if surgery.anatomy.prefix else x
-            score = predicted(network, patches, weights, site.options["slots"])
+            score = predicted(network, x, weights, site.options["slots"], surgery.anatomy.prefix)
             rows = track(surgery, em, top_k(em, score, site.options["keep"]))
             return em.take_rows(x, rows, "x/kept")
 
@@ -97,8 +101,8 @@ class Pass(GraphPass):
 
     def ensures(self, surgery: Surgery) -> str:
         """One predictor and one ranking per site, and one clean attention chain per block."""
-        for op, each in (("LogSoftmax", 1), ("TopK", 2)):
-            found = sum(node.op == op and node.name.startswith("vitprune/") for node in surgery.graph.nodes)
+        for part, each in (("/score/rows", 1), ("/top", 1)):
+            found = sum(node.name.endswith(part) and node.name.startswith("vitprune/") for node in surgery.graph.nodes)
             if found != each * len(surgery.sites):
-                return f"{found} {op} nodes for {len(surgery.sites)} sites"
+                return f"{found} '{part}' nodes for {len(surgery.sites)} sites"
         return attention_chains(surgery)
