@@ -10,11 +10,24 @@ import shutil
 from pathlib import Path
 
 import yaml
+from huggingface_hub import save_torch_state_dict
+from safetensors.torch import load_file
 
 from vitprune.yaml_text import parse
 
 HERE = Path(__file__).parent
-LIMIT = 5 << 20  # bytes of a weights file that ships
+LIMIT = 5_000_000  # bytes of a weights file that ships
+
+
+def copy(source: Path, name: str) -> list[Path]:
+    """One file, or shards of at most LIMIT bytes with their index last."""
+    for old in HERE.glob(f"{name}*.safetensors*"):
+        if old.stem == name or old.name.startswith((f"{name}-0", f"{name}.")):
+            old.unlink()
+    if source.stat().st_size <= LIMIT:
+        return [Path(shutil.copyfile(source, HERE / f"{name}.safetensors"))]
+    save_torch_state_dict(load_file(source), HERE, filename_pattern=f"{name}{{suffix}}.safetensors", max_shard_size=LIMIT)
+    return [*sorted(HERE.glob(f"{name}-0*.safetensors")), HERE / f"{name}.safetensors.index.json"]
 
 
 def ship(run: Path, name: str) -> list[Path]:
@@ -24,12 +37,9 @@ def ship(run: Path, name: str) -> list[Path]:
         file = plain[section].get(key)
         if file is None:
             continue
-        source, target = run / Path(file).name, HERE / f"{name}{suffix}.safetensors"
-        if source.stat().st_size > LIMIT:
-            raise SystemExit(f"{source} has {source.stat().st_size} bytes, shipped weights have at most {LIMIT}")
-        shutil.copyfile(source, target)
-        plain[section][key] = f"shipped:fashion_mnist/{target.name}"
-        written.append(target)
+        files = copy(run / Path(file).name, f"{name}{suffix}")
+        plain[section][key] = f"shipped:fashion_mnist/{files[-1].name}"
+        written += files
     recipe = HERE / f"{name}.yaml"
     head = f"# {plain['prune']['method']}, trained on Fashion-MNIST with recipes/fashion_mnist/training; weights are shipped.\n"
     recipe.write_text(head + yaml.safe_dump(plain, sort_keys=False))

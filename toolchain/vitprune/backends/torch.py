@@ -33,8 +33,7 @@ def dense_module(bundle: Bundle, weights: str | None = None) -> Any:
     Raises:
         LoadError: VP613 when its weights are not at hand or are others.
     """
-    from vitprune.bundle import sha256_of
-    from vitprune.models.loading import SHIPPED, load, weights_path
+    from vitprune.models.loading import SHIPPED, load, weights_digest, weights_path
 
     source = bundle.manifest.model["source"]
     if source["kind"] != "timm":
@@ -50,7 +49,7 @@ def dense_module(bundle: Bundle, weights: str | None = None) -> Any:
     )
     if source["weights"] == "file":
         path = weights_path(file or "")
-        if not path.is_file() or sha256_of(path) != source["sha256"]:
+        if not path.is_file() or weights_digest(path) != source["sha256"]:
             where = "is not here" if not path.is_file() else "is not the file the bundle was exported from"
             raise LoadError(
                 613,

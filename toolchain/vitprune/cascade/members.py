@@ -6,11 +6,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from vitprune.bundle import sha256_of
 from vitprune.errors import ExportError, LoadError, RecipeError
 from vitprune.methods import dvt
 from vitprune.models import loading
-from vitprune.models.loading import SHIPPED, LoadedModel, load_weights, weights_path
+from vitprune.models.loading import SHIPPED, LoadedModel, load_weights, weights_digest, weights_path
 from vitprune.models.t2t_sizes import unfoldings
 from vitprune.recipe import Recipe
 from vitprune.reference.reuse import MEMBERS, Backbone, Cascade
@@ -88,7 +87,7 @@ def load(module_or_name: Any, recipe: Recipe, *, pretrained: bool, seed: int, we
     if file := weights or section.weights:
         path = weights_path(file)
         load_weights(cascade, path)
-        source |= {"weights": "file", "file": file if file.startswith(SHIPPED) else path.name, "sha256": sha256_of(path)}
+        source |= {"weights": "file", "file": file if file.startswith(SHIPPED) else path.name, "sha256": weights_digest(path)}
     elif pretrained:
         raise ExportError(
             302,
@@ -109,7 +108,7 @@ def again(source: dict[str, Any], recipe: Recipe, weights: str | None = None) ->
     if source["kind"] == "cascade":
         file = weights or source.get("file")
         path = weights_path(file) if file else None
-        if source["weights"] != "file" or (path is not None and path.is_file() and sha256_of(path) == source["sha256"]):
+        if source["weights"] != "file" or (path is not None and path.is_file() and weights_digest(path) == source["sha256"]):
             section = recipe.model.model_copy(
                 update={"name": source["name"], "args": source["args"], "image_size": None, "weights": None}
             )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -143,14 +145,31 @@ def load(section: ModelSection, *, pretrained: bool = True, seed: int = 0, weigh
     if file:
         path = weights_path(file)
         load_weights(module, path)
-        source |= {"weights": "file", "file": file if file.startswith(SHIPPED) else path.name, "sha256": sha256_of(path)}
+        source |= {"weights": "file", "file": file if file.startswith(SHIPPED) else path.name, "sha256": weights_digest(path)}
     else:
         source |= {"weights": "pretrained"} if fetch else {"weights": "random", "seed": seed}
     return LoadedModel(module, name, preprocessing_of(module, section), source)
 
 
+def shards(path: Path) -> list[Path]:
+    """The files that hold the weights: the file itself, or what an index in Hugging Face's format names, beside it."""
+    if path.suffix != ".json":
+        return [path]
+    names = json.loads(path.read_text())["weight_map"].values()
+    return [path.parent / name for name in sorted({Path(name).name for name in names})]
+
+
+def weights_digest(path: Path) -> str:
+    """sha256 of a weights file; of an index, that of the digests of its shards; empty when one is missing."""
+    try:
+        parts = shards(path)
+        return sha256_of(path) if parts == [path] else hashlib.sha256("".join(map(sha256_of, parts)).encode()).hexdigest()
+    except (OSError, ValueError, KeyError):
+        return ""
+
+
 def read_weights(path: Path) -> dict[str, Any]:
-    """State dict of a .safetensors, .pth or .pt file.
+    """State dict of a .safetensors, .pth or .pt file, or of the shards that a .safetensors.index.json names.
 
     Raises:
         ExportError: VP302 when it is missing or not a state dict.
@@ -160,10 +179,10 @@ def read_weights(path: Path) -> dict[str, Any]:
             302, f"weights file '{path}' not found", cause="no such file", next_step="check --weights or model.weights"
         )
     try:
-        if path.suffix == ".safetensors":
+        if path.suffix in (".safetensors", ".json"):
             from safetensors.torch import load_file
 
-            return load_file(str(path))
+            return {name: value for part in shards(path) for name, value in load_file(str(part)).items()}
         import torch
 
         state = torch.load(path, map_location="cpu", weights_only=True)
