@@ -68,10 +68,10 @@ def test_torch_selection_equals_the_specification(batch, patches, points, is_off
 
 
 @pytest.mark.parametrize("shapes", ["dynamic", "padded"])
-@pytest.mark.parametrize("mode", ["paper", "official"])
-def test_graph_equals_reference_and_batches_do_not_matter(golden, shapes, mode):
+@pytest.mark.parametrize("keys", [{"mode": "paper"}, {"mode": "official"}, {"value_norm": False}], ids=str)
+def test_graph_equals_reference_and_batches_do_not_matter(golden, shapes, keys):
     model, _, dense = golden
-    recipe = Recipe.load({**ats(mode=mode, stages=[2, 5, 8], num_samples=40), "graph": {"shapes": shapes}})
+    recipe = Recipe.load({**ats(stages=[2, 5, 8], num_samples=40, **keys), "graph": {"shapes": shapes}})
     x = images(8, seed=4)
     oracle = reference(model, recipe)
     with torch.inference_mode():
@@ -89,6 +89,17 @@ def test_graph_equals_reference_and_batches_do_not_matter(golden, shapes, mode):
     for earlier, later in zip(kept, kept[1:], strict=False):
         assert all(set(b) <= set(a) for a, b in zip(earlier, later, strict=True))
     assert len({len(row) for row in kept[0]}) > 1, "the images must differ in their counts for this test to say anything"
+
+
+def test_value_norm_changes_what_is_kept(golden):
+    model, _, _ = golden
+    x, kept = torch.from_numpy(images(2, seed=4)), []
+    for value_norm in (True, False):
+        oracle = reference(model, Recipe.load(ats(stages=[2], num_samples=40, value_norm=value_norm)))
+        with torch.inference_mode():
+            oracle(x)
+        kept.append(sets(oracle.kept[0]))
+    assert kept[0] != kept[1]
 
 
 def test_kept_rows_are_rows_of_the_dense_block(golden):

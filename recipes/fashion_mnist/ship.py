@@ -21,9 +21,8 @@ LIMIT = 5_000_000  # bytes of a weights file that ships
 
 def copy(source: Path, name: str) -> list[Path]:
     """One file, or shards of at most LIMIT bytes with their index last."""
-    for old in HERE.glob(f"{name}*.safetensors*"):
-        if old.stem == name or old.name.startswith((f"{name}-0", f"{name}.")):
-            old.unlink()
+    for old in [*HERE.glob(f"{name}.safetensors*"), *HERE.glob(f"{name}-0*.safetensors")]:
+        old.unlink()
     if source.stat().st_size <= LIMIT:
         return [Path(shutil.copyfile(source, HERE / f"{name}.safetensors"))]
     save_torch_state_dict(load_file(source), HERE, filename_pattern=f"{name}{{suffix}}.safetensors", max_shard_size=LIMIT)

@@ -14,6 +14,7 @@ import report  # noqa: E402
 import results  # noqa: E402
 import ship  # noqa: E402
 
+from vitprune.models import loading  # noqa: E402
 from vitprune.recipe import Recipe  # noqa: E402
 
 
@@ -38,10 +39,16 @@ def test_wilson_interval_of_a_known_case():
 
 def test_claims_are_computed_and_bad_news_is_said():
     dense = run("dense", 9129, 1.0)
-    named = {r["name"]: r for r in (dense, run("ats", 8900, 0.6), run("ats-untrained", 8950, 0.6), run("topk", 9120, 0.65))}
+    varies = {"sites": [{"deviation": 2.0, "mean": 9.0}]}
+    close, inside = run("tome_threshold", 9102, 0.69, **varies), run("asvit", 9090, 0.66, **varies)
+    others = [run("ats", 8900, 0.6, **varies), run("ats-untrained", 8950, 0.6, **varies), run("topk", 9120, 0.65)]
+    named = {r["name"]: r for r in (dense, *others, close, inside)}
     text = "\n".join(report.claims(named))
     assert "91.29 % (holds)" in text
-    assert "topk (-0.09)" in text
+    assert "within its interval (holds). Within 0.3 points: tome_threshold (-0.27 at 0.69);" in text
+    assert "not, but in dense's interval: asvit (-0.39 at 0.66); lower: ats (-2.29 at 0.60)" in text
+    assert "topk" not in text  # keeps the same number of tokens on every image
+    assert "interval (does not hold)" in "\n".join(report.claims({"dense": dense, "asvit": inside}))
     assert "-0.50 points (does not hold)" in text
     rows = report.questions(named)
     assert [
@@ -74,6 +81,24 @@ def test_ship_writes_a_recipe_that_names_shipped_files(tmp_path, monkeypatch):
     made = Recipe.load(tmp_path / "here" / "dynamicvit.yaml")
     assert made.model.weights == "shipped:fashion_mnist/dynamicvit.safetensors"
     assert made.prune.predictor == "shipped:fashion_mnist/dynamicvit_predictor.safetensors"
-    monkeypatch.setattr(ship, "LIMIT", 0)
-    with pytest.raises(SystemExit):
-        ship.ship(tmp_path, "again")
+
+
+def test_large_weights_are_shipped_in_shards(tmp_path, monkeypatch):
+    import torch
+    from safetensors.torch import save_file
+
+    monkeypatch.setattr(ship, "HERE", tmp_path / "here")
+    monkeypatch.setattr(ship, "LIMIT", 3000)
+    (tmp_path / "here").mkdir()
+    weights = {f"layer{number}": torch.full((20, 20), float(number)) for number in range(4)}
+    save_file(weights, tmp_path / "model.safetensors")
+    source = Recipe.load(FOLDER / "training" / "topk.yaml").to_dict()
+    source["model"]["weights"] = "model.safetensors"
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(source))
+    for _ in range(2):  # the second time over the files of the first
+        written = ship.ship(tmp_path, "topk")
+    assert all(path.stat().st_size <= 3000 for path in written)
+    index = tmp_path / "here" / "topk.safetensors.index.json"
+    assert Recipe.load(tmp_path / "here" / "topk.yaml").model.weights == f"shipped:fashion_mnist/{index.name}"
+    found = loading.read_weights(index)
+    assert all(torch.equal(found[name], value) for name, value in weights.items())

@@ -23,6 +23,7 @@ class Params(MethodParams):
     mode: "paper" (per-head scores, patch order, mid-point grid) or "official" (the released code, one image at a time).
     num_samples: sampling points K, one for all stages or one per stage; null leaves the stage dense.
     capacity: largest number of patches a stage may keep (padded shapes); null = the method's bound min(K, P).
+    value_norm: false leaves |V| out of the score, the paper's ablation.
     """
 
     method: Literal["ats"] = "ats"
@@ -30,6 +31,12 @@ class Params(MethodParams):
     stages: list[int] = Field(default=[3, 4, 5, 6, 7, 8, 9, 10, 11], min_length=1)
     num_samples: Positive | list[Positive | None] | None = 108
     capacity: Positive | list[Positive | None] | None = None
+    value_norm: bool = True
+
+
+def score_attention(cls_attention: Tensor, value: Tensor) -> Tensor:
+    """Score without |V|: sum over heads of A_h[CLS,j]; shapes as in `score_per_head`."""
+    return cls_attention.float().sum(dim=1)
 
 
 def score_per_head(cls_attention: Tensor, value: Tensor) -> Tensor:
@@ -174,8 +181,9 @@ class Ats(Method):
                 continue
             bound = min(points, entering if not official else max(entering - 1, 1))
             limit = min(bound, capacity or bound)
+            form = "pooled" if official else "per_head"
             options = {
-                "score": "pooled" if official else "per_head",
+                "score": form if params.value_norm else "attention",
                 "mode": "inverse_transform_official" if official else "inverse_transform",
                 "num_samples": points,
                 "capacity": limit if limit < bound else 0,

@@ -15,7 +15,7 @@ from vitprune.reference import rule
 from vitprune.reference.blocks import attention, attention_output, feed_forward, merge_heads, project, run_block
 from vitprune.reference.tokens import TokenState, cap, take_rows
 
-SCORES = {"per_head": ats.score_per_head, "pooled": ats.score_pooled}
+SCORES = {"per_head": ats.score_per_head, "pooled": ats.score_pooled, "attention": ats.score_attention}
 
 
 class Rule(rule.Rule):

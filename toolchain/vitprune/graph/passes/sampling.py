@@ -59,7 +59,11 @@ def _pooled(em: Emitter, block: Block, row: Any, value: Any) -> Any:
     return em.op("Mul", [total, em.op("Sqrt", [squares], "value/norm")], "score/all")
 
 
-SCORES = {"per_head": _per_head, "pooled": _pooled}
+def _attention(em: Emitter, block: Block, row: Any, value: Any) -> Any:
+    return em.op("ReduceSum", [row, em.constant([2])], "score/all", keepdims=0)
+
+
+SCORES = {"per_head": _per_head, "pooled": _pooled, "attention": _attention}
 
 
 def score(em: Emitter, surgery: Surgery, block: Block, form: str, h: Any, key: Any, value: Any) -> Any:
