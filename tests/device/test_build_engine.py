@@ -74,6 +74,8 @@ def test_again_keeps_what_is_the_same_and_an_engine_in_any_case(bundle: Bundle, 
     ("options", "code"),
     [
         (["--rehearse"], "VP199"),
+        (["--embed-plugin"], "VP199"),
+        (["--plugin", "none"], "VP199"),
         (["--remote", "host:bad folder"], "VP199"),
         (["--remote", "host", "--ssh-option", "nonsense"], "VP199"),
         (["--batch", "4:1:8"], "VP108"),
@@ -127,18 +129,18 @@ def test_another_nvidia_builder_takes_the_graph(bundle: Bundle) -> None:
     assert finding["facts"]["outputs"] == ["logits"]
 
 
-def incoming(bundle: Bundle, package: Path, mode: str, spoil: str = "") -> Path:
+def incoming(bundle: Bundle, package: Path, mode: str, spoil: str = "", code: int = 0, plan: bytes = b"plan") -> Path:
     """What a device would send."""
     folder = bundle.path / "engines" / ".in"
     (folder / "engine").mkdir(parents=True)
     (folder / "validate.json").write_text("{}\n")
-    (folder / "engine" / "model.engine").write_bytes(b"plan")
+    (folder / "engine" / "model.engine").write_bytes(plan)
     (folder / "engine" / "engine.json").write_text('{"engine": "model.engine"}\n')
     files = {path.relative_to(folder).as_posix(): sha256_of(path) for path in folder.rglob("*") if path.is_file()}
     result = {
         "mode": mode,
-        "status": "passed",
-        "exit_code": 0,
+        "status": "failed" if code else "passed",
+        "exit_code": code,
         "package_sha256": read_manifest(package)["sha256"],
         "files": files,
     }
@@ -186,6 +188,16 @@ def test_new_engine_leaves_nothing_of_the_old(bundle: Bundle) -> None:
     assert (old / "model.engine").read_bytes() == b"plan"
     assert not (old / "libold_plugin.so").exists()
     assert package.is_file()
+
+
+def test_failed_gates_do_not_replace_an_engine(bundle: Bundle) -> None:
+    package = Path(package_engine(bundle, choose(load(TARGET)), trials=False)["path"])
+    manifest, place = read_manifest(package), bundle.path / "engines" / TARGET / "model.engine"
+    assert collect(bundle, TARGET, incoming(bundle, package, "device", code=1, plan=b"first"), manifest)["engine_stored"]
+    assert collect(bundle, TARGET, incoming(bundle, package, "device"), manifest)["engine_stored"]
+    assert not collect(bundle, TARGET, incoming(bundle, package, "device", code=1, plan=b"worse"), manifest)["engine_stored"]
+    assert place.read_bytes() == b"plan"
+    open_bundle(bundle.path)
 
 
 def test_full_disk_keeps_the_old_engine(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -178,6 +178,8 @@ def test_memory_of_modules(bundle: Bundle) -> None:
     assert of(look(bundle, "jetson-orin", module="nano-4"), "VP409").verdict is Verdict.LIKELY
     assert of(look(bundle, "jetson-orin", module="nano-4", batch=(1, 1, 20000)), "VP409").verdict is Verdict.BLOCKED
     assert of(look(bundle, "jetson-orin", module="agx-64", batch=(1, 1, 20000)), "VP409").verdict is Verdict.LIKELY
+    roomy = targets.choose(targets.load("jetson-orin"), module="nano-4")
+    assert of(check(bundle, roomy.with_workspace(200_000)), "VP409").verdict is Verdict.UNVERIFIED
     any_module = of(look(bundle, "jetson-orin", batch=(1, 1, 20000)), "VP409")
     assert any_module.verdict is Verdict.UNVERIFIED
     assert "nano-4" in any_module.text

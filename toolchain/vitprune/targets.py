@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -126,6 +126,10 @@ class Choice:
         if self.module is not None and self.module.architecture is not None:
             return [self.module.architecture]
         return [] if self.target.architectures == "auto" else self.target.architectures
+
+    def with_workspace(self, mib: int | None) -> Choice:
+        """The same with another limit of the builder's scratch memory; unchanged for None."""
+        return self if mib is None else replace(self, target=self.target.model_copy(update={"workspace_mib": mib}))
 
     def narrowed(self, architecture: str = "") -> Target:
         """The target with the compute capability and scratch memory of the device that is meant; unchanged when nothing was asked.

@@ -41,6 +41,8 @@ def packaged(package: dict[str, Any], result: dict[str, Any] | None, require_eng
     console.info(f"status: {what}, validation {result['status']}{again}; {result['runtime']}; evidence: {result['evidence']}")
     if differs := result.get("differs"):
         console.warn(differs)
+    if engine and not result["engine_stored"]:
+        console.warn("the engine failed its gates; the one that was there stays, the reports are the new ones")
     code = int(result["exit_code"])
     console.document("build-engine", {"status": what, "exit_code": code, "package": package, "result": result})
     return code

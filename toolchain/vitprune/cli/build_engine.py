@@ -74,6 +74,14 @@ def command(
             next_step="add --remote",
         )
     if wants_package(chosen) or (chosen.builds_on == "device" and (package or place is not None)):
+        ignored = {"--plugin": plugin != "auto", "--embed-plugin": embed_plugin, "--kept-outputs": kept_outputs}
+        if given := [name for name, value in ignored.items() if value]:
+            raise RecipeError(
+                199,
+                f"{given[0]} does not go with a package for another machine",
+                cause="the package's run.sh builds plugin and engine there, in the form that validation needs",
+                next_step="leave it out, or build on the device with vitprune itself",
+            )
         opened = open_bundle(bundle)
         with console.step(f"package for {chosen.name}") as step:
             packaged = package_engine(

@@ -18,15 +18,17 @@ def command(
     tensorrt: TensorrtOption = None,
     sm: SmOption = "",
     batch: BatchOption = None,
+    workspace: Annotated[str | None, typer.Option(help="Builder memory with its unit, for example 2GiB.")] = None,
     exit_zero: Annotated[bool, typer.Option("--exit-zero", help="Report only: exit 0 even when blocked.")] = False,
 ) -> None:
     """Look at a bundle for a target without building: blocked, unverified, likely or verified; exit 1 when blocked."""
     from vitprune import targets
     from vitprune.bundle import open_bundle
-    from vitprune.cli.build_engine import parse_batch
+    from vitprune.cli.build_engine import parse_batch, parse_memory
     from vitprune.preflight.check import check
 
     choice = targets.choose(targets.load(target), jetpack=jetpack, module=module, tensorrt=tensorrt)
+    choice = choice.with_workspace(parse_memory(workspace))
     report = check(open_bundle(bundle), choice, batch=parse_batch(batch), architecture=sm)
     colours = {"blocked": "bold red", "unverified": "yellow", "likely": "cyan", "verified": "green"}
     for finding in report.findings:

@@ -77,12 +77,13 @@ def package_engine(
         TargetError: VP224, VP225 compute capability, VP239.
     """
     profile, sm = batch_profile(bundle, batch), capability(architecture)
+    choice = choice.with_workspace(workspace_mib)
     report("static checks")
     findings = {"preflight": preparing.preflight(bundle, choice, profile, sm)}
     target, stated = choice.narrowed(sm), choice.stated(sm)
     report("writing the package")
     place = bundle.engine_path(target.name)
-    job = job_of(bundle, target, profile, workspace_mib or target.workspace_mib, stated)
+    job = job_of(bundle, target, profile, target.workspace_mib, stated)
     try:
         place.parent.mkdir(exist_ok=True)
         new = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".tmp", dir=place.parent))

@@ -21,11 +21,11 @@ def collect(bundle: Bundle, target: str, incoming: Path, package: dict[str, Any]
 
     Args:
         bundle: gains reports/<target>/ and, from a device, engines/<target>/ with the engine; a rehearsal has
-            reports/<target>-rehearsal/ and nothing else.
+            reports/<target>-rehearsal/ and nothing else. An engine that failed its gates does not replace one that is there.
         target: its name. incoming: the output as it was copied; it is removed. package: the package's manifest.
 
     Returns:
-        The run's result.json.
+        The run's result.json, with "engine_stored".
 
     Raises:
         TargetError: VP238 when the output is not complete or belongs to another package. RecipeError: VP107 unwritable.
@@ -34,14 +34,19 @@ def collect(bundle: Bundle, target: str, incoming: Path, package: dict[str, Any]
     rehearsal = result["mode"] == "rehearsal"
     try:
         _store_reports(bundle, f"{target}-rehearsal" if rehearsal else target, incoming)
-        if not rehearsal:
+        stored = not rehearsal and (result["exit_code"] == 0 or not _has_engine(bundle.engine_path(target)))
+        if stored:
             _store_engine(bundle, target, incoming / "engine")
         shutil.rmtree(incoming)
     except OSError as error:
         raise RecipeError(
             107, f"cannot write into '{bundle.path}'", cause=error.strerror or str(error), next_step="free some space, then again"
         ) from error
-    return result
+    return {**result, "engine_stored": stored}
+
+
+def _has_engine(folder: Path) -> bool:
+    return folder.is_dir() and any(not is_package_file(file.name) for file in folder.iterdir())
 
 
 def is_package_file(name: str) -> bool:
