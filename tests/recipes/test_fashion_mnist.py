@@ -41,12 +41,12 @@ def test_claims_are_computed_and_bad_news_is_said():
     dense = run("dense", 9129, 1.0)
     varies = {"sites": [{"deviation": 2.0, "mean": 9.0}]}
     close, inside = run("tome_threshold", 9102, 0.69, **varies), run("asvit", 9090, 0.66, **varies)
-    others = [run("ats", 8900, 0.6, **varies), run("ats-untrained", 8950, 0.6, **varies), run("topk", 9120, 0.65)]
+    others = [run("ats-65", 8900, 0.6, **varies), run("ats-untrained-65", 8950, 0.6, **varies), run("topk", 9120, 0.65)]
     named = {r["name"]: r for r in (dense, *others, close, inside)}
     text = "\n".join(report.claims(named))
     assert "91.29 % (holds)" in text
     assert "within its interval (holds). Within 0.3 points: tome_threshold (-0.27 at 0.69);" in text
-    assert "not, but in dense's interval: asvit (-0.39 at 0.66); lower: ats (-2.29 at 0.60)" in text
+    assert "not, but in dense's interval: asvit (-0.39 at 0.66); lower: ats-65 (-2.29 at 0.60)" in text
     assert "topk" not in text  # keeps the same number of tokens on every image
     assert "interval (does not hold)" in "\n".join(report.claims({"dense": dense, "asvit": inside}))
     assert "-0.50 points (does not hold)" in text
