@@ -188,6 +188,19 @@ def test_checkpoint_names(cascade):
     assert "blocks.0.attn.qkv.bias" not in cascade.less_token.state_dict()
 
 
+def test_checkpoint_of_one_model_loads_under_both_names(tmp_path):
+    from safetensors.torch import save_file
+
+    model = enliven(timm.create_model("t2t_vit_7", **ARGS))
+    published = {name: value.contiguous() for name, value in t2t.to_published(model.state_dict()).items()}
+    assert published["tokens_to_token.project.weight"].shape == (32, 576)
+    for number, state in enumerate((published, model.state_dict())):
+        save_file(state, tmp_path / f"{number}.safetensors")
+        section = recipe().model.model_copy(update={"weights": str(tmp_path / f"{number}.safetensors")})
+        found = loading.load(section, pretrained=False).module.state_dict()
+        assert all(torch.equal(found[name], value) for name, value in model.state_dict().items())
+
+
 # DVT ---------------------------------------------------------------------------------------------------------------------------
 
 

@@ -214,6 +214,8 @@ def load_weights(module: Any, path: Path) -> None:
         ExportError: VP303 naming the first difference.
     """
     state = read_weights(path)
+    if hasattr(module, "convert_state"):  # a model of ours whose published checkpoints have other names
+        state = module.convert_state(state)
     own = {name: tuple(value.shape) for name, value in module.state_dict().items()}
     for name, shape in own.items():
         if name not in state:

@@ -141,6 +141,10 @@ class T2TViT(VisionTransformer):
         if self.pos_embed is not None:
             self.pos_embed = nn.Parameter(sinusoids(self.pos_embed.shape[1], self.embed_dim), requires_grad=False)
 
+    def convert_state(self, state: dict[str, Any]) -> dict[str, Any]:
+        """Weights under the published names, or its own, as `load_state_dict` takes them."""
+        return from_published(state, self)
+
 
 def from_published(state: dict[str, Any], model: T2TViT) -> dict[str, Any]:
     """A state dict with the names of the papers' checkpoints, as one of this module; values stay as they are.
