@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from vitprune.backends._progress import Outermost
 from vitprune.errors import BuildError, LoadError
 
 if TYPE_CHECKING:
@@ -89,35 +90,6 @@ def build(request: dict[str, Any], report: Any) -> dict[str, Any]:
     }
 
 
-def _monitor(trt: Any, report: Any) -> Any:
-    """A progress monitor that reports phases, where this version has the interface."""
-    if not hasattr(trt, "IProgressMonitor"):
-        return None
-
-    class Monitor(trt.IProgressMonitor):
-        """Reports the outermost phases only: the inner ones pass by the thousand."""
-
-        def __init__(self) -> None:
-            trt.IProgressMonitor.__init__(self)
-            self.outer: dict[str, int] = {}
-
-        def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: int) -> None:
-            if not parent_phase or parent_phase in self.outer and len(self.outer) < 2:
-                self.outer[phase_name] = num_steps
-                report(phase_name)
-
-        def phase_finish(self, phase_name: str) -> None:
-            self.outer.pop(phase_name, None)
-
-        def step_complete(self, phase_name: str, step: int) -> bool:
-            total = self.outer.get(phase_name, 0)
-            if total and (total < 20 or step % (total // 10) == 0):
-                report(f"{phase_name} {step + 1}/{total}")
-            return True
-
-    return Monitor()
-
-
 class Session:
     """Running an RTX engine needs an NVIDIA GPU of compute capability 8.0, 8.6, 8.9 or 12.0."""
 
@@ -128,3 +100,16 @@ class Session:
             cause="only building is supported",
             next_step="validate with --backend onnxruntime",
         )
+
+
+def _monitor(trt: Any, report: Any) -> Any:
+    """A progress monitor, where this version has the interface."""
+    if not hasattr(trt, "IProgressMonitor"):
+        return None
+
+    class Monitor(Outermost, trt.IProgressMonitor):
+        def __init__(self) -> None:
+            trt.IProgressMonitor.__init__(self)
+            Outermost.__init__(self, report)
+
+    return Monitor()

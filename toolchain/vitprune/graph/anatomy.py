@@ -16,29 +16,20 @@ import onnx_graphsurgeon as gs
 
 from vitprune.errors import ExportError
 from vitprune.graph.embedding import embedding
-from vitprune.graph.static import scalar_of, static_copy, value_of
+from vitprune.graph.projections import (
+    PASS_THROUGH,
+    RESHAPING,
+    HeadNorm,
+    Linear,
+    data_input,
+    fail,
+    linear_above,
+    producer,
+    walk_up,
+)
+from vitprune.graph.static import integer_of, scalar_of, static_copy, value_of
 
-PASS_THROUGH = {"Cast", "Identity", "Dropout"}
-RESHAPING = {"Reshape", "Transpose", "Squeeze", "Unsqueeze", "Flatten"} | PASS_THROUGH
 NORM_PARTS = {"LayerNormalization", "ReduceMean", "Sub", "Pow", "Mul", "Add", "Sqrt", "Div", "Reciprocal"} | PASS_THROUGH
-
-
-@dataclass(frozen=True)
-class Linear:
-    """weight [in,out], bias [out] or None, and the tensor it reads."""
-
-    weight: np.ndarray
-    bias: np.ndarray | None
-    source: str
-
-
-@dataclass(frozen=True)
-class HeadNorm:
-    """LayerNorm over the head dimension (q/k norm)."""
-
-    weight: np.ndarray
-    bias: np.ndarray | None
-    epsilon: float
 
 
 @dataclass(frozen=True)
@@ -93,130 +84,9 @@ class Anatomy:
     keys: int = 0
 
 
-def _fail(index: int | None, node: Any, expected: str) -> ExportError:
-    where = "the graph" if index is None else f"block {index}"
-    seen = f"node '{node.name or node.op}' ({node.op})" if isinstance(node, gs.Node) else str(node)
-    return ExportError(
-        322,
-        f"{where} does not look like a ViT block",
-        cause=f"at {seen}: expected {expected}",
-        next_step="export the dense model with timm or Hugging Face, without fusing attention into one node",
-    )
-
-
-def _producer(tensor: Any) -> gs.Node | None:
-    return tensor.inputs[0] if tensor.inputs else None
-
-
-def _data_input(node: gs.Node) -> Any:
-    """The one non-constant input of a node with a constant operand, else its first."""
-    live = [tensor for tensor in node.inputs if value_of(tensor) is None]
-    return live[0] if len(live) == 1 else node.inputs[0]
-
-
-def _linear_above(tensor: Any) -> Linear | None:
-    """Match x @ W + b (MatMul with Add, or Gemm) whose output is `tensor`."""
-    node, bias = _producer(tensor), None
-    if node is not None and node.op == "Add":
-        constants = [value_of(t) for t in node.inputs]
-        if sum(c is not None for c in constants) != 1:
-            return None
-        bias = next(c for c in constants if c is not None).reshape(-1)
-        node = _producer(_data_input(node))
-    if node is not None and node.op == "MatMul" and (weight := value_of(node.inputs[1])) is not None and weight.ndim == 2:
-        return Linear(weight, bias, node.inputs[0].name)
-    if node is not None and node.op == "Gemm" and bias is None and (weight := value_of(node.inputs[1])) is not None:
-        weight = weight.T if node.attrs.get("transB", 0) else weight
-        return Linear(weight, value_of(node.inputs[2]) if len(node.inputs) > 2 else None, node.inputs[0].name)
-    return None
-
-
-@dataclass
-class _Walk:
-    """What lies between an operand of attention and its linear map."""
-
-    linear: Linear
-    scale: float
-    norm: HeadNorm | None
-
-
-def _integer(tensor: Any) -> int | None:
-    """The constant integer behind a tensor of one element, or None."""
-    value = scalar_of(tensor)
-    return None if value is None else int(value)
-
-
-def _selected_third(node: gs.Node, tensor: Any) -> int | None:
-    """Which part of a packed projection a Slice, Gather or Split takes."""
-    if node.op == "Slice" and (start := _integer(node.inputs[1])) is not None:
-        axis = _integer(node.inputs[3]) if len(node.inputs) > 3 else None
-        if axis is None or not tensor.shape or not node.inputs[0].shape:
-            return None
-        return start % int(node.inputs[0].shape[axis]) // int(tensor.shape[axis])
-    if node.op == "Gather":
-        return _integer(node.inputs[1])
-    if node.op == "Split":
-        return next(i for i, output in enumerate(node.outputs) if output is tensor)
-    return None
-
-
-def _walk_up(tensor: Any, index: int, heads: int, head_dim: int) -> _Walk:
-    """From an operand of an attention product up to its linear map."""
-    scale, norm, part = 1.0, None, None
-    inner = heads * head_dim
-    for _ in range(40):
-        linear = _linear_above(tensor)
-        if linear is not None:
-            return _Walk(_section(linear, part, inner, index, tensor), scale, norm)
-        node = _producer(tensor)
-        if node is None:
-            break
-        if node.op in ("Mul", "Div") and any(scalar_of(t) is not None for t in node.inputs):
-            factor = next(s for t in node.inputs if (s := scalar_of(t)) is not None)
-            scale *= factor if node.op == "Mul" else 1 / factor
-            tensor = _data_input(node)
-        elif node.op in RESHAPING:
-            if node.op == "Reshape" and node.outputs[0].shape is not None:
-                shape = list(node.outputs[0].shape)
-                if len(shape) == 5 and shape[3] == 3 and shape[2] == heads and heads != 3:
-                    raise _fail(index, node, "packed q, k, v in the order [3, heads, head_dim]")
-            tensor = node.inputs[0]
-        elif node.op in ("Slice", "Gather", "Split") and (taken := _selected_third(node, tensor)) is not None:
-            part, tensor = taken, node.inputs[0]
-        elif node.op == "LayerNormalization" and norm is None:
-            weight = value_of(node.inputs[1])
-            if weight is None or weight.size != head_dim:
-                raise _fail(index, node, f"q/k norm over the head dimension {head_dim}")
-            norm = HeadNorm(
-                weight, value_of(node.inputs[2]) if len(node.inputs) > 2 else None, float(node.attrs.get("epsilon", 1e-5))
-            )
-            tensor = node.inputs[0]
-        else:
-            hint = (
-                " (rotary positions or relative biases are not supported)"
-                if node.op in ("Concat", "Add", "Sub", "Neg", "Where")
-                else ""
-            )
-            raise _fail(index, node, f"reshapes, scaling or q/k norm between a linear map and attention{hint}")
-    raise _fail(index, f"tensor '{tensor.name}'", "a linear map with constant weights above attention")
-
-
-def _section(linear: Linear, part: int | None, inner: int, index: int, tensor: Any) -> Linear:
-    """Cut one third out of a packed projection."""
-    width = linear.weight.shape[1]
-    if width == inner:
-        return linear
-    if width != 3 * inner or part is None or part > 2:
-        raise _fail(
-            index, f"tensor '{tensor.name}'", f"a projection to {inner} or a packed one to {3 * inner} columns, found {width}"
-        )
-    columns = slice(part * inner, (part + 1) * inner)
-    return Linear(linear.weight[:, columns], None if linear.bias is None else linear.bias[columns], linear.source)
-
-
 def _only_consumer(tensor: Any, index: int) -> gs.Node:
     if len(tensor.outputs) != 1:
-        raise _fail(index, f"tensor '{tensor.name}'", f"one reader, found {len(tensor.outputs)}")
+        raise fail(index, f"tensor '{tensor.name}'", f"one reader, found {len(tensor.outputs)}")
     return tensor.outputs[0]
 
 
@@ -224,7 +94,7 @@ def _attention_product(softmax: gs.Node, index: int) -> tuple[gs.Node, float]:
     """The Q·Kᵀ MatMul above a Softmax and the scale between them."""
     tensor, scale = softmax.inputs[0], 1.0
     for _ in range(8):
-        node = _producer(tensor)
+        node = producer(tensor)
         if node is None:
             break
         if node.op == "MatMul":
@@ -232,17 +102,17 @@ def _attention_product(softmax: gs.Node, index: int) -> tuple[gs.Node, float]:
         if node.op in ("Mul", "Div") and any(scalar_of(t) is not None for t in node.inputs):
             factor = next(s for t in node.inputs if (s := scalar_of(t)) is not None)
             scale *= factor if node.op == "Mul" else 1 / factor
-            tensor = _data_input(node)
+            tensor = data_input(node)
         elif node.op in PASS_THROUGH:
             tensor = node.inputs[0]
         elif node.op == "Add" and any((v := value_of(t)) is not None and not v.any() for t in node.inputs):
-            tensor = _data_input(node)
+            tensor = data_input(node)
         else:
-            raise _fail(index, node, "Q·Kᵀ, scaled, straight before Softmax (masks and position biases are not supported)")
-    raise _fail(index, softmax, "a MatMul of queries and keys above Softmax")
+            raise fail(index, node, "Q·Kᵀ, scaled, straight before Softmax (masks and position biases are not supported)")
+    raise fail(index, softmax, "a MatMul of queries and keys above Softmax")
 
 
-def _down_to_projection(node: gs.Node, index: int) -> tuple[str, Linear, Any]:
+def down_to_projection(node: gs.Node, index: int) -> tuple[str, Linear, Any]:
     """From A·V down to the projection: (context tensor, linear, output tensor)."""
     tensor = node.outputs[0]
     for _ in range(8):
@@ -254,16 +124,16 @@ def _down_to_projection(node: gs.Node, index: int) -> tuple[str, Linear, Any]:
             after = _only_consumer(output, index)
             if after.op == "Add" and any(value_of(t) is not None for t in after.inputs):
                 output = after.outputs[0]
-            linear = _linear_above(output)
+            linear = linear_above(output)
             if linear is None or len(tensor.shape or ()) != 3:
-                raise _fail(index, node, "a projection with constant weights on rows [B,N,C]")
+                raise fail(index, node, "a projection with constant weights on rows [B,N,C]")
             return tensor.name, linear, output
         else:
-            raise _fail(index, node, "only reshapes between A·V and the projection (gates are not supported)")
-    raise _fail(index, node, "the projection after A·V")
+            raise fail(index, node, "only reshapes between A·V and the projection (gates are not supported)")
+    raise fail(index, node, "the projection after A·V")
 
 
-def _down_to_residual(tensor: Any, index: int) -> gs.Node:
+def down_to_residual(tensor: Any, index: int) -> gs.Node:
     """The residual Add below a branch output (LayerScale in between is fine)."""
     for _ in range(8):
         node = _only_consumer(tensor, index)
@@ -273,11 +143,11 @@ def _down_to_residual(tensor: Any, index: int) -> gs.Node:
         if node.op in PASS_THROUGH or (node.op == "Mul" and len(live) == 1):
             tensor = node.outputs[0]
         else:
-            raise _fail(index, node, "LayerScale or the residual sum after the projection")
-    raise _fail(index, f"tensor '{tensor.name}'", "a residual sum")
+            raise fail(index, node, "LayerScale or the residual sum after the projection")
+    raise fail(index, f"tensor '{tensor.name}'", "a residual sum")
 
 
-def _check_norm(h: Any, x_name: str, index: int) -> None:
+def check_norm(h: Any, x_name: str, index: int) -> None:
     """H must be a norm of x: only norm operators between them."""
     frontier, seen = [h], set()
     while frontier:
@@ -285,9 +155,9 @@ def _check_norm(h: Any, x_name: str, index: int) -> None:
         if tensor.name == x_name or tensor.name in seen or value_of(tensor) is not None:
             continue
         seen.add(tensor.name)
-        node = _producer(tensor)
+        node = producer(tensor)
         if node is None or node.op not in NORM_PARTS or len(seen) > 16:
-            raise _fail(
+            raise fail(
                 index,
                 node if node is not None else f"tensor '{tensor.name}'",
                 "a LayerNorm of the block's input before q, k, v (pre-norm)",
@@ -295,12 +165,12 @@ def _check_norm(h: Any, x_name: str, index: int) -> None:
         frontier.extend(node.inputs)
 
 
-def _mlp(attended: Any, index: int) -> tuple[int, str]:
+def mlp(attended: Any, index: int) -> tuple[int, str]:
     """Hidden width of the MLP and the block's output tensor."""
     residuals = [node for node in attended.outputs if node.op == "Add" and sum(value_of(t) is None for t in node.inputs) == 2]
     residual = residuals[-1] if residuals else None
     if residual is None:
-        raise _fail(index, f"tensor '{attended.name}'", "a second residual sum after the MLP")
+        raise fail(index, f"tensor '{attended.name}'", "a second residual sum after the MLP")
     frontier, hidden, seen = [node for node in attended.outputs if node is not residual], 0, 0
     while frontier and not hidden and seen < 64:
         node = frontier.pop(0)
@@ -320,25 +190,25 @@ def _block(index: int, softmax: gs.Node) -> Block:
     while reader.op in PASS_THROUGH:
         reader = _only_consumer(reader.outputs[0], index)
     if reader.op != "MatMul" or reader.inputs[1].shape is None:
-        raise _fail(index, reader, "A·V as the only reader of the attention probabilities")
+        raise fail(index, reader, "A·V as the only reader of the attention probabilities")
     head_dim = int(reader.inputs[1].shape[-1])
-    query = _walk_up(product.inputs[0], index, heads, head_dim)
-    key = _walk_up(product.inputs[1], index, heads, head_dim)
-    value = _walk_up(reader.inputs[1], index, heads, head_dim)
+    query = walk_up(product.inputs[0], index, heads, head_dim)
+    key = walk_up(product.inputs[1], index, heads, head_dim)
+    value = walk_up(reader.inputs[1], index, heads, head_dim)
     sources = {query.linear.source, key.linear.source, value.linear.source}
     if len(sources) != 1:
-        raise _fail(index, softmax, f"queries, keys and values of the same rows (self-attention), found {sorted(sources)}")
+        raise fail(index, softmax, f"queries, keys and values of the same rows (self-attention), found {sorted(sources)}")
     if value.scale != 1.0 or value.norm is not None:
-        raise _fail(index, reader, "values straight from their linear map")
-    _, projection, projected = _down_to_projection(reader, index)
-    residual = _down_to_residual(projected, index)
-    branch = _ancestors_within(projected, residual)
+        raise fail(index, reader, "values straight from their linear map")
+    _, projection, projected = down_to_projection(reader, index)
+    residual = down_to_residual(projected, index)
+    branch = ancestors_within(projected, residual)
     x = next((t for t in residual.inputs if t.name not in branch), None)
     if x is None:
-        raise _fail(index, residual, "a residual sum of the block's input and the attention branch")
-    h = _tensor_named(query.linear.source, softmax)
-    _check_norm(h, x.name, index)
-    hidden, output = _mlp(residual.outputs[0], index)
+        raise fail(index, residual, "a residual sum of the block's input and the attention branch")
+    h = tensor_named(query.linear.source, softmax)
+    check_norm(h, x.name, index)
+    hidden, output = mlp(residual.outputs[0], index)
     return Block(
         index=index, heads=heads, head_dim=head_dim, tokens=tokens, x=x.name, h=query.linear.source,
         query=query.linear, key=key.linear, value=value.linear, scale=scale * query.scale * key.scale,
@@ -347,7 +217,7 @@ def _block(index: int, softmax: gs.Node) -> Block:
     )  # fmt: skip
 
 
-def _tensor_named(name: str, below: gs.Node) -> Any:
+def tensor_named(name: str, below: gs.Node) -> Any:
     """Find a tensor by name among the ancestors of a node."""
     frontier, seen = list(below.inputs), set()
     while frontier:
@@ -357,13 +227,13 @@ def _tensor_named(name: str, below: gs.Node) -> Any:
         if id(tensor) in seen:
             continue
         seen.add(id(tensor))
-        node = _producer(tensor)
+        node = producer(tensor)
         if node is not None:
             frontier.extend(node.inputs)
     raise KeyError(name)
 
 
-def _ancestors_within(top: Any, bottom: gs.Node) -> set[str]:
+def ancestors_within(top: Any, bottom: gs.Node) -> set[str]:
     """Names of the tensors from `top` down to the inputs of `bottom`."""
     names, frontier = {top.name}, [top]
     while frontier:
@@ -394,15 +264,15 @@ def _head(last: Any) -> tuple[bool, dict[str, int]]:
             if node.op == "Gather" and node.attrs.get("axis", 0) == 1 and scalar_of(node.inputs[1]) == 0:
                 reads_cls = True
                 continue
-            if node.op == "Slice" and len(node.inputs) > 3 and _integer(node.inputs[3]) == 1:
-                first = _integer(node.inputs[1]) or 0
-                reads_cls |= first == 0 and _integer(node.inputs[2]) == 1
+            if node.op == "Slice" and len(node.inputs) > 3 and integer_of(node.inputs[3]) == 1:
+                first = integer_of(node.inputs[1]) or 0
+                reads_cls |= first == 0 and integer_of(node.inputs[2]) == 1
                 follow = skipped + first
             elif node.op == "ReduceMean" and _token_axis_mean(node):
                 pools[node.outputs[0].name] = skipped
                 continue
             elif node.op in ("ReduceMax", "Softmax", "GlobalAveragePool") and len(tensor.shape or ()) >= 3:
-                raise _fail(None, node, "a head that reads the CLS token or the mean of the tokens")
+                raise fail(None, node, "a head that reads the CLS token or the mean of the tokens")
             frontier.extend((output, follow) for output in node.outputs)
     return reads_cls, pools
 
@@ -434,7 +304,7 @@ def find(model: onnx.ModelProto) -> Anatomy:
     tensors = graph.tensors()
     embedded = embedding(graph, tensors[blocks[0].x])
     if embedded is None:
-        raise _fail(None, "the input side", "a patch embedding Conv")
+        raise fail(None, "the input side", "a patch embedding Conv")
     patches, embed_macs = embedded
     reads_cls, pools = _head(tensors[blocks[-1].output])
     image = graph.inputs[0]

@@ -17,6 +17,7 @@ import onnx_graphsurgeon as gs
 from vitprune import methods
 from vitprune.errors import ExportError, RecipeError
 from vitprune.graph import anatomy as vit
+from vitprune.graph import projections
 from vitprune.graph.anatomy import Anatomy, Block
 from vitprune.graph.passes.base import Surgery
 from vitprune.graph.passes.cvt_sampling import Pass, incidence
@@ -69,7 +70,7 @@ def _fail(index: int, seen: str, expected: str) -> ExportError:
 def _above(tensor: Any) -> gs.Node | None:
     """The producer of a tensor, seen through reshapes and transposes."""
     node = tensor.inputs[0] if tensor.inputs else None
-    while node is not None and node.op in vit.RESHAPING:
+    while node is not None and node.op in projections.RESHAPING:
         tensor = node.inputs[0]
         node = tensor.inputs[0] if tensor.inputs else None
     return node
@@ -132,21 +133,21 @@ def _block(index: int, softmax: gs.Node) -> tuple[ConvBlock, tuple[int, int]]:
     if len(softmax.outputs[0].outputs) != 1 or not _is_product(reader):
         raise _fail(index, f"node '{softmax.name}'", "the product with the values as its only reader")
     head_dim = int(reader.inputs[1].shape[-1])
-    walks = [vit._walk_up(t, index, heads, head_dim) for t in (product.inputs[0], product.inputs[1], reader.inputs[1])]
+    walks = [projections.walk_up(t, index, heads, head_dim) for t in (product.inputs[0], product.inputs[1], reader.inputs[1])]
     found = [
-        _convolution(vit._tensor_named(walk.linear.source, softmax if i < 2 else reader), index) for i, walk in enumerate(walks)
+        _convolution(vit.tensor_named(walk.linear.source, softmax if i < 2 else reader), index) for i, walk in enumerate(walks)
     ]
     if len({(row, h) for _, row, h, _ in found}) != 1:
         raise _fail(index, f"node '{softmax.name}'", "queries, keys and values of the same rows")
     if found[0][0].stride != 1 or walks[2].scale != 1.0 or any(walk.norm is not None for walk in walks):
         raise _fail(index, f"node '{softmax.name}'", "one query per token and values straight from their linear map")
-    _, projection, projected = vit._down_to_projection(reader, index)
-    residual = vit._down_to_residual(projected, index)
-    branch = vit._ancestors_within(projected, residual)
+    _, projection, projected = vit.down_to_projection(reader, index)
+    residual = vit.down_to_residual(projected, index)
+    branch = vit.ancestors_within(projected, residual)
     x = next(t for t in residual.inputs if t.name not in branch)
     h = found[0][2]
-    vit._check_norm(vit._tensor_named(h, softmax), x.name, index)
-    hidden, output = vit._mlp(residual.outputs[0], index)
+    vit.check_norm(vit.tensor_named(h, softmax), x.name, index)
+    hidden, output = vit.mlp(residual.outputs[0], index)
     block = ConvBlock(
         index=index, heads=heads, head_dim=head_dim, tokens=tokens, x=x.name, h=h,
         query=walks[0].linear, key=walks[1].linear, value=walks[2].linear, scale=scale * walks[0].scale * walks[1].scale,

@@ -86,3 +86,9 @@ def scalar_of(tensor: Any) -> float | None:
     """The constant scalar behind a tensor of one element, or None."""
     value = value_of(tensor)
     return float(value.reshape(-1)[0]) if value is not None and value.size == 1 else None
+
+
+def integer_of(tensor: Any) -> int | None:
+    """The constant integer behind a tensor of one element, or None."""
+    value = scalar_of(tensor)
+    return None if value is None else int(value)

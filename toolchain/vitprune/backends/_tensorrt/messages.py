@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from vitprune.backends._progress import Outermost
+
 if TYPE_CHECKING:
     import tensorrt as trt
 
@@ -25,26 +27,12 @@ def logger(messages: list[str]) -> trt.ILogger:
 
 
 def monitor(report: Callable[[str], None]) -> trt.IProgressMonitor:
-    """A progress monitor that reports the outermost phases: the inner ones pass by the thousand."""
+    """A progress monitor."""
     import tensorrt as trt
 
-    class Monitor(trt.IProgressMonitor):
+    class Monitor(Outermost, trt.IProgressMonitor):
         def __init__(self) -> None:
             trt.IProgressMonitor.__init__(self)
-            self.outer: dict[str, int] = {}
-
-        def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: int) -> None:
-            if not parent_phase or parent_phase in self.outer and len(self.outer) < 2:
-                self.outer[phase_name] = num_steps
-                report(phase_name)
-
-        def phase_finish(self, phase_name: str) -> None:
-            self.outer.pop(phase_name, None)
-
-        def step_complete(self, phase_name: str, step: int) -> bool:
-            total = self.outer.get(phase_name, 0)
-            if total and (total < 20 or step % (total // 10) == 0):
-                report(f"{phase_name} {step + 1}/{total}")
-            return True
+            Outermost.__init__(self, report)
 
     return Monitor()

@@ -9,9 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from vitprune.graph.anatomy import Block, HeadNorm
+from vitprune.graph.anatomy import Block
 from vitprune.graph.emit import BOOL, FLOAT, INT64, Emitter
 from vitprune.graph.passes.base import Surgery
+from vitprune.graph.projections import HeadNorm
 
 
 def _head_norm(em: Emitter, x: Any, norm: HeadNorm, label: str) -> Any:
