@@ -17,20 +17,17 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from vitprune import methods, pipelines
+from vitprune import methods, parity, pipelines
 from vitprune.backends.onnxruntime import make_session
 from vitprune.bundle import Bundle, Manifest, check_output, folder_in_place, open_bundle, seal
 from vitprune.errors import ExportError, LoadError, VitpruneError
 from vitprune.graph import surgery
 from vitprune.graph.anatomy import Anatomy
 from vitprune.methods.base import Site
-from vitprune.models import images as image_data
 from vitprune.models.loading import LoadedModel, from_module, load, require_torch
 from vitprune.ops.token_sample import NAME
 from vitprune.recipe import Recipe
 
-SAMPLE_BYTES = 6 << 20
-MIN_SAMPLES = 8
 Report = Callable[[str], None]
 
 
@@ -85,14 +82,14 @@ def export(
     from vitprune.reference.vit import reference
 
     oracle = reference(model.module, recipe)
-    inputs = _samples(recipe, model.preprocessing, data)
+    inputs = parity.samples(recipe, model.preprocessing, data)
     report("exporting the dense model to ONNX")
     dense = dense_onnx(model.module, model.image_shape, recipe)
     report("rewriting the graph")
     pruned, anatomy, notes = surgery.rewrite(dense, recipe, has_cls=oracle.geometry.has_cls)
     report("checking against the PyTorch reference")
-    arrays = _reference_arrays(oracle, model.module, inputs, recipe.graph.static_batch)
-    check = _check_parity(pruned, arrays, recipe)
+    arrays = parity.reference_arrays(oracle, model.module, inputs, recipe.graph.static_batch)
+    check = parity.check(pruned, arrays, recipe)
     source = {"source": model.source, "geometry": asdict(oracle.geometry)}
     arrays |= {} if inputs.labels is None else {"labels": inputs.labels}
     notes |= {"check": check, "samples": inputs.origin, "dense_nodes": len(dense.graph.node), "nodes": len(pruned.graph.node)}
@@ -131,11 +128,11 @@ def rewrite(
         "input_size": list(anatomy.image_shape), "mean": section.mean or [0.5] * channels, "std": section.std or [0.5] * channels,
         "interpolation": "bicubic", "crop_pct": 0.9,
     }  # fmt: skip
-    inputs = _samples(recipe, preprocessing, data)
+    inputs = parity.samples(recipe, preprocessing, data)
     report("checking the canonical graph against the dense one")
     batch = _fixed_batch(dense)
-    dense_logits = _run(make_session(dense.SerializeToString()), inputs.pixels, batch)[0]
-    canonical = _run(make_session(surgery.canonical(dense, recipe).SerializeToString()), inputs.pixels, batch)[0]
+    dense_logits = parity.run(make_session(dense.SerializeToString()), inputs.pixels, batch)[0]
+    canonical = parity.run(make_session(surgery.canonical(dense, recipe).SerializeToString()), inputs.pixels, batch)[0]
     difference = float(np.abs(canonical - dense_logits).max())
     limit = 1e-5 * max(1.0, float(np.abs(dense_logits).max()))
     if not difference <= limit:
@@ -145,7 +142,7 @@ def rewrite(
             cause=f"with nothing pruned the logits differ by {difference:.3g}, allowed is {limit:.3g}",
             next_step="report the dense ONNX file with this message",
         )
-    logits, *kept = _run(make_session(pruned.SerializeToString()), inputs.pixels, batch)
+    logits, *kept = parity.run(make_session(pruned.SerializeToString()), inputs.pixels, batch)
     sites = methods.get(recipe.prune.method).sites(recipe.prune, surgery.geometry(anatomy))
     arrays: dict[str, NDArray[Any]] = {"images": inputs.pixels, "logits": logits, "dense_logits": dense_logits}
     arrays |= {f"kept_{site.block}": rows for site, rows in zip(sites, kept, strict=True)}
@@ -236,83 +233,6 @@ def _loaded(module_or_name: Any, recipe: Recipe, pretrained: bool, seed: int, we
     if module_or_name and module_or_name != section.name:
         section = section.model_copy(update={"name": module_or_name})
     return load(section, pretrained=pretrained, seed=seed, weights=weights)
-
-
-def _samples(recipe: Recipe, preprocessing: dict[str, Any], data: str | Path | None) -> image_data.Images:
-    per_image = 4 * int(np.prod(preprocessing["input_size"]))
-    count = min(recipe.validation.samples, max(MIN_SAMPLES, SAMPLE_BYTES // per_image))
-    return image_data.synthetic(count, preprocessing) if data is None else image_data.load(Path(data), preprocessing, count)
-
-
-def _reference_arrays(oracle: Any, module: Any, inputs: image_data.Images, static: int | None) -> dict[str, NDArray[Any]]:
-    """Reference results, computed in pieces of the batch the graph will see."""
-    import torch
-
-    size = static or 8
-    parts = []
-    with torch.inference_mode():
-        for start in range(0, len(inputs), size):
-            x = torch.from_numpy(inputs.pixels[start : start + size])
-            logits = oracle(x).numpy()
-            parts.append(
-                (
-                    logits,
-                    module(x).numpy(),
-                    [k.numpy() for k in oracle.kept],
-                    [m.numpy() for m in oracle.margin],
-                    [o.numpy() for o in oracle.overflow],
-                )
-            )
-    arrays = {
-        "images": inputs.pixels,
-        "logits": np.concatenate([p[0] for p in parts]),
-        "dense_logits": np.concatenate([p[1] for p in parts]),
-    }
-    from vitprune.backends.onnxruntime import _stack
-
-    for number, site in enumerate(oracle.sites):
-        arrays[f"kept_{site.block}"] = _stack([p[2][number] for p in parts])
-        arrays[f"margin_{site.block}"] = np.concatenate([p[3][number] for p in parts]).astype(np.float32)
-        arrays[f"overflow_{site.block}"] = np.concatenate([p[4][number] for p in parts])
-    return arrays
-
-
-def _check_parity(model: onnx.ModelProto, arrays: dict[str, NDArray[Any]], recipe: Recipe) -> dict[str, Any]:
-    """Run the graph on the samples and compare with the reference.
-
-    Raises:
-        ExportError: VP330 when a gate of the recipe fails already here.
-    """
-    from vitprune.backends import Result
-    from vitprune.validation.compare import compare, failures
-
-    session = make_session(model.SerializeToString())
-    blocks = [int(name.removeprefix("kept_")) for name in arrays if name.startswith("kept_")]
-    logits, *kept = _run(session, arrays["images"], recipe.graph.static_batch)
-    comparison = compare(Result(logits, kept), arrays, blocks, recipe.validation.gates)
-    broken = [gate for gate in failures(comparison, recipe.validation.gates) if gate.name in ("logits_max_abs", "decisions")]
-    if broken:
-        raise ExportError(
-            330,
-            "the rewritten graph and the PyTorch reference disagree",
-            cause="; ".join(gate.text() for gate in broken),
-            next_step="report the model and recipe with this message",
-        )
-    return comparison.document()
-
-
-def _run(session: Any, pixels: NDArray[np.float32], static: int | None) -> list[NDArray[Any]]:
-    from vitprune.backends.onnxruntime import _stack, result_names
-
-    name, wanted = session.get_inputs()[0].name, result_names(session)
-    size = static or 8
-    parts = []
-    for start in range(0, len(pixels), size):
-        piece = pixels[start : start + size]
-        short = size - len(piece) if static else 0
-        fed = np.concatenate([piece, np.repeat(piece[-1:], short, axis=0)]) if short else piece
-        parts.append([value[: len(piece)] for value in session.run(wanted, {name: fed})])
-    return [np.concatenate([p[0] for p in parts]), *(_stack([p[i] for p in parts]) for i in range(1, len(parts[0])))]
 
 
 def _fixed_batch(model: onnx.ModelProto) -> int | None:

@@ -11,6 +11,7 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
+from vitprune import parity
 from vitprune.backends.onnxruntime import make_session
 from vitprune.bundle import Bundle, Manifest, folder_in_place, open_bundle, seal
 from vitprune.cascade.graphs import member_graphs
@@ -20,7 +21,7 @@ from vitprune.cascade.single import NAME as SINGLE
 from vitprune.cascade.single import single_graph
 from vitprune.cascade.validating import compare, gates_of, reference_arrays
 from vitprune.errors import ExportError
-from vitprune.exporting import Report, _io, _samples
+from vitprune.exporting import Report, _io
 from vitprune.methods.base import Geometry
 from vitprune.methods.dvt import embed_macs, exit_costs
 from vitprune.models.loading import LoadedModel
@@ -38,7 +39,7 @@ def export(
     """
     report("loading the model")
     model = load(module_or_name, recipe, pretrained=pretrained, seed=seed, weights=weights)
-    inputs = _samples(recipe, model.preprocessing, data)
+    inputs = parity.samples(recipe, model.preprocessing, data)
     graphs = member_graphs(model.module, recipe, report)
     report("checking against the PyTorch reference")
     arrays = reference_arrays(torch_members(model.module), inputs, _params(recipe).thresholds)
