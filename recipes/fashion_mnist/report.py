@@ -189,6 +189,7 @@ def draw(runs: list[Run], folder: Path) -> list[str]:
         axes.annotate(run["name"], (run["macs_share"], run["top1"]), fontsize=7, xytext=(4, 2), textcoords="offset points")
     axes.set(xlabel="MACs / dense", ylabel="top-1 %", title="accuracy against MACs (o trained, x off the shelf)")
     keep(figure, "accuracy_macs")
+    runs = [run for run in runs if "-" not in run["name"]]  # trained, at their own setting
     for run in (run for run in runs if any(site["deviation"] > 0 for site in run["sites"])):
         figure, all_axes = pyplot.subplots(
             1, len(run["sites"]), figsize=(2.2 * len(run["sites"]), 2.2), sharey=True, squeeze=False

@@ -35,7 +35,7 @@ def main() -> int:
     parser.add_argument("recipe", type=Path)
     parser.add_argument("--name", required=True)
     parser.add_argument("--shares", type=float, nargs="*", default=SHARES)
-    parser.add_argument("--samples", type=int, default=1000, help="training images to calibrate on")
+    parser.add_argument("--samples", type=int, default=512, help="training images to calibrate on")
     parser.add_argument("--data", type=Path, default=DATA)
     parser.add_argument("--set", action="append", default=[], help="key.path=value of the recipe")
     args, more = parser.parse_known_args()
