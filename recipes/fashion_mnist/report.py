@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -164,6 +165,15 @@ def markdown(runs: list[Run], plots: list[str]) -> str:
     return "\n\n".join(parts) + "\n"
 
 
+def series(runs: list[Run]) -> dict[str, list[Run]]:
+    """Runs of one model at its own setting and at several budgets, by falling share; ablations are left to the tables."""
+    found: dict[str, list[Run]] = {}
+    for run in runs:
+        if "-plain_" not in run["name"]:
+            found.setdefault(re.sub(r"-\d\d$", "", run["name"]), []).append(run)
+    return found
+
+
 def draw(runs: list[Run], folder: Path) -> list[str]:
     """Plots; none where matplotlib is missing."""
     try:
@@ -182,12 +192,17 @@ def draw(runs: list[Run], folder: Path) -> list[str]:
         pyplot.close(figure)
         made.append(f"{folder.name}/{name}.png")
 
-    figure, axes = pyplot.subplots(figsize=(7, 4.5))
-    for run in runs:
-        error = [[run["top1"] - run["ci95"][0]], [run["ci95"][1] - run["top1"]]]
-        axes.errorbar(run["macs_share"], run["top1"], yerr=error, fmt="o" if run["trained"] else "x", capsize=2)
-        axes.annotate(run["name"], (run["macs_share"], run["top1"]), fontsize=7, xytext=(4, 2), textcoords="offset points")
-    axes.set(xlabel="MACs / dense", ylabel="top-1 %", title="accuracy against MACs (o trained, x off the shelf)")
+    figure, axes = pyplot.subplots(figsize=(9, 5.5))
+    methods = sorted({run["method"] for run in runs} - {"dense"})
+    for name, group in series(runs).items():
+        shares, values = [run["macs_share"] for run in group], [run["top1"] for run in group]
+        trained = group[0]["trained"]
+        colour = f"C{methods.index(group[0]['method']) % 10}" if group[0]["method"] in methods else "black"
+        axes.plot(shares, values, "o-" if trained else "x--", color=colour, label=name, markersize=4, linewidth=1)
+    axes.set(xlabel="MACs / dense", ylabel="top-1 %", title="accuracy against MACs (circles: trained, crosses: off the shelf)")
+    axes.set_ylim(bottom=max(80, axes.get_ylim()[0]))
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5))
     keep(figure, "accuracy_macs")
     runs = [run for run in runs if "-" not in run["name"]]  # trained, at their own setting
     for run in (run for run in runs if any(site["deviation"] > 0 for site in run["sites"])):
