@@ -111,6 +111,8 @@ def finetune(
     classes = int(start.module.shape.classes if hasattr(start.module, "shape") else start.module.num_classes)
     source, held_out = open_split(data, "train", classes), open_split(data, "val", classes)
     assert source is not None
+    feed = Feed(source, start.preprocessing, keys.augment, keys.seed)
+    judged = None if held_out is None else Feed(held_out.first(keys.validation_images), start.preprocessing, None, keys.seed)
     accelerator = accelerator_for(kind, keys.precision)
     if accelerator.is_main_process:
         prepare(output, resume, force)
@@ -125,9 +127,7 @@ def finetune(
     }  # fmt: skip
     run = Run(
         accelerator, behaviour, teacher if behaviour.wants_teacher else None,
-        Feed(source, start.preprocessing, keys.augment, keys.seed),
-        None if held_out is None else Feed(held_out.first(keys.validation_images), start.preprocessing, None, keys.seed),
-        output, identity, setting or Setting(), warn if accelerator.is_main_process else _silent, progress,
+        feed, judged, output, identity, setting or Setting(), warn if accelerator.is_main_process else _silent, progress,
     )  # fmt: skip
     if resume:
         run.resume()
