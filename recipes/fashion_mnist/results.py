@@ -231,7 +231,12 @@ def main() -> None:
         recipe = Recipe.load(args.recipe, args.overrides)
         beside = Path(args.recipe).parent / "train.json"
         name = args.name or recipe.prune.method
-        found = {"name": name, "method": recipe.prune.method, "trained": beside.is_file(), "prune": recipe.to_dict()["prune"]}
+        found = {
+            "name": name,
+            "method": recipe.prune.method,
+            "trained": beside.is_file(),
+            "prune": recipe.prune.portable().model_dump(mode="json"),
+        }
         found |= measure(recipe, dense_recipe, args)
         if beside.is_file():
             facts = json.loads(beside.read_text())
