@@ -194,10 +194,11 @@ def draw(runs: list[Run], folder: Path) -> list[str]:
 
     figure, axes = pyplot.subplots(figsize=(9, 5.5))
     methods = sorted({run["method"] for run in runs} - {"dense"})
+    palette = pyplot.get_cmap("turbo")([(number + 0.5) / len(methods) for number in range(len(methods))]) if methods else []
     for name, group in series(runs).items():
         shares, values = [run["macs_share"] for run in group], [run["top1"] for run in group]
         trained = group[0]["trained"]
-        colour = f"C{methods.index(group[0]['method']) % 10}" if group[0]["method"] in methods else "black"
+        colour = palette[methods.index(group[0]["method"])] if group[0]["method"] in methods else "black"
         axes.plot(shares, values, "o-" if trained else "x--", color=colour, label=name, markersize=4, linewidth=1)
     axes.set(xlabel="MACs / dense", ylabel="top-1 %", title="accuracy against MACs (circles: trained, crosses: off the shelf)")
     axes.set_ylim(bottom=max(80, axes.get_ylim()[0]))
