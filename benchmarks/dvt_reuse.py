@@ -18,12 +18,12 @@ sys.path.insert(0, str(Path(__file__).parent))
 from speed import machine  # noqa: E402
 
 from vitprune.backends.onnxruntime import make_session  # noqa: E402
-from vitprune.cascade import members  # noqa: E402
-from vitprune.cascade.graphs import member_graphs  # noqa: E402
-from vitprune.exporting import dense_onnx  # noqa: E402
+from vitprune.data import images  # noqa: E402
+from vitprune.exporting.dense import dense_onnx  # noqa: E402
 from vitprune.graph import surgery  # noqa: E402
-from vitprune.graph.runtime import specialise  # noqa: E402
-from vitprune.models import images  # noqa: E402
+from vitprune.graph.lowering.onnxruntime import specialise  # noqa: E402
+from vitprune.methods.dvt import members  # noqa: E402
+from vitprune.methods.dvt.graphs import member_graphs  # noqa: E402
 from vitprune.recipe import Recipe  # noqa: E402
 
 OUT = Path(__file__).parent / "results" / "dvt.json"

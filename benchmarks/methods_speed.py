@@ -21,13 +21,13 @@ sys.path.insert(0, str(Path(__file__).parent))
 from slice_oracle import slice_oracle  # noqa: E402
 from speed import interleaved, machine  # noqa: E402
 
-from vitprune import exporting  # noqa: E402
 from vitprune.backends.onnxruntime import make_session  # noqa: E402
+from vitprune.data import images  # noqa: E402
+from vitprune.exporting import export as exporting  # noqa: E402
 from vitprune.graph import surgery  # noqa: E402
-from vitprune.graph.runtime import specialise  # noqa: E402
-from vitprune.models import images  # noqa: E402
-from vitprune.models.loading import load  # noqa: E402
+from vitprune.graph.lowering.onnxruntime import specialise  # noqa: E402
 from vitprune.recipe import Recipe  # noqa: E402
+from vitprune.vit.loading import load  # noqa: E402
 
 OUT = Path(__file__).parent / "results" / "methods.json"
 MODEL = "deit_small_patch16_224"

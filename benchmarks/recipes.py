@@ -43,7 +43,7 @@ def modes(recipe: str) -> list[str]:
     """Shape modes to run: one where all counts are constant, as both modes then write the same graph."""
     prune = yaml.safe_load((ROOT / "recipes" / f"{recipe}.yaml").read_text())["prune"]
     method = methods.get(prune["method"])
-    constant = bool(method.pipeline) or any(word in method.varies for word in ("fixed", "constant"))
+    constant = method.pipeline is not None or any(word in method.varies for word in ("fixed", "constant"))
     return ["constant"] if constant else ["dynamic", "padded"]
 
 

@@ -7,39 +7,37 @@ attention is computed where the method needs it.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import onnx
 
 from vitprune import methods
+from vitprune.graph import canonical as parts
 from vitprune.graph import surgery
-from vitprune.graph.anatomy import Block, find
-from vitprune.graph.passes import attention as parts
+from vitprune.graph.anatomy.find import Block, find
 from vitprune.graph.passes.base import Surgery
-from vitprune.graph.passes.selection import splice
-from vitprune.methods.base import Site
+from vitprune.methods._dropping.selection import splice
+from vitprune.methods.base import BlockTokens
 from vitprune.recipe import Recipe
 
-PLACES = {
-    "query_sampling": "queries",
-    "fixed_rate": "queries",
-    "threshold": "before",
-    "predictor": "before",
-    "halting": "before",
-    "bipartite_merging": "attended",
-    "threshold_merging": "attended",
-    "sampled_merging": "attended",
-}
 
+def places(blocks: Sequence[BlockTokens], tokens: int) -> list[tuple[str, int]]:
+    """Where rows leave in every block, and how many are left, read off the method's own cost model.
 
-def place(kind: str, site: Site) -> str:
-    """Where a method's kind takes rows out: "queries" (inside attention), "attended" (behind it) or "before" the block."""
-    return "attended" if site.options.get("combine") else PLACES[kind]
-
-
-def rows_after(site: Site, kept: int) -> int:
-    """Patch rows behind a site with `kept` patches: a combined token is one more."""
-    return kept + bool(site.options.get("combine"))
+    "before" the block, its "queries" alone (inside attention), or behind "attended" rows; "" where none leave.
+    """
+    found = []
+    for block in blocks:
+        entering, queries, rows = (round(count) for count in (block.entering, block.queries, block.mlp))
+        if entering < tokens:
+            found.append(("before", entering))
+        elif queries < entering:
+            found.append(("queries", queries))
+        else:
+            found.append(("attended" if rows < entering else "", rows))
+        tokens = rows
+    return found
 
 
 def slice_oracle(dense: onnx.ModelProto, recipe: Recipe, kept: list[int]) -> onnx.ModelProto:
@@ -48,12 +46,12 @@ def slice_oracle(dense: onnx.ModelProto, recipe: Recipe, kept: list[int]) -> onn
     method = methods.get(recipe.prune.method)
     anatomy = find(model)
     sites = method.sites(recipe.prune, surgery.geometry(anatomy))
-    counts = {site.block: (place(method.kind, site), rows_after(site, count)) for site, count in zip(sites, kept, strict=True)}
+    sizes = surgery.geometry(anatomy)
+    cuts = places(method.block_tokens(sites, sizes, [float(count) for count in kept]), sizes.tokens)
     work = Surgery(surgery._working_copy(model), anatomy, recipe, method, [])
     for block in work.anatomy.blocks:
-        where, patches = counts.get(block.index, ("", 0))
+        where, rows = cuts[block.index]
         em = work.emitter.child(f"block{block.index}/cut")
-        rows = work.anatomy.prefix + patches
 
         def cut(x: Any, em: Any = em, rows: int = rows) -> Any:
             return em.slice(x, 0, rows, 1, "rows")

@@ -35,7 +35,7 @@ def tiny_model():
 
 @pytest.fixture(scope="session")
 def tiny_dense(tiny_model):
-    from vitprune.exporting import dense_onnx
+    from vitprune.exporting.dense import dense_onnx
     from vitprune.recipe import Recipe
 
     return dense_onnx(tiny_model, (3, 64, 64), Recipe.load(ats(stages=[1])))

@@ -56,7 +56,7 @@ def test_export_leaves_the_module_as_it_was(own: VisionTransformer, images: np.n
 
 def test_rewrite_of_the_users_own_file(own: VisionTransformer, images: np.ndarray, tmp_path: Path) -> None:
     recipe = vitprune.Recipe.load(PRUNE)
-    from vitprune.exporting import dense_onnx
+    from vitprune.exporting.dense import dense_onnx
 
     onnx.save(dense_onnx(own.eval(), (1, 64, 64), recipe), str(tmp_path / "dense.onnx"))
     one = vitprune.rewrite(tmp_path / "dense.onnx", recipe, tmp_path / "rewritten").run(images)

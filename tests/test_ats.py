@@ -10,12 +10,12 @@ from hypothesis import strategies as st
 
 from helpers import ats, golden_model, images, run, sets, tiny
 from vitprune.backends.onnxruntime import make_session
-from vitprune.exporting import dense_onnx
+from vitprune.exporting.dense import dense_onnx
 from vitprune.graph import surgery
-from vitprune.methods.ats import select
+from vitprune.methods.ats.rule import select
 from vitprune.ops.token_sample import Attributes, token_sample
+from vitprune.pipelines import reference
 from vitprune.recipe import Recipe
-from vitprune.reference.vit import reference
 
 
 @pytest.fixture(scope="module")
@@ -113,8 +113,8 @@ def test_kept_rows_are_rows_of_the_dense_block(golden):
         model(x)
         handles[0].remove()
         oracle = reference(model, recipe)
-        original = oracle.rule.block
-        oracle.rule.block = lambda index, block, rows, state: seen.setdefault(index, original(index, block, rows, state))
+        original = oracle.steps.block
+        oracle.steps.block = lambda index, block, rows, state: seen.setdefault(index, original(index, block, rows, state))
         oracle(x)
     kept = [0, *(p + 1 for p in sets(oracle.kept[0])[0])]
     assert torch.allclose(seen[0][0], seen["dense"][0, kept], atol=2e-6)
@@ -136,7 +136,7 @@ def test_capacity_keeps_the_highest_scores_and_is_counted(golden, shapes):
 
 def test_content_of_pad_slots_is_irrelevant(golden, monkeypatch):
     """Fill the rows behind pad slots with large noise: no logit may move."""
-    from vitprune.reference import query_sampling
+    from vitprune.methods.ats import reference as query_sampling
 
     model, _, _ = golden
     recipe = Recipe.load({**ats(stages=[2, 5], num_samples=40), "graph": {"shapes": "padded"}})
@@ -144,7 +144,7 @@ def test_content_of_pad_slots_is_irrelevant(golden, monkeypatch):
     oracle = reference(model, recipe)
     with torch.inference_mode():
         clean = oracle(x)
-        original = query_sampling.Rule.block
+        original = query_sampling.AtsReference.block
 
         def noisy(self, index, block, rows, state):
             out = original(self, index, block, rows, state)
@@ -152,7 +152,7 @@ def test_content_of_pad_slots_is_irrelevant(golden, monkeypatch):
             assert index < 2 or bool(pads.any())
             return torch.where(pads[..., None], 1e3 * torch.randn_like(out), out)
 
-        monkeypatch.setattr(query_sampling.Rule, "block", noisy)
+        monkeypatch.setattr(query_sampling.AtsReference, "block", noisy)
         assert torch.allclose(oracle(x), clean, atol=1e-5)
 
 

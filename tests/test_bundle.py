@@ -90,7 +90,7 @@ def test_full_disk(tmp_path, monkeypatch):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     recipe = vitprune.Recipe.load(ats(stages=[1]))
-    monkeypatch.setattr("vitprune.exporting.onnx.save", full)
+    monkeypatch.setattr("vitprune.exporting.writing.onnx.save", full)
     with pytest.raises(RecipeError) as error:
         vitprune.export(tiny(), recipe, tmp_path / "bundle")
     assert error.value.code == "VP107"

@@ -11,10 +11,11 @@ import time
 import numpy as np
 import pytest
 
-from vitprune import backends, building, engines, targets
+from vitprune import backends, engines, targets
 from vitprune.bundle import open_bundle
+from vitprune.engines import building
 from vitprune.errors import BuildError, RecipeError, TargetError
-from vitprune.graph.runtime import specialise
+from vitprune.graph.lowering.onnxruntime import specialise
 
 RTX = backends.get("tensorrt_rtx").missing()
 needs_rtx = pytest.mark.skipif(bool(RTX), reason=RTX)

@@ -8,7 +8,7 @@ import threading
 
 import pytest
 
-from vitprune import interrupts
+from vitprune.support import interrupts
 
 
 def test_an_interrupt_waits_for_the_body() -> None:

@@ -6,7 +6,7 @@ from helpers import RECIPES, ats
 from vitprune.errors import RecipeError
 from vitprune.methods.base import Geometry
 from vitprune.recipe import Recipe
-from vitprune.resources import shipped_recipes, shipped_targets
+from vitprune.support.resources import shipped_recipes, shipped_targets
 
 DEIT_S = Geometry(depth=12, patches=196, prefix=1, width=384, heads=6, mlp_hidden=1536, embed_macs=196 * 768 * 384)
 

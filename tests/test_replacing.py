@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from vitprune import replacing
-from vitprune.replacing import replace_folder, replaced
+from vitprune.support import replacing
+from vitprune.support.replacing import replace_folder, replaced
 
 
 def folder(path: Path, text: str) -> Path:

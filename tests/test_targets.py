@@ -8,8 +8,8 @@ import pytest
 from vitprune import backends, targets
 from vitprune.cli import run as cli
 from vitprune.errors import TargetError
-from vitprune.resources import shipped_targets
-from vitprune.versions import Version
+from vitprune.support.resources import shipped_targets
+from vitprune.support.versions import Version
 
 SHIPPED = sorted(shipped_targets())
 

@@ -10,8 +10,8 @@ from safetensors.torch import save_file
 
 import vitprune
 from vitprune.errors import ExportError
-from vitprune.models import loading
 from vitprune.recipe import Recipe
+from vitprune.vit import loading
 
 ARGS = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 2, "num_classes": 5}
 INDEX = "w.safetensors.index.json"
@@ -41,7 +41,7 @@ def test_shards_hold_what_one_file_does(checkpoint):
 
 
 def test_a_bundle_knows_its_shards(checkpoint, monkeypatch):
-    from vitprune.validation.validate import validate
+    from vitprune.pipelines import validate
 
     folder, _ = checkpoint
     monkeypatch.chdir(folder)  # where the weights named by the bundle lie

@@ -21,16 +21,17 @@ from typing import Any
 import numpy as np
 import torch
 
-from vitprune import exporting, pipelines
+from vitprune import methods
 from vitprune.backends.onnxruntime import make_session
+from vitprune.data.images import normalise
+from vitprune.data.sources import open_split
+from vitprune.exporting import export as exporting
 from vitprune.graph import surgery
-from vitprune.graph.runtime import specialise
+from vitprune.graph.lowering.onnxruntime import specialise
 from vitprune.methods.cost import dense_blocks, model_macs
-from vitprune.models import loading
-from vitprune.models.images import normalise
 from vitprune.recipe import Recipe
-from vitprune.reference.vit import PrunedViT, geometry
-from vitprune.training.sources import open_split
+from vitprune.vit import loading
+from vitprune.vit.pruned import PrunedViT, geometry
 
 HERE = Path(__file__).parent
 DATA = Path("/usr/share/datasets/fashion-mnist")  # Debian package dataset-fashion-mnist
@@ -77,8 +78,8 @@ def evaluate_tokens(module: Any, recipe: Recipe, images: np.ndarray, labels: np.
         logits.append(oracle(torch.from_numpy(images[start : start + BATCH])).numpy())
         counts.append(torch.stack([(kept >= 0).sum(1) for kept in oracle.kept], dim=1).numpy())
         if recipe.prune.method == "avit":
-            depths.append(oracle.rule.depth[:, oracle.geometry.prefix :].numpy())
-            active.append(oracle.rule.active[:, :, oracle.geometry.prefix :].float().mean(dim=(1, 2)).numpy())
+            depths.append(oracle.steps.depth[:, oracle.geometry.prefix :].numpy())
+            active.append(oracle.steps.active[:, :, oracle.geometry.prefix :].float().mean(dim=(1, 2)).numpy())
     kept = np.concatenate(counts)
     shape = oracle.geometry
     dense = model_macs(shape, dense_blocks(shape))
@@ -112,10 +113,10 @@ def evaluate_tokens(module: Any, recipe: Recipe, images: np.ndarray, labels: np.
 
 def evaluate_cascade(cascade: Any, recipe: Recipe, images: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
     """Accuracy of the cascade and of its exits alone, exit shares, mean MACs against one dense model."""
-    from vitprune.cascade.exporting import geometry_of
-    from vitprune.cascade.host import all_exits, torch_members
-    from vitprune.cascade.validating import exits_of
-    from vitprune.methods.dvt import exit_costs
+    from vitprune.methods.dvt.cost import exit_costs
+    from vitprune.methods.dvt.exporting import geometry_of
+    from vitprune.methods.dvt.host import all_exits, torch_members
+    from vitprune.methods.dvt.validating import exits_of
 
     params: Any = recipe.prune
     shape = geometry_of(cascade.shape, params.grids[-1])
@@ -150,8 +151,8 @@ def runner(graph: Any) -> Any:
 
 
 def cascade_runner(cascade: Any, recipe: Recipe) -> Any:
-    from vitprune.cascade.graphs import member_graphs
-    from vitprune.cascade.host import run_cascade
+    from vitprune.methods.dvt.graphs import member_graphs
+    from vitprune.methods.dvt.host import run_cascade
 
     def member(graph: Any) -> Any:
         session = make_session(graph.SerializeToString(), threads=1, spin=False)
@@ -183,8 +184,8 @@ def latency(dense: Any, pruned: Any, images: np.ndarray, batch: int, rounds: int
 
 
 def opened(recipe: Recipe, weights: str | None) -> Any:
-    if pipelines.of(recipe) is not None:
-        from vitprune.cascade import members
+    if methods.get(recipe.prune.method).pipeline is not None:
+        from vitprune.methods.dvt import members
 
         return members.load(None, recipe, pretrained=False, seed=0, weights=weights)
     return loading.load(recipe.model, pretrained=False, weights=weights)
@@ -193,7 +194,7 @@ def opened(recipe: Recipe, weights: str | None) -> Any:
 def measure(recipe: Recipe, dense_recipe: Recipe, args: argparse.Namespace) -> dict[str, Any]:
     made = opened(recipe, args.weights)
     images, labels = test_images(args.data, args.images, made.preprocessing)
-    cascade = pipelines.of(recipe) is not None
+    cascade = methods.get(recipe.prune.method).pipeline is not None
     found = (evaluate_cascade if cascade else evaluate_tokens)(made.module, recipe, images, labels)
     if args.rounds:
         plain = loading.load(dense_recipe.model, pretrained=False).module

@@ -13,7 +13,7 @@ import yaml
 from huggingface_hub import save_torch_state_dict
 from safetensors.torch import load_file
 
-from vitprune.yaml_text import parse
+from vitprune.support.yaml_text import parse
 
 HERE = Path(__file__).parent
 LIMIT = 5_000_000  # bytes of a weights file that ships

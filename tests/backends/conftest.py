@@ -10,7 +10,7 @@ import fake_tensorrt
 import pytest
 
 import vitprune
-from vitprune.gpus import Gpu
+from vitprune.support.gpus import Gpu
 
 RECIPE = {"prune": {"method": "ats", "stages": [1, 2], "num_samples": 20}, "graph": {"batch": "2:4:6"}}
 

@@ -16,7 +16,7 @@ from fake_tensorrt import FakeState
 from vitprune.backends import tensorrt as backend
 from vitprune.bundle import Bundle
 from vitprune.errors import BuildError
-from vitprune.gpus import Gpu
+from vitprune.support.gpus import Gpu
 
 Fake = Callable[[str], Any]
 

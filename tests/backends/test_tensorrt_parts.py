@@ -18,8 +18,8 @@ from vitprune.backends._tensorrt.plugins import obtain
 from vitprune.backends._tensorrt.support import engine_mismatch, unsupported
 from vitprune.backends._tensorrt.trtexec import command_line
 from vitprune.errors import LoadError
-from vitprune.gpus import Gpu, local_gpus
-from vitprune.versions import Version
+from vitprune.support.gpus import Gpu, local_gpus
+from vitprune.support.versions import Version
 
 
 @pytest.mark.parametrize(

@@ -11,14 +11,14 @@ import numpy as np
 import pytest
 from fake_tensorrt import Engine
 
-from vitprune import backends, building, targets
+from vitprune import backends, targets
 from vitprune.backends import tensorrt as backend
 from vitprune.bundle import Bundle, open_bundle
 from vitprune.cli import run as cli
-from vitprune.engines import build_engine
+from vitprune.engines import build_engine, building
 from vitprune.errors import LoadError
-from vitprune.gpus import Gpu
-from vitprune.validation.validate import validate
+from vitprune.pipelines import validate
+from vitprune.support.gpus import Gpu
 
 Fake = Callable[[str], Any]
 

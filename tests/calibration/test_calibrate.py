@@ -12,11 +12,11 @@ from training_support import PRUNE, idx, pictures, recipe, write_recipe
 
 from vitprune.calibration.bench import Bench
 from vitprune.calibration.calibrating import calibrate
-from vitprune.calibration.knobs.asvit import between
 from vitprune.cli import run as cli
 from vitprune.errors import RecipeError
-from vitprune.models import loading
+from vitprune.methods.asvit.knob import between
 from vitprune.recipe import Recipe
+from vitprune.vit import loading
 
 
 def bench(method, **prune):

@@ -103,7 +103,7 @@ def test_bad_onnx(capsys, tmp_path, recipe, tiny_dense, damage):
     elif damage == "cnn":
         import timm
 
-        from vitprune.exporting import dense_onnx
+        from vitprune.exporting.dense import dense_onnx
         from vitprune.recipe import Recipe
 
         net = timm.create_model("resnet18", num_classes=3).eval()

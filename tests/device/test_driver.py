@@ -106,7 +106,8 @@ class StandIn:
 @pytest.fixture
 def stand_in(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> dict[str, Any]:
     """`tensorrt` is a stand-in; its build requests are recorded."""
-    from vitprune import backends, building
+    from vitprune import backends
+    from vitprune.engines import building
 
     seen: dict[str, Any] = {"backend": StandIn(tmp_path)}
     get, names = backends.get, backends.names
@@ -166,7 +167,7 @@ def test_wrong_engine_fails_its_gates_and_says_so(unpacked: Path, stand_in: dict
 def test_failed_build_leaves_the_error_and_no_engine(
     unpacked: Path, stand_in: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from vitprune import building
+    from vitprune.engines import building
     from vitprune.errors import BuildError
 
     def fail(request: dict[str, Any], report: Any, timeout: float) -> dict[str, Any]:

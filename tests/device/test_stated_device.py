@@ -12,8 +12,8 @@ from vitprune import cli, console
 from vitprune.bundle import Bundle
 from vitprune.device.job import Job
 from vitprune.device.package import read_manifest
-from vitprune.gpus import Gpu
 from vitprune.preflight import check
+from vitprune.support.gpus import Gpu
 
 
 @pytest.fixture(autouse=True)

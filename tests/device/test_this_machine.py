@@ -15,7 +15,7 @@ from vitprune import backends, cli, console, targets
 from vitprune.bundle import Bundle, open_bundle
 from vitprune.device import hardware
 from vitprune.environment.doctor import target_states
-from vitprune.gpus import Gpu
+from vitprune.support.gpus import Gpu
 
 Here = Callable[..., None]
 L4 = Gpu("NVIDIA L4", "89", 23034, False)

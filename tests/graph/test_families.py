@@ -9,12 +9,12 @@ import torch
 
 from helpers import ats, images, legacy_onnx, run, sets, tiny
 from vitprune.errors import ExportError
-from vitprune.exporting import dense_onnx
+from vitprune.exporting.dense import dense_onnx
 from vitprune.graph import surgery
-from vitprune.graph.anatomy import find
+from vitprune.graph.anatomy.find import find
 from vitprune.ops.token_sample import NAME
+from vitprune.pipelines import reference
 from vitprune.recipe import Recipe
-from vitprune.reference.vit import reference
 
 SMALL = {"img_size": 64, "patch_size": 8, "embed_dim": 64, "depth": 4, "num_heads": 4}
 FAMILIES = {
@@ -159,7 +159,7 @@ def test_hugging_face_models_by_the_legacy_exporter(kind, tmp_path):
 def test_refusals_name_the_reason():
     import timm
 
-    from vitprune.reference.vit import reference as make
+    from vitprune.pipelines import reference as make
 
     siglip = timm.create_model("vit_base_patch32_siglip_256", embed_dim=64, depth=2, num_heads=4, img_size=64).eval()
     with pytest.raises(ExportError) as error:

@@ -11,8 +11,8 @@ import onnxruntime
 import pytest
 
 import vitprune
-from vitprune.graph import variants
-from vitprune.versions import Version
+from vitprune.graph.lowering import tensorrt as variants
+from vitprune.support.versions import Version
 
 RECIPES: dict[str, dict[str, Any]] = {
     "dynamic": {"prune": {"method": "ats", "stages": [1, 2], "num_samples": 20}},

@@ -15,10 +15,10 @@ from hypothesis import strategies as st
 
 from vitprune.bundle import Bundle
 from vitprune.graph import wire
-from vitprune.graph.logits import with_logits_only
-from vitprune.graph.variants import for_tensorrt
+from vitprune.graph.lowering.logits import with_logits_only
+from vitprune.graph.lowering.tensorrt import for_tensorrt
 from vitprune.ops.token_sample import DOMAIN, NAME
-from vitprune.versions import Version
+from vitprune.support.versions import Version
 
 
 def test_functions_go_and_nothing_else(made_bundle: Bundle) -> None:

@@ -70,7 +70,7 @@ def session(dense, chosen):
 
 def run_reference(model, chosen, x):
     """The reference module after a forward, and its logits."""
-    from vitprune.reference.vit import reference
+    from vitprune.pipelines import reference
 
     module = reference(model, chosen)
     with torch.no_grad():

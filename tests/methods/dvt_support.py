@@ -23,7 +23,7 @@ def recipe(thresholds=(0.7, 0.4), graph=None, validate=None, **keys):
 
 
 def golden_cascade(golden):
-    from vitprune.reference.reuse import Backbone, Cascade
+    from vitprune.methods.dvt.reference import Backbone, Cascade
 
     cascade = Cascade(Backbone(3, 224, 64, 3, 2, 256, 10), recipe().prune).eval()
     cascade.load_state_dict({key[2:]: torch.tensor(golden[key]) for key in golden.files if key.startswith("w/")})
@@ -32,8 +32,8 @@ def golden_cascade(golden):
 
 def lively_cascade(seed=1):
     """A small cascade whose confidences and relations vary from image to image (56 x 56 pixels, 6 classes)."""
-    from vitprune.cascade.members import random_cascade
-    from vitprune.reference.reuse import Backbone
+    from vitprune.methods.dvt.members import random_cascade
+    from vitprune.methods.dvt.reference import Backbone
 
     cascade = random_cascade(Backbone(3, 56, 32, 2, 2, 64, 6), recipe().prune, seed)
     generator = torch.Generator().manual_seed(seed)
@@ -65,7 +65,7 @@ def runnable(graphs):
 
 def spread_thresholds(cascade, x):
     """Thresholds at which all three exits answer some of the images x."""
-    from vitprune.methods import dvt
+    from vitprune.methods.dvt import rule as dvt
 
     with torch.inference_mode():
         first, second, _ = cascade(torch.from_numpy(x))

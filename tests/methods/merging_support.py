@@ -13,8 +13,8 @@ import torch
 from timm.models.vision_transformer import VisionTransformer
 
 from vitprune.graph.surgery import rewrite
+from vitprune.pipelines import reference
 from vitprune.recipe import Recipe
-from vitprune.reference.vit import reference
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 PATCHES = 36

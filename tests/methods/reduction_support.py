@@ -19,8 +19,8 @@ from vitprune import methods
 from vitprune.graph.surgery import rewrite
 from vitprune.methods.base import Geometry
 from vitprune.methods.cost import model_macs
+from vitprune.pipelines import reference
 from vitprune.recipe import Recipe
-from vitprune.reference.vit import reference
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 TOLERANCE = 1e-4

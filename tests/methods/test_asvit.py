@@ -23,11 +23,11 @@ from reduction_support import (
 
 from vitprune import methods
 from vitprune.errors import RecipeError
-from vitprune.methods import asvit
+from vitprune.methods.asvit import reference as reference_rule
+from vitprune.methods.asvit import rule as asvit
 from vitprune.methods.cost import dense_blocks, model_macs
-from vitprune.reference import threshold as reference_rule
-from vitprune.reference.blocks import attention, attention_output, feed_forward, merge_heads, project, run_block
-from vitprune.reference.tokens import TokenState
+from vitprune.vit.blocks import attention, attention_output, feed_forward, merge_heads, project, run_block
+from vitprune.vit.tokens import TokenState
 
 NAME = "asvit_threshold"
 
@@ -165,7 +165,7 @@ def test_some_images_empty_others_not():
     model = small_model()
     with torch.no_grad():
         rows = model.norm_pre(model.patch_drop(model._pos_embed(model.patch_embed(x))))
-        rule = reference_rule.Rule(methods.get("asvit"), rules.prune, [], False)
+        rule = reference_rule.AsvitReference(methods.get("asvit"), rules.prune, [], False)
         for index in range(3):
             rows = rule.block(index, model.blocks[index], rows, state)
     tops = state.extra["score"].amax(1).sort().values

@@ -10,7 +10,8 @@ from merging_support import Graph, Judge
 
 from vitprune.errors import ExportError, RecipeError
 from vitprune.graph.surgery import rewrite
-from vitprune.methods import ats_merge, cost, get
+from vitprune.methods import cost, get
+from vitprune.methods.ats_merge import rule as ats_merge
 from vitprune.methods.base import Geometry
 
 TINY = Geometry(4, 36, 1, 32, 4, 128)

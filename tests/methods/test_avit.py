@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 
 from vitprune import methods
 from vitprune.errors import ExportError, RecipeError
-from vitprune.methods import avit
+from vitprune.methods.avit import rule as avit
 from vitprune.methods.base import Geometry
 from vitprune.methods.cost import dense_blocks, model_macs
 from vitprune.recipe import Recipe
@@ -122,7 +122,7 @@ def test_score_is_positive_exactly_where_a_token_goes_on():
 def test_reference_reproduces_the_golden_file(golden, model, at):
     module, logits = run_reference(model, recipe(compact_at=at, cls_exit=False), golden["x"])
     assert np.abs(logits - golden["logits"]).max() <= 1e-4
-    rule = module.rule
+    rule = module.steps
     assert np.array_equal(rule.active.numpy(), golden["active"] == 1)
     assert np.array_equal(np.isnan(rule.halting.numpy()), np.isnan(golden["halting"]))
     assert np.nanmax(np.abs(rule.halting.numpy() - golden["halting"])) <= 1e-4
@@ -135,7 +135,7 @@ def test_reference_reproduces_the_golden_file_one_image_at_a_time(golden, model)
     for image in range(4):
         module, logits = run_reference(model, recipe(compact_at=EVERY, cls_exit=False), golden["x"][image : image + 1])
         assert np.abs(logits - golden["logits"][image]).max() <= 1e-4
-        assert np.array_equal(module.rule.active[:, 0].numpy(), golden["active"][:, image] == 1)
+        assert np.array_equal(module.steps.active[:, 0].numpy(), golden["active"][:, image] == 1)
 
 
 @pytest.mark.parametrize("shapes", ["dynamic", "padded"])
@@ -206,7 +206,7 @@ def test_everything_halted_after_the_first_block(golden, model, dense):
         outputs = run_graph(dense, chosen, x)
         assert np.abs(logits - expected).max() <= 1e-5
         assert np.abs(outputs[0] - expected).max() <= 1e-5
-        assert module.rule.depth.max() == 1
+        assert module.steps.depth.max() == 1
         assert all(not row for kept in outputs[1:] for row in sets(kept))
 
 
@@ -242,11 +242,11 @@ def test_result_of_an_image_does_not_depend_on_its_batch(golden, model, dense, s
 
 
 def test_content_of_pad_slots_is_irrelevant(golden, model, monkeypatch):
-    from vitprune.reference import halting
+    from vitprune.methods.avit import reference as halting
 
     chosen = recipe({"shapes": "padded"}, compact_at=[6, 9])
     _, expected = run_reference(model, chosen, golden["x"])
-    plain = halting.Rule._compact
+    plain = halting.AvitReference._compact
     filled = []
 
     def noisy(self, site, x, state):
@@ -255,7 +255,7 @@ def test_content_of_pad_slots_is_irrelevant(golden, model, monkeypatch):
         filled.append(int(pads.sum()))
         return torch.where(pads[:, :, None], 1e3 * torch.randn_like(rows), rows)
 
-    monkeypatch.setattr(halting.Rule, "_compact", noisy)
+    monkeypatch.setattr(halting.AvitReference, "_compact", noisy)
     _, logits = run_reference(model, chosen, golden["x"])
     assert all(filled)
     assert np.abs(logits - expected).max() <= 1e-5
@@ -300,7 +300,7 @@ def test_layer_scale_registers_and_qk_norm(unusual, unusual_dense, shapes, at):
     outputs = run_graph(unusual_dense, chosen, x)
     assert np.abs(logits - outputs[0]).max() <= 1e-4
     assert [sets(kept) for kept in module.kept] == [sets(kept) for kept in outputs[1:]]
-    depth = module.rule.depth
+    depth = module.steps.depth
     assert depth.shape == (5, 18)
     assert depth.min() < 4
     assert depth.max() == 4
@@ -312,7 +312,7 @@ def test_layer_scale_registers_and_qk_norm(unusual, unusual_dense, shapes, at):
 
 def test_heads_that_average_patches_are_refused(golden):
     from vitprune.graph.surgery import rewrite
-    from vitprune.reference.vit import reference
+    from vitprune.pipelines import reference
 
     pooled = timm.create_model(
         "vit_tiny_patch16_224", img_size=32, patch_size=8, embed_dim=32, depth=2, num_heads=2, num_classes=5, global_pool="avg"

@@ -12,11 +12,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vitprune.errors import ExportError, RecipeError
-from vitprune.graph import cvt, surgery
-from vitprune.graph.passes.cvt_sampling import incidence
-from vitprune.methods import ats
+from vitprune.graph import surgery
+from vitprune.graph.families import cvt
+from vitprune.methods.ats import rule as ats
+from vitprune.methods.ats.cvt_reference import lift, reference, windows
+from vitprune.methods.ats.cvt_surgery import incidence
 from vitprune.recipe import Recipe
-from vitprune.reference.cvt import lift, reference, windows
 
 SIDE, GRID = 112, (7, 7)
 

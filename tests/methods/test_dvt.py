@@ -12,18 +12,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vitprune.backends.onnxruntime import make_session
-from vitprune.cascade.graphs import member_graphs
-from vitprune.cascade.grids import axis_matrix, feature_matrix, patch_matrix, relation_matrix
-from vitprune.cascade.host import all_exits, confidence, in_fixed_batches, run_cascade, torch_members
-from vitprune.cascade.members import load, weights_of
-from vitprune.cascade.single import single_graph
 from vitprune.errors import ExportError, RecipeError
-from vitprune.graph.passes import reuse
-from vitprune.methods import dvt
 from vitprune.methods.base import Geometry
 from vitprune.methods.cost import dense_blocks, model_macs
+from vitprune.methods.dvt import cost as dvt
+from vitprune.methods.dvt import surgery as reuse
+from vitprune.methods.dvt.graphs import member_graphs
+from vitprune.methods.dvt.grids import axis_matrix, feature_matrix, patch_matrix, relation_matrix
+from vitprune.methods.dvt.host import all_exits, confidence, in_fixed_batches, run_cascade, torch_members
+from vitprune.methods.dvt.members import load, weights_of
+from vitprune.methods.dvt.reference import Backbone, Cascade, EarlyExit, resample, resample_relation
+from vitprune.methods.dvt.single import single_graph
 from vitprune.recipe import Recipe
-from vitprune.reference.reuse import Backbone, Cascade, EarlyExit, resample, resample_relation
 
 TOLERANCE = 1e-4
 
@@ -438,7 +438,7 @@ def test_pass_refuses_weights_of_another_model(cascade):
     surgery = SimpleNamespace(anatomy=SimpleNamespace(patches=100, prefix=1, width=64, blocks=blocks))
 
     def problem(taken):
-        return reuse.Pass(2, taken, hands_on=True).requires(surgery)
+        return reuse.DvtSurgery(2, taken, hands_on=True).requires(surgery)
 
     assert problem(reuse.Reuse(weights, 7, 10)) == ""
     assert "100 patches" in problem(reuse.Reuse(weights, 10, 14))

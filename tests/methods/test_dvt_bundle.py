@@ -13,8 +13,8 @@ from dvt_support import lively_cascade, pixels, recipe, spread_thresholds
 import vitprune
 from vitprune import cli, console
 from vitprune.bundle import Manifest, seal
-from vitprune.cascade.members import again
 from vitprune.errors import ExportError, LoadError, RecipeError
+from vitprune.methods.dvt.members import again
 
 
 @pytest.fixture(autouse=True)
@@ -174,7 +174,7 @@ def test_build_engines_rtx(copy, capsys):
 
 
 def test_build_engines_for_onnxruntime_and_run_them(copy):
-    from vitprune.cascade.host import open_session
+    from vitprune.methods.dvt.host import open_session
 
     assert cli.run(["build-engine", str(copy), "--target", "onnxruntime-cpu", "--quiet"]) == 0
     bundle = vitprune.open_bundle(copy)
@@ -228,13 +228,13 @@ def test_random_members_with_a_fixed_batch_in_padded_shapes(tmp_path):
 
 def test_instance_whose_graphs_disagree_is_refused(cascade, tmp_path, monkeypatch):
     """The parity check at export looks at every exit; nothing is written when it fails."""
-    from vitprune.cascade import exporting
+    from vitprune.methods.dvt import exporting
 
     def wrong(module, chosen, report):
         return ["first", "second", "third"]
 
     def shifted(graphs, static):
-        from vitprune.cascade.host import torch_members
+        from vitprune.methods.dvt.host import torch_members
 
         good = torch_members(cascade)
         return [*good[:2], lambda feeds: {"logits": good[2](feeds)["logits"] + 1e-3}]

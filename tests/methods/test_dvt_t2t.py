@@ -13,18 +13,18 @@ from torch.nn import functional
 
 import vitprune
 from vitprune import cli, console
-from vitprune.cascade.host import all_exits, in_fixed_batches, run_cascade, torch_members
-from vitprune.cascade.members import load
 from vitprune.errors import ExportError, RecipeError
-from vitprune.methods import dvt
 from vitprune.methods.base import Geometry
 from vitprune.methods.cost import dense_blocks, model_macs
-from vitprune.models import loading, t2t
-from vitprune.models.t2t_sizes import Unfolding, tokenizer_macs, unfoldings
+from vitprune.methods.dvt import rule as dvt
+from vitprune.methods.dvt.cost import exit_costs
+from vitprune.methods.dvt.host import all_exits, in_fixed_batches, run_cascade, torch_members
+from vitprune.methods.dvt.members import load
+from vitprune.methods.dvt.reference import EarlyExit
 from vitprune.recipe import Recipe
-from vitprune.reference import tokenizing
-from vitprune.reference.reuse import EarlyExit
-from vitprune.reference.vit import geometry
+from vitprune.vit import loading, t2t, tokenizing
+from vitprune.vit.pruned import geometry
+from vitprune.vit.t2t_sizes import Unfolding, tokenizer_macs, unfoldings
 
 ARGS = {"img_size": 32, "grid": 4, "embed_dim": 32, "depth": 1, "num_heads": 2, "num_classes": 6}
 TOLERANCE = 1e-4
@@ -291,7 +291,7 @@ def test_models_that_cannot_be_made(args, pretrained, code):
 
 def test_shipped_recipe():
     chosen = Recipe.load("dvt_t2t_vit_12")
-    one, two, three = dvt.exit_costs(
+    one, two, three = exit_costs(
         chosen.prune, Geometry(12, 196, 1, 256, 4, 512, tokenizer_macs(224, 14, 3, 256), 1000), (3, 224, 224)
     )
     assert (chosen.model.name, chosen.prune.backbone) == ("t2t_vit_12", "t2t")

@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from vitprune.cascade.thresholds import evaluate, official, official_fractions, recipe_thresholds, solve
 from vitprune.errors import RecipeError
+from vitprune.methods.dvt.thresholds import evaluate, official, official_fractions, recipe_thresholds, solve
 
 TOY = np.array([[0.9, 0.3, 0.8, 0.6, 0.2, 0.7, 0.5, 0.4], [0.95, 0.6, 0.85, 0.9, 0.3, 0.8, 0.7, 0.5]])
 COSTS = (1.0, 3.0, 8.0)

@@ -19,11 +19,12 @@ from reduction_support import (
 )
 from safetensors.numpy import save_file
 
-from vitprune import methods, predictor
+from vitprune import methods
 from vitprune.errors import RecipeError
 from vitprune.graph.surgery import rewrite
-from vitprune.methods import dynamicvit
 from vitprune.methods.base import Geometry, Site
+from vitprune.methods.dynamicvit import rule as dynamicvit
+from vitprune.methods.dynamicvit import weights as predictor
 
 
 @pytest.fixture(scope="module")
@@ -161,7 +162,7 @@ def test_untrained_predictor_is_reproducible_and_flagged():
     assert notes["predictor"]["trained"] is False
     assert any("predictor_untrained" in tensor.name for tensor in model.graph.initializer)
     _, _, judge = run_reference(golden_model("dynamicvit_r70"), rules, golden("dynamicvit_r70")["x"][:1])
-    assert "UNTRAINED" in judge.rule.warning
+    assert "UNTRAINED" in judge.steps.warning
 
 
 def test_bundles_store_the_file_name_only():

@@ -19,11 +19,11 @@ from reduction_support import (
 
 from vitprune import methods
 from vitprune.errors import RecipeError
-from vitprune.methods import evit
+from vitprune.methods._dropping.reference import FixedRateReference
 from vitprune.methods.base import Geometry
-from vitprune.reference.blocks import attention, attention_output, feed_forward, merge_heads, project
-from vitprune.reference.fixed_rate import Rule
-from vitprune.reference.tokens import TokenState
+from vitprune.methods.evit import rule as evit
+from vitprune.vit.blocks import attention, attention_output, feed_forward, merge_heads, project
+from vitprune.vit.tokens import TokenState
 
 
 @pytest.mark.parametrize("shapes", ["dynamic", "padded"])
@@ -57,7 +57,7 @@ def test_rows_after_the_site_come_from_the_attention_residual():
     block = small_model("registers").blocks[1]
     rules, method = recipe({"method": "evit", "stages": [1], "keep": 5}), methods.get("evit")
     geometry = Geometry(depth=6, patches=16, prefix=2, width=32, heads=4, mlp_hidden=128)
-    rule = Rule(method, rules.prune, method.sites(rules.prune, geometry), False)
+    rule = FixedRateReference(method, rules.prune, method.sites(rules.prune, geometry), False)
     torch.manual_seed(1)
     x = torch.randn(2, 18, 32)
     state = TokenState.full(2, 2, 16, x.device)
@@ -81,8 +81,8 @@ def test_rows_after_the_site_come_from_the_attention_residual():
 
 def test_counts_include_fused_tokens():
     sites = methods.get("evit").sites(recipe({"method": "evit"}).prune, deit_small())
-    assert [site.options["slots"] for site in sites] == [196, 139, 99]
-    assert [site.options["keep"] for site in sites] == [138, 98, 70]
+    assert [site.options.slots for site in sites] == [196, 139, 99]
+    assert [site.options.keep for site in sites] == [138, 98, 70]
     blocks = methods.get("evit").block_tokens(sites, deit_small(), [138, 97, 69])
     assert [b.entering for b in blocks] == [197] * 4 + [140] * 3 + [100] * 3 + [72] * 2
     assert [b.queries for b in blocks] == [b.entering for b in blocks]
@@ -96,8 +96,8 @@ def test_cost_matches_the_published_figures(rate, published):
 
 def test_a_stage_that_drops_nothing_makes_no_fused_token():
     sites = methods.get("evit").sites(recipe({"method": "evit", "keep_rate": [1.0, 0.5, 1.0]}).prune, deit_small())
-    assert [site.options["combine"] for site in sites] == [None, "weighted", None]
-    assert [site.options["keep"] for site in sites] == [196, 98, 99]
+    assert [site.options.combine for site in sites] == [None, "weighted", None]
+    assert [site.options.keep for site in sites] == [196, 98, 99]
 
 
 def test_counts_must_not_exceed_what_enters():

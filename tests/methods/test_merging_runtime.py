@@ -6,7 +6,7 @@ import pytest
 from merging_support import Graph
 
 from vitprune.backends.onnxruntime import result_names
-from vitprune.graph.runtime import specialise
+from vitprune.graph.lowering.onnxruntime import specialise
 
 PRUNE = {
     "tome": {"method": "tome", "r": [9, 0, 5, 4], "trace": True},

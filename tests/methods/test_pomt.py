@@ -16,11 +16,11 @@ from reduction_support import (
 
 from vitprune import methods
 from vitprune.errors import RecipeError
-from vitprune.methods import pomt
+from vitprune.methods._dropping.reference import FixedRateReference
 from vitprune.methods.base import Geometry
-from vitprune.reference.blocks import attention, attention_output, feed_forward, merge_heads, project
-from vitprune.reference.fixed_rate import Rule
-from vitprune.reference.tokens import TokenState
+from vitprune.methods.pomt import rule as pomt
+from vitprune.vit.blocks import attention, attention_output, feed_forward, merge_heads, project
+from vitprune.vit.tokens import TokenState
 
 
 def loops(attention_rows, value, prefix):
@@ -56,7 +56,7 @@ def test_one_more_token_leaves_and_the_mean_comes_in():
     block = small_model("registers").blocks[2]
     rules, method = recipe({"method": "pomt", "stages": [2], "remove": 6}), methods.get("pomt")
     geometry = Geometry(depth=6, patches=16, prefix=2, width=32, heads=4, mlp_hidden=128)
-    rule = Rule(method, rules.prune, method.sites(rules.prune, geometry), False)
+    rule = FixedRateReference(method, rules.prune, method.sites(rules.prune, geometry), False)
     torch.manual_seed(2)
     x = torch.randn(2, 18, 32)
     state = TokenState.full(2, 2, 16, x.device)

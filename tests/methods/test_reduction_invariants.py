@@ -23,7 +23,7 @@ from reduction_support import (
     small_model,
 )
 
-from vitprune.graph.runtime import specialise
+from vitprune.graph.lowering.onnxruntime import specialise
 
 PRUNE = {
     "topk": {"method": "topk", "stages": [1, 3, 4], "keep_rate": 0.6},

@@ -11,8 +11,11 @@ from merging_support import Graph, Judge
 
 from vitprune.errors import ExportError, RecipeError
 from vitprune.graph.surgery import forbidden, rewrite
-from vitprune.methods import cost, get, tome
+from vitprune.methods import cost, get
+from vitprune.methods._merging import rule as matching
 from vitprune.methods.base import Geometry
+from vitprune.methods.tome import rule as tome
+from vitprune.methods.tome.keys import schedule
 
 DEIT_S = Geometry(12, 196, 1, 384, 6, 1536, embed_macs=196 * 768 * 384, classes=1000)
 TINY = Geometry(4, 36, 1, 32, 4, 128)
@@ -76,16 +79,16 @@ def test_golden_margins(name):
 def test_oracle_of_one_site():
     """Six patches behind CLS: B = 0, 2, 4 and A = 1, 3, 5 (token rows are odd and even)."""
     vectors = torch.tensor([[[1.0, 0.0], [0.9, 0.1], [0.0, 1.0], [0.2, 0.8], [-1.0, 0.0], [1.0, 1.0]]])
-    unit = tome.metric(vectors[:, None])
+    unit = matching.metric(vectors[:, None])
     valid = torch.ones(1, 6, dtype=torch.bool)
-    best, partner, gap = tome.match(unit, valid, prefix=1)
+    best, partner, gap = matching.match(unit, valid, prefix=1)
     assert best.isinf().tolist() == [[True, False] * 3]
     assert partner[0, [1, 3, 5]].tolist() == [0, 2, 0]  # 5 is as near to 0 as to 2: the lower one
     assert gap[0, 5] == pytest.approx(0, abs=1e-6)
     joins, _ = tome.select(best, gap, 2)
     assert joins.nonzero()[:, 1].tolist() == [1, 3]
-    assert tome.order(joins, 1).tolist() == [[5, 0, 2, 4]]
-    best, _, _ = tome.match(unit, valid, prefix=2)
+    assert matching.order(joins, 1).tolist() == [[5, 0, 2, 4]]
+    best, _, _ = matching.match(unit, valid, prefix=2)
     assert best.isinf().tolist() == [[False, True] * 3]
 
 
@@ -101,8 +104,8 @@ def test_key_norm_enters_the_metric():
         key = attention.qkv(h).reshape(3, 37, 3, 4, 8).permute(2, 0, 3, 1, 4)[1]
         kept = {}
         for name, compared in (("after", attention.k_norm(key)), ("before", key)):
-            best, _, gap = tome.match(tome.metric(compared[:, :, 1:]), torch.ones(3, 36, dtype=torch.bool), 1)
-            kept[name] = tome.order(tome.select(best, gap, 6)[0], 1)
+            best, _, gap = matching.match(matching.metric(compared[:, :, 1:]), torch.ones(3, 36, dtype=torch.bool), 1)
+            kept[name] = matching.order(tome.select(best, gap, 6)[0], 1)
     assert torch.equal(with_norm.model.kept[0], kept["after"])
     assert not torch.equal(kept["after"], kept["before"])
 
@@ -237,10 +240,10 @@ def test_cost_of_published_setting():
 
 
 def test_schedules():
-    assert tome.schedule(13, -1, range(12)) == [26, 23, 21, 18, 16, 14, 11, 9, 7, 4, 2, 0]
-    assert tome.schedule(13, 1, range(12)) == [0, 2, 4, 7, 9, 11, 14, 16, 18, 21, 23, 26]
-    assert tome.schedule(8, 0, range(4)) == [8, 8, 8, 8]
-    assert tome.schedule(8, -1, [5]) == [8]
+    assert schedule(13, -1, range(12)) == [26, 23, 21, 18, 16, 14, 11, 9, 7, 4, 2, 0]
+    assert schedule(13, 1, range(12)) == [0, 2, 4, 7, 9, 11, 14, 16, 18, 21, 23, 26]
+    assert schedule(8, 0, range(4)) == [8, 8, 8, 8]
+    assert schedule(8, -1, [5]) == [8]
     assert counts(TINY, r=[1, 2, 3, 4]) == [35, 33, 30, 26]
     assert counts(TINY, r=30) == [18, 9, 5, 3]  # half of the patches at most
     assert counts(TINY, r=4, stages=[1, 3]) == [32, 28]
@@ -252,7 +255,7 @@ def test_schedule_stays_possible(r, inflect, patches, depth):
     entering = patches
     for site in get("tome").sites(parameters(r=r, inflect=inflect), Geometry(depth, patches, 1, 32, 4, 128)):
         assert site.patches == entering
-        assert 0 <= site.options["r"] <= entering // 2
+        assert 0 <= site.options.r <= entering // 2
         entering = site.limit
         assert entering >= 1
 

@@ -10,8 +10,9 @@ from merging_support import Graph, Judge
 
 from vitprune.errors import RecipeError
 from vitprune.graph.surgery import rewrite
-from vitprune.methods import cost, get, tome_threshold
+from vitprune.methods import cost, get
 from vitprune.methods.base import Geometry
+from vitprune.methods.tome_threshold import rule as tome_threshold
 
 TINY = Geometry(4, 36, 1, 32, 4, 128)
 SITES = {"tau": [0.95, 0.9, 0.7, 0.5], "r_max": [6, 6, 5, 4]}
@@ -209,7 +210,7 @@ def test_cost_follows_the_counts():
 
 def test_bounds():
     sites = get("tome_threshold").sites(parameters(tau=0.9, r_max=30), TINY)
-    assert [site.options["r_max"] for site in sites] == [18, 9, 4, 2]  # half of the fewest that can be left: 36, 18, 9, 5
+    assert [site.options.r_max for site in sites] == [18, 9, 4, 2]  # half of the fewest that can be left: 36, 18, 9, 5
     assert [site.limit for site in sites] == [36] * 4
     sites = get("tome_threshold").sites(parameters(tau=0.9, r_max=6, capacity=[30, 27, None, 27]), TINY)
     assert [site.limit for site in sites] == [30, 27, 27, 27]

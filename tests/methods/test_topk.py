@@ -21,12 +21,12 @@ from reduction_support import (
 
 from vitprune import methods
 from vitprune.errors import RecipeError
-from vitprune.methods import topk
+from vitprune.methods._dropping import rule as topk
+from vitprune.methods._dropping.reference import FixedRateReference
 from vitprune.methods.base import Geometry
 from vitprune.methods.cost import block_macs
-from vitprune.reference.blocks import run_block
-from vitprune.reference.fixed_rate import Rule
-from vitprune.reference.tokens import TokenState
+from vitprune.vit.blocks import run_block
+from vitprune.vit.tokens import TokenState
 
 
 def sites(prune, geometry=None):
@@ -98,7 +98,7 @@ def test_rows_of_kept_tokens_are_rows_of_the_dense_block():
     rules = recipe({"method": "topk", "stages": [1], "keep": 5})
     method = methods.get("topk")
     geometry = Geometry(depth=6, patches=16, prefix=2, width=32, heads=4, mlp_hidden=128)
-    rule = Rule(method, rules.prune, method.sites(rules.prune, geometry), False)
+    rule = FixedRateReference(method, rules.prune, method.sites(rules.prune, geometry), False)
     torch.manual_seed(0)
     x = torch.randn(3, 18, 32)
     state = TokenState.full(3, 2, 16, x.device)

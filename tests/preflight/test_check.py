@@ -11,11 +11,11 @@ from vitprune import targets
 from vitprune.bundle import Bundle, open_bundle
 from vitprune.cli import run as cli
 from vitprune.errors import PreflightError, TargetError
-from vitprune.gpus import Gpu
 from vitprune.preflight import check as checking
 from vitprune.preflight.check import check, require
 from vitprune.preflight.memory import estimate
 from vitprune.preflight.rules import Finding, Report, Verdict, all_rules, rule
+from vitprune.support.gpus import Gpu
 
 # Ids are promises: a new rule gets a new id, a rule that goes leaves a gap.
 RULES = {

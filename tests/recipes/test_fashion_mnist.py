@@ -14,8 +14,8 @@ import report  # noqa: E402
 import results  # noqa: E402
 import ship  # noqa: E402
 
-from vitprune.models import loading  # noqa: E402
 from vitprune.recipe import Recipe  # noqa: E402
+from vitprune.vit import loading  # noqa: E402
 
 
 def run(name, correct, share, **more):

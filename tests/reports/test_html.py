@@ -2,9 +2,9 @@ from __future__ import annotations
 
 import numpy as np
 
+from vitprune.pipelines import validate
 from vitprune.reports.html import html_report
 from vitprune.reports.pictures import displayable, png, with_dropped
-from vitprune.validation.validate import validate
 
 
 def test_pictures_show_what_was_dropped():

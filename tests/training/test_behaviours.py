@@ -4,13 +4,14 @@ import pytest
 import torch
 from training_support import PRUNE, SIDE, recipe
 
-from vitprune.training import behaviours
-from vitprune.training.behaviours._base import Teacher
+from vitprune import methods
+from vitprune.training.behaviour import Teacher
+from vitprune.training.reduction import Reduction
 
 
 def made(method, train=None, **prune):
     one = recipe(method, train, **prune)
-    kind = behaviours.of(method)
+    kind = methods.get(method).training or Reduction
     module = kind.load(one, None, pretrained=False, seed=1, weights=None).module
     for block in getattr(module, "blocks", []):  # uneven attention, so that patches differ
         block.attn.qkv.weight.data[:64] *= 8
@@ -28,10 +29,9 @@ def step(behaviour, seed=0):
 
 
 def test_there_is_a_behaviour_for_every_method():
-    from vitprune import methods
-
     assert set(PRUNE) == set(methods.names())
-    assert {"asvit", "avit", "dvt", "dynamicvit", "evit"} <= set(behaviours.names())
+    own = {name for name in methods.names() if methods.get(name).training is not None}
+    assert {"asvit", "avit", "dvt", "dynamicvit", "evit"} <= own
 
 
 @pytest.mark.parametrize("method", sorted(PRUNE))
@@ -73,16 +73,16 @@ def test_asvit_budget_in_giga_macs_is_the_released_code_s():
 def test_avit_ponder_is_the_mean_of_depth_and_remainder():
     behaviour = made("avit", {"ponder_weight": 1.0})
     terms = step(behaviour)
-    rule = behaviour.oracle[0].rule
+    rule = behaviour.oracle[0].steps
     assert float(terms["ponder"]) == pytest.approx(float(rule.ponder.detach().mean()), rel=1e-6)
     assert 1.0 <= float(terms["ponder"]) <= 5.0
-    assert not behaviour.oracle[0].rule.params.cls_exit
+    assert not behaviour.oracle[0].steps.params.cls_exit
 
 
 def test_avit_official_prior_leaves_out_the_first_image_and_counts_halted_tokens():
     official = made("avit", {"prior": "official"})
     step(official)
-    rule = official.oracle[0].rule
+    rule = official.oracle[0].steps
     assert len(rule.means) == 4
     torch.manual_seed(3)
     images = torch.randn(3, 1, SIDE, SIDE)
@@ -98,8 +98,8 @@ def test_avit_official_prior_leaves_out_the_first_image_and_counts_halted_tokens
 
 
 def test_dynamicvit_predictor_with_everything_kept_is_the_exported_score():
-    from vitprune.methods import dynamicvit
-    from vitprune.training.behaviours._base import _plain
+    from vitprune.methods.dynamicvit import rule as dynamicvit
+    from vitprune.training.behaviour import _plain
 
     behaviour = made("dynamicvit")
     patches = torch.randn(2, 16, 32)
@@ -109,7 +109,7 @@ def test_dynamicvit_predictor_with_everything_kept_is_the_exported_score():
 
 
 def test_dvt_starts_from_the_dense_model():
-    from vitprune.models import loading
+    from vitprune.vit import loading
 
     one = recipe("dvt")
     dense = loading.load(one.model, pretrained=False, seed=1).module

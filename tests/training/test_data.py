@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 from training_support import CLASSES, SIDE, class_folders, idx, pictures, write_idx
 
+from vitprune.data.sources import open_split
 from vitprune.errors import LoadError
+from vitprune.methods.train_keys import Augment
 from vitprune.training.feeding import BadImages, Feed, order, share
-from vitprune.training.keys import Augment
-from vitprune.training.sources import open_split
 
 PREPROCESSING = {"input_size": [1, SIDE, SIDE], "mean": [0.5], "std": [0.5], "interpolation": "bicubic", "crop_pct": 1.0}
 SHIFT = Augment(kind="shift", shift=2)

@@ -39,7 +39,7 @@ def run(one, data, out, **more):
 
 @pytest.mark.parametrize("method", sorted(PRUNE))
 def test_a_trained_checkpoint_goes_through_export_and_validate(method, data, tmp_path, monkeypatch):
-    from vitprune.validation.validate import validate
+    from vitprune.pipelines import validate
 
     done = run(recipe(method, {"epochs": 1, "ema": 0.5}), data, tmp_path / "out")
     assert done.facts["history"][0]["val_top1"] >= 0
@@ -215,7 +215,7 @@ def test_t2t_members_train(data, tmp_path):
     """What the papers keep fixed stays so: random features and positions."""
     import safetensors.torch
 
-    from vitprune.cascade import members
+    from vitprune.methods.dvt import members
 
     args = {"img_size": 32, "grid": 4, "in_chans": 1, "num_classes": 3, "embed_dim": 32, "depth": 2, "num_heads": 2}
     plain = recipe(

@@ -5,9 +5,9 @@ import math
 import pytest
 import torch
 
+from vitprune.methods.asvit.training import straight_through
+from vitprune.methods.evit.training import ramped
 from vitprune.training import losses
-from vitprune.training.behaviours.asvit import straight_through
-from vitprune.training.behaviours.evit import ramped
 from vitprune.training.policy import EPS, policy_softmax
 
 

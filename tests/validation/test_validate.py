@@ -11,10 +11,10 @@ import pytest
 from vitprune.backends import Result
 from vitprune.bundle import open_bundle
 from vitprune.errors import LoadError, RecipeError
+from vitprune.pipelines import validate
 from vitprune.recipe import Gates
 from vitprune.reports.junit import junit_xml
 from vitprune.validation.compare import compare, failures
-from vitprune.validation.validate import validate
 
 
 def reference_arrays(**extra):

@@ -15,24 +15,16 @@ from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
 
-_PUBLIC = {
-    "Bundle": "bundle",
-    "Recipe": "recipe",
-    "Result": "backends",
-    "VitpruneError": "errors",
-    "export": "exporting",
-    "open_bundle": "bundle",
-    "rewrite": "exporting",
-}
-__all__ = sorted([*_PUBLIC, "reference", "__version__"])
+__all__ = ["Bundle", "Recipe", "Result", "VitpruneError", "__version__", "export", "open_bundle", "reference", "rewrite"]
 
 if TYPE_CHECKING:
     from vitprune.backends import Result as Result
     from vitprune.bundle import Bundle as Bundle
-    from vitprune.bundle import open_bundle as open_bundle
     from vitprune.errors import VitpruneError as VitpruneError
-    from vitprune.exporting import export as export
-    from vitprune.exporting import rewrite as rewrite
+    from vitprune.pipelines import export as export
+    from vitprune.pipelines import open_bundle as open_bundle
+    from vitprune.pipelines import reference as reference
+    from vitprune.pipelines import rewrite as rewrite
     from vitprune.recipe import Recipe as Recipe
 
 
@@ -40,8 +32,22 @@ def __getattr__(name: str) -> Any:
     """Import public names on first use, so that `import vitprune` stays light."""
     if name not in __all__:
         raise AttributeError(f"module 'vitprune' has no attribute '{name}'")
-    import importlib
+    if name == "Result":
+        from vitprune.backends import Result
 
-    if name == "reference":
-        return importlib.import_module("vitprune.reference")
-    return getattr(importlib.import_module(f"vitprune.{_PUBLIC[name]}"), name)
+        return Result
+    if name == "Recipe":
+        from vitprune.recipe import Recipe
+
+        return Recipe
+    if name == "VitpruneError":
+        from vitprune.errors import VitpruneError
+
+        return VitpruneError
+    if name == "Bundle":
+        from vitprune.bundle import Bundle
+
+        return Bundle
+    from vitprune import pipelines
+
+    return getattr(pipelines, name)

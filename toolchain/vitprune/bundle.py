@@ -170,16 +170,6 @@ class Bundle:
         with np.load(self.path / "samples.npz", allow_pickle=False) as data:
             return {key: data[key] for key in data.files}
 
-    def run(self, x: Any, backend: str = "onnxruntime") -> Any:
-        """Run images float32 [B,C,H,W] (already preprocessed) on a backend; returns a `Result`.
-
-        Raises:
-            LoadError: VP61x when the backend is not installed or refuses the model; VP603 on a wrong input shape.
-        """
-        from vitprune import backends
-
-        return backends.session(self, backend).run(x)
-
     def engine_path(self, target: str) -> Path:
         """Folder of the engine built for a target."""
         return self.path / "engines" / target

@@ -10,16 +10,19 @@ from typing import Any
 import numpy as np
 import onnx
 
-from vitprune import backends, building, engines, pipelines, targets
+from vitprune import engines, methods, targets
 from vitprune.bundle import Bundle, open_bundle
+from vitprune.engines import building
 from vitprune.errors import RecipeError, TargetError
-from vitprune.exporting import dense_onnx, export, rewrite
+from vitprune.exporting.dense import dense_onnx
 from vitprune.graph import surgery
-from vitprune.models.loading import load
+from vitprune.pipelines import export, rewrite, session, validate
 from vitprune.recipe import Recipe
 from vitprune.reports.html import html_report
-from vitprune.resources import recipes_folder
-from vitprune.validation.validate import BATCH, Verdict, validate
+from vitprune.support.resources import recipes_folder
+from vitprune.validation.validate import BATCH
+from vitprune.validation.verdict import Verdict
+from vitprune.vit.loading import load
 
 CLASSES = ["T-shirt/top", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot"]
 MARKER = ".vitprune-demo"
@@ -50,7 +53,7 @@ def run(method: str, folder: Path, step: Callable[[str], Any]) -> DemoResult:
     data = recipes_folder() / "fashion_mnist" / "test_images.npz"
     with step(f"export: PyTorch to a pruned ONNX bundle ({method})") as shown:
         bundle = export(None, recipe, folder / method, data=data, force=True, report=shown.update)
-    if pipelines.of(recipe) is not None:
+    if methods.get(recipe.prune.method).pipeline is not None:
         return _cascade(bundle, recipe, data, step)
     with step("rewrite: the same surgery on the dense ONNX file, without PyTorch's help") as shown:
         dense = dense_onnx(load(recipe.model).module, tuple(bundle.manifest.preprocessing["input_size"]), recipe)
@@ -95,11 +98,11 @@ def _cascade(bundle: Bundle, recipe: Recipe, data: Path, step: Callable[[str], A
             notes.append(f"{name} engines: {document['engine_bytes'] / 2**20:.2f} MiB")
     with step("validate on 1,000 test images") as shown:
         verdict = validate(bundle, data=data, report=shown.update)
-    from vitprune.models import images as image_data
+    from vitprune.data import images as image_data
 
     shown_images = image_data.load(data, bundle.manifest.preprocessing, 200)
-    logits = backends.session(bundle, "onnxruntime").run(shown_images.pixels).logits
-    arrays = {"images": shown_images.pixels, "labels": shown_images.labels, "run_logits": logits}
+    logits = session(bundle, "onnxruntime").run(shown_images.pixels).logits
+    arrays: dict[str, Any] = {"images": shown_images.pixels, "labels": shown_images.labels, "run_logits": logits}
     facts = _facts(verdict, sizes, 0)
     side = recipe.prune.grids[-1]  # type: ignore[attr-defined]
     text = html_report(verdict, arrays, [], bundle.manifest.preprocessing, (side, side), facts=facts, class_names=CLASSES)
@@ -179,10 +182,10 @@ def _facts(verdict: Verdict, sizes: dict[str, tuple[int, int]], patches: int) ->
 
 def _pictures(bundle: Bundle, data: Path) -> tuple[Any, Any, list[Any], Any]:
     from vitprune.backends.onnxruntime import _stack
-    from vitprune.models import images as image_data
+    from vitprune.data import images as image_data
 
     loaded = image_data.load(data, bundle.manifest.preprocessing, 200)
-    session = backends.session(open_bundle(bundle.path), "onnxruntime")
-    parts = [session.run(loaded.pixels[start : start + BATCH]) for start in range(0, len(loaded), BATCH)]
+    opened = session(open_bundle(bundle.path), "onnxruntime")
+    parts = [opened.run(loaded.pixels[start : start + BATCH]) for start in range(0, len(loaded), BATCH)]
     kept = [_stack([part.kept[site] for part in parts]) for site in range(len(parts[0].kept))]
     return loaded.pixels, loaded.labels, kept, np.concatenate([part.logits for part in parts])

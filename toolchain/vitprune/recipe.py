@@ -14,10 +14,10 @@ from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, ValidationErr
 from vitprune import methods
 from vitprune.errors import RecipeError
 from vitprune.methods.base import MethodParams
-from vitprune.resources import shipped_recipes
-from vitprune.suggestions import did_you_mean
-from vitprune.training.keys import TrainKeys
-from vitprune.yaml_text import parse
+from vitprune.methods.train_keys import TrainKeys
+from vitprune.support.resources import shipped_recipes
+from vitprune.support.suggestions import did_you_mean
+from vitprune.support.yaml_text import parse
 
 
 class _Section(BaseModel):

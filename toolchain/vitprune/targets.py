@@ -10,9 +10,9 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from vitprune.errors import TargetError
-from vitprune.resources import shipped_targets
-from vitprune.suggestions import did_you_mean
-from vitprune.versions import Version
+from vitprune.support.resources import shipped_targets
+from vitprune.support.suggestions import did_you_mean
+from vitprune.support.versions import Version
 
 Precision = Literal["fp32", "tf32", "fp16", "bf16", "int8", "fp8"]
 

@@ -5,17 +5,15 @@ A file in this folder is a backend; targets name it.
 
 from __future__ import annotations
 
-import importlib
-import pkgutil
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from vitprune import pipelines
 from vitprune.errors import LoadError
-from vitprune.suggestions import did_you_mean
+from vitprune.support import registry
+from vitprune.support.suggestions import did_you_mean
 
 if TYPE_CHECKING:
     from vitprune.bundle import Bundle
@@ -35,7 +33,7 @@ class Result:
 
 def names() -> list[str]:
     """Names of all backends."""
-    return sorted(entry.name for entry in pkgutil.iter_modules(__path__) if not entry.name.startswith("_"))
+    return registry.inside(__name__)
 
 
 def get(name: str) -> Any:
@@ -47,11 +45,11 @@ def get(name: str) -> Any:
     wanted = name.replace("-", "_")
     if wanted not in names():
         raise LoadError(610, f"unknown backend '{name}'", cause=did_you_mean(wanted, names()), next_step="vitprune targets")
-    return importlib.import_module(f"vitprune.backends.{wanted}")
+    return registry.module(f"{__name__}.{wanted}")
 
 
 def session(bundle: Bundle, name: str, target: str | None = None) -> Any:
-    """A session of a bundle on a backend, with `run(x) -> Result`.
+    """A session of a bundle of a single model on a backend, with `run(x) -> Result`.
 
     Args:
         bundle: an opened bundle.
@@ -64,7 +62,4 @@ def session(bundle: Bundle, name: str, target: str | None = None) -> Any:
     backend = get(name)
     if why := backend.missing():
         raise LoadError(611, f"backend '{name}' cannot be used here", cause=why, next_step="vitprune doctor")
-    own = pipelines.of(bundle.recipe)
-    if own is not None:
-        return own.session(bundle, name)
     return backend.Session(bundle) if target is None else backend.Session(bundle, target=target)

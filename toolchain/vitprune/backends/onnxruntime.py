@@ -114,7 +114,7 @@ def build(request: dict[str, Any], report: Any) -> dict[str, Any]:
     """Write the specialised graph; see `building` for the request. Returns facts for engine.json."""
     import onnx
 
-    from vitprune.graph.runtime import specialise
+    from vitprune.graph.lowering.onnxruntime import specialise
 
     model = onnx.load(request["model"])
     report("specialising attention, GELU and linear maps for ONNX Runtime")

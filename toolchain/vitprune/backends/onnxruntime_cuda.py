@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from vitprune.backends import onnxruntime as cpu
 from vitprune.errors import LoadError
-from vitprune.gpus import local_gpus
+from vitprune.support.gpus import local_gpus
 
 if TYPE_CHECKING:
     from vitprune.bundle import Bundle

@@ -16,9 +16,10 @@ from vitprune.backends._tensorrt.session import Session
 from vitprune.backends._tensorrt.support import ALWAYS_TYPED, CUMULATIVE_LAYER, unsupported
 from vitprune.backends._tensorrt.trtexec import command_line
 from vitprune.errors import BuildError
-from vitprune.gpus import Gpu, local_gpus
-from vitprune.graph.variants import for_tensorrt
-from vitprune.versions import Version
+from vitprune.graph.lowering.tensorrt import for_tensorrt
+from vitprune.support import registry
+from vitprune.support.gpus import Gpu, local_gpus
+from vitprune.support.versions import Version
 
 if TYPE_CHECKING:
     import tensorrt as trt
@@ -33,11 +34,8 @@ LOWER = "lower --workspace or the largest batch, close other programs, add swap,
 
 def missing() -> str:
     """Why the backend cannot be used here, or ""."""
-    import importlib
-
     try:
-        module = importlib.import_module("tensorrt")
-        found = str(module.__version__)
+        found = str(registry.module("tensorrt").__version__)
     except (ImportError, OSError, AttributeError) as error:
         return (
             f"TensorRT is not installed, or its libraries are not ({error}); on a Jetson it is a system package of JetPack, "

@@ -33,7 +33,7 @@ def dense_module(bundle: Bundle, weights: str | None = None) -> Any:
     Raises:
         LoadError: VP613 when its weights are not at hand or are others.
     """
-    from vitprune.models.loading import SHIPPED, load, weights_digest, weights_path
+    from vitprune.vit.loading import SHIPPED, load, weights_digest, weights_path
 
     source = bundle.manifest.model["source"]
     if source["kind"] != "timm":
@@ -70,10 +70,10 @@ class Session:
     """The reference on the CPU."""
 
     def __init__(self, bundle: Bundle, module: Any = None) -> None:
-        from vitprune.reference.vit import reference
+        from vitprune.vit.pruned import PrunedViT
 
         self._shape = tuple(bundle.manifest.preprocessing["input_size"])
-        self.model = reference(module if module is not None else dense_module(bundle), bundle.recipe)
+        self.model = PrunedViT(module if module is not None else dense_module(bundle), bundle.recipe).eval()
 
     def run(self, x: Any) -> Result:
         """Run images float32 [B,C,H,W]."""

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from vitprune import methods
 from vitprune.methods.cost import dense_blocks, model_macs
 from vitprune.recipe import Recipe
-from vitprune.reference.vit import PrunedViT, geometry
+from vitprune.vit.pruned import PrunedViT, geometry
 
 BATCH = 64
 

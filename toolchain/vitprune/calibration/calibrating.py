@@ -8,9 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from vitprune.calibration import knobs
+from vitprune import methods
 from vitprune.calibration.bench import Bench, Measured
 from vitprune.errors import RecipeError
+from vitprune.methods.base import Method
+from vitprune.methods.knob import Knob
 
 STEPS = 16  # halvings of a continuous setting
 
@@ -72,7 +74,7 @@ def calibrate(
 
 def _search(bench: Bench, macs: float | None, tokens: float | None, report: Callable[[str], None]) -> dict[str, Any]:
     """Bisection on the method's one setting; the result costs at most the budget."""
-    knob = knobs.of(bench.method.name)
+    knob = _knob(bench.method)
     aim = macs if macs is not None else tokens
     assert aim is not None
 
@@ -83,7 +85,7 @@ def _search(bench: Bench, macs: float | None, tokens: float | None, report: Call
         return value
 
     low, high = knob.bounds(bench)
-    cheap, dear = (low, high) if knob.RISING else (high, low)
+    cheap, dear = (low, high) if knob.rising else (high, low)
     least, most = cost(cheap), cost(dear)
     if least > aim:
         raise RecipeError(
@@ -92,14 +94,31 @@ def _search(bench: Bench, macs: float | None, tokens: float | None, report: Call
         )  # fmt: skip
     if most <= aim:
         return dict(knob.settings(bench, dear))
-    for _ in range(STEPS if not knob.INTEGER else 64):
+    for _ in range(STEPS if not knob.integer else 64):
         middle = (cheap + dear) / 2
-        if knob.INTEGER:
+        if knob.integer:
             middle = round(middle)
             if middle in (cheap, dear):
                 break
         value = cost(middle)
         cheap, dear = (middle, dear) if value <= aim else (cheap, middle)
-        if not knob.INTEGER and abs(value - aim) < 1e-3 * aim and value <= aim:
+        if not knob.integer and abs(value - aim) < 1e-3 * aim and value <= aim:
             break
     return dict(knob.settings(bench, cheap))
+
+
+def _knob(method: Method) -> Knob:
+    """The knob of a method.
+
+    Raises:
+        RecipeError: VP172 there is none.
+    """
+    if (knob := method.knob) is None:
+        turnable = [name for name in methods.names() if methods.get(name).knob is not None]
+        raise RecipeError(
+            172,
+            f"{method.name} has no setting to calibrate for a budget",
+            cause=f"methods with one: {', '.join(turnable)}",
+            next_step="vitprune thresholds BUNDLE for a cascade, or another method",
+        )
+    return knob

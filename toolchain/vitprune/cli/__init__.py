@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import importlib
 import os
-import pkgutil
 import signal
 import sys
 from typing import Annotated, Any
@@ -13,6 +11,7 @@ import typer
 
 from vitprune import __version__, console
 from vitprune.errors import RecipeError, VitpruneError
+from vitprune.support import registry
 
 app = typer.Typer(
     name="vitprune",
@@ -47,14 +46,12 @@ def _globals(
 
 def _register() -> None:
     """Every module in this folder with a function `command` is a command named after its file."""
-    for entry in sorted(pkgutil.iter_modules(__path__), key=lambda e: e.name):
-        if not entry.name.startswith("_"):
-            module = importlib.import_module(f"vitprune.cli.{entry.name}")
-            app.command(entry.name.replace("_", "-"))(module.command)
+    for name in registry.inside(__name__):
+        app.command(name.replace("_", "-"))(registry.module(f"{__name__}.{name}").command)
 
 
 def _commands() -> list[str]:
-    return [entry.name.replace("_", "-") for entry in pkgutil.iter_modules(__path__) if not entry.name.startswith("_")]
+    return [name.replace("_", "-") for name in registry.inside(__name__)]
 
 
 def _hoist(arguments: list[str]) -> list[str]:

@@ -9,7 +9,7 @@ from vitprune import console
 
 if TYPE_CHECKING:
     from vitprune.bundle import Bundle
-    from vitprune.validation.validate import Verdict
+    from vitprune.validation.verdict import Verdict
 
 
 def exported(bundle: Bundle, command: str) -> None:

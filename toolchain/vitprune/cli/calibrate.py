@@ -32,7 +32,7 @@ def command(
     force: ForceOption = False,
 ) -> None:
     """Set a method to a budget without training, on calibration images; writes a new recipe."""
-    from vitprune.calibration.files import run
+    from vitprune.pipelines.calibrate import run
 
     with console.step("calibrate") as step:
         done = run(

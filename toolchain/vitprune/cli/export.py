@@ -24,8 +24,8 @@ def command(
 ) -> None:
     """Export a timm Vision Transformer with token pruning to a bundle; parity with PyTorch is checked before it succeeds."""
     from vitprune.cli._render import exported
-    from vitprune.exporting import export
-    from vitprune.graph.variants import add_inlined
+    from vitprune.graph.lowering.tensorrt import add_inlined
+    from vitprune.pipelines import export
     from vitprune.recipe import Recipe
 
     parsed = Recipe.load(recipe, overrides)

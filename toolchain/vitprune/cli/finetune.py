@@ -30,9 +30,9 @@ def command(
     force: ForceOption = False,
 ) -> None:
     """Train a model with its pruning method; several GPUs or machines: accelerate launch -m vitprune finetune ..."""
-    from vitprune.models.loading import require_torch
     from vitprune.recipe import Recipe
     from vitprune.training.finetuning import RECIPE, finetune, require_accelerate
+    from vitprune.vit.loading import require_torch
 
     if bad_images not in ("fatal", "skip"):
         raise RecipeError(199, f"--bad-images '{bad_images}'", cause="it is fatal or skip", next_step="vitprune finetune --help")

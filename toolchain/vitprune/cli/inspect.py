@@ -9,7 +9,7 @@ from vitprune.cli._common import BundleArgument
 def command(bundle: BundleArgument) -> None:
     """Show what a bundle holds: anatomy, token and MAC curve, files, engines and what they compute with."""
     from vitprune.bundle import open_bundle
-    from vitprune.inspecting import inspect
+    from vitprune.exporting.inspecting import inspect
 
     found = inspect(open_bundle(bundle))
     size = found["geometry"]

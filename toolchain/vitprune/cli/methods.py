@@ -17,14 +17,14 @@ def command() -> None:
     from vitprune import methods
 
     found = [methods.get(name) for name in methods.names()]
-    rows = [[m.name, m.varies, m.training, "yes" if m.needs_cls else "no", m.paper] for m in found]
+    rows = [[m.name, m.varies, m.training_need, "yes" if m.needs_cls else "no", m.paper] for m in found]
     console.table("methods", ["method", "what varies", "training", "needs CLS", "reference"], rows)
     for method in found:
         console.info(f"  [bold]{method.name}[/bold] {method.summary}")
         console.detail(f"    parameters: {', '.join(_parameters(method.params))}")
     listed = [
         {
-            "name": m.name, "summary": m.summary, "varies": m.varies, "training": m.training, "needs_cls": m.needs_cls, "paper": m.paper,
+            "name": m.name, "summary": m.summary, "varies": m.varies, "training": m.training_need, "needs_cls": m.needs_cls, "paper": m.paper,
             "parameters": _parameters(m.params),
         }
         for m in found

@@ -8,7 +8,7 @@ from vitprune import console
 def command() -> None:
     """List the shipped recipes."""
     from vitprune.recipe import Recipe
-    from vitprune.resources import shipped_recipes
+    from vitprune.support.resources import shipped_recipes
 
     loaded = {name: Recipe.load(path) for name, path in shipped_recipes().items()}
     rows = [[name, recipe.model.name or "-", recipe.prune.method, str(recipe.prune.stages)] for name, recipe in loaded.items()]

@@ -22,8 +22,8 @@ def command(
 ) -> None:
     """Apply a recipe to a dense ViT ONNX from another exporter (timm, Hugging Face; legacy or new)."""
     from vitprune.cli._render import exported
-    from vitprune.exporting import rewrite
-    from vitprune.graph.variants import add_inlined
+    from vitprune.graph.lowering.tensorrt import add_inlined
+    from vitprune.pipelines import rewrite
     from vitprune.recipe import Recipe
 
     parsed = Recipe.load(recipe, overrides)

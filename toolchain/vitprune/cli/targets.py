@@ -10,7 +10,7 @@ def command() -> None:
     from vitprune import targets
     from vitprune.engines import require_backend
     from vitprune.errors import TargetError
-    from vitprune.resources import shipped_targets
+    from vitprune.support.resources import shipped_targets
 
     rows, listed = [], []
     for name in shipped_targets():

@@ -29,8 +29,8 @@ def command(
     from rich.markup import escape
 
     from vitprune.bundle import open_bundle
-    from vitprune.cascade.calibration import calibrate
-    from vitprune.cascade.thresholds import check_goal, solve
+    from vitprune.methods.dvt.calibration import calibrate
+    from vitprune.methods.dvt.thresholds import check_goal, solve
 
     check_goal(accuracy, budget)
     opened = open_bundle(bundle)

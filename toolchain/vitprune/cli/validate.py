@@ -28,8 +28,8 @@ def command(
 
     from vitprune.bundle import open_bundle, write_atomic
     from vitprune.cli._render import verdict as render
+    from vitprune.pipelines import validate
     from vitprune.reports.junit import junit_xml
-    from vitprune.validation.validate import validate
 
     if reference not in ("auto", "torch", "stored"):
         raise RecipeError(

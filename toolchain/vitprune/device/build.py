@@ -19,7 +19,7 @@ from vitprune.device.remote import Remote, require_tools
 from vitprune.device.remote_run import run_package
 from vitprune.engines import batch_profile
 from vitprune.errors import RecipeError, TargetError
-from vitprune.replacing import replaced
+from vitprune.support.replacing import replaced
 from vitprune.targets import Choice, Target, capability
 
 PACKAGED = "packaged, engine to be built on the device"

@@ -11,7 +11,7 @@ from typing import Any
 from vitprune.bundle import Bundle, sha256_of, write_atomic
 from vitprune.device.driver import RESULT
 from vitprune.errors import RecipeError, TargetError
-from vitprune.replacing import replaced
+from vitprune.support.replacing import replaced
 
 PACKAGE_REPORT = "package-report.json"
 

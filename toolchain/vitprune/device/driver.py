@@ -26,7 +26,7 @@ from typing import Any
 from vitprune.device.entry import sha256_of, show
 from vitprune.device.job import Job
 from vitprune.errors import LoadError, TargetError, VitpruneError
-from vitprune.replacing import replace_folder
+from vitprune.support.replacing import replace_folder
 
 RESULT = "result.json"
 OUTPUTS = {False: "out", True: "out-rehearsal"}
@@ -154,8 +154,9 @@ def _plugin(job: Job, work: Path, options: argparse.Namespace) -> dict[str, Any]
 
 def _engine(job: Job, work: Path, options: argparse.Namespace, plugin: dict[str, Any]) -> dict[str, Any]:
     """Build the engine in a child process; returns the contents of engine.json."""
-    from vitprune import __version__, backends, building
-    from vitprune.graph.logits import with_logits_only
+    from vitprune import __version__, backends
+    from vitprune.engines import building
+    from vitprune.graph.lowering.logits import with_logits_only
 
     folder = work / "engine"
     folder.mkdir(exist_ok=True)

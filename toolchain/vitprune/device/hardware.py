@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from vitprune import backends
 from vitprune.environment.jetson import CHIPS, read_jetson
-from vitprune.gpus import local_gpus
+from vitprune.support.gpus import local_gpus
 
 if TYPE_CHECKING:
     from vitprune.targets import Target

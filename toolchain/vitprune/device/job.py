@@ -7,7 +7,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from vitprune.versions import Version
+from vitprune.support.versions import Version
 
 
 @dataclass(frozen=True)

@@ -6,19 +6,18 @@ packaging; the other two only inform, since the device's TensorRT is another pro
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from vitprune import backends, building
+from vitprune import backends
 from vitprune.bundle import Bundle
 from vitprune.device.hardware import capability_of
 from vitprune.device.native import build_for
+from vitprune.engines import building
 from vitprune.errors import VitpruneError
-from vitprune.graph.logits import with_logits_only
+from vitprune.graph.lowering.logits import with_logits_only
 from vitprune.targets import Choice, Target
 
 STAND_IN = "tensorrt_rtx"
@@ -30,9 +29,8 @@ def preflight(bundle: Bundle, choice: Choice, batch: tuple[int, int, int], archi
     Raises:
         PreflightError: VP4xx when they block.
     """
-    if importlib.util.find_spec("vitprune.preflight") is None:
-        return {"status": "skipped", "detail": "this version has no static checks"}
-    checks: Any = importlib.import_module("vitprune.preflight.check")
+    from vitprune.preflight import check as checks
+
     report = checks.check(bundle, choice, batch=batch, architecture=architecture, elsewhere=True)
     checks.require(report)
     document = report.document()

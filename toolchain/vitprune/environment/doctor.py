@@ -23,7 +23,7 @@ def examine(root: Path = Path("/")) -> dict[str, Any]:
 def target_states(root: Path = Path("/")) -> list[dict[str, Any]]:
     """For every shipped target whether its engine can be built here: {"name", "engine", "package", "reason"}."""
     from vitprune import targets
-    from vitprune.resources import shipped_targets
+    from vitprune.support.resources import shipped_targets
 
     return [_state(targets.load(name), root) for name in shipped_targets()]
 

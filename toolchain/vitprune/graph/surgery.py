@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from dataclasses import replace
 from typing import Any
 
@@ -11,8 +10,10 @@ import onnx_graphsurgeon as gs
 
 from vitprune import methods
 from vitprune.errors import ExportError
-from vitprune.graph.anatomy import Anatomy, find
-from vitprune.graph.passes.base import GraphPass, Surgery
+from vitprune.graph.anatomy.find import Anatomy, find
+from vitprune.graph.passes.base import Surgery
+from vitprune.graph.passes.outputs import Outputs
+from vitprune.graph.passes.pooling import Pooling
 from vitprune.methods.base import Geometry
 from vitprune.ops.token_sample import DOMAIN
 from vitprune.recipe import Recipe
@@ -103,16 +104,15 @@ def rewrite(
         )
     sites = method.sites(recipe.prune, sizes)
     surgery = Surgery(_working_copy(model), anatomy, recipe, method, sites)
-    kind = importlib.import_module(f"vitprune.graph.passes.{method.kind}")
     changed = {}
-    for step in (kind.Pass(), _load("pooling"), _load("outputs")):
+    for step in (method.surgery(), Pooling(), Outputs()):
         changed[step.name] = step.run(surgery)
     return _finish(surgery), anatomy, {"passes": changed, **surgery.notes}
 
 
 def canonical(model: onnx.ModelProto, recipe: Recipe) -> onnx.ModelProto:
     """The dense graph with every block in canonical form and nothing pruned; it must compute what the dense graph computes."""
-    from vitprune.graph.passes import attention
+    from vitprune.graph import canonical as attention
 
     model = upgrade(model, recipe.graph.opset)
     if (family := _other_family(model)) is not None:
@@ -128,17 +128,13 @@ def _other_family(model: onnx.ModelProto) -> Any:
     """The module that rewrites graphs of another family than plain ViTs, or None."""
     if not any(node.op_type == "Conv" and _groups(node) > 1 for node in model.graph.node):
         return None
-    cvt = importlib.import_module("vitprune.graph.cvt")
+    from vitprune.graph.families import cvt
+
     return cvt if cvt.matches(model) else None
 
 
 def _groups(node: onnx.NodeProto) -> int:
     return next((int(attribute.i) for attribute in node.attribute if attribute.name == "group"), 1)
-
-
-def _load(name: str) -> GraphPass:
-    step: GraphPass = importlib.import_module(f"vitprune.graph.passes.{name}").Pass()
-    return step
 
 
 def _working_copy(model: onnx.ModelProto) -> gs.Graph:

@@ -1,21 +1,30 @@
-"""Token-reduction methods, one file each; a file in this folder is a method, there is no list to edit."""
+"""Token-reduction methods, one folder each; a folder in here is a method, there is no list to edit.
+
+Packages of third parties add methods through the entry-point group `vitprune.methods`: `name = "their.package"`, a package or module
+with a `METHOD` of the type `vitprune.methods.base.Method`.
+"""
 
 from __future__ import annotations
 
-import importlib
-import pkgutil
 from functools import cache
 
 from vitprune.errors import RecipeError
 from vitprune.methods.base import Method as Method
-from vitprune.suggestions import did_you_mean
+from vitprune.support import registry
+from vitprune.support.suggestions import did_you_mean
 
-_SUPPORT = {"base", "cost"}
+GROUP = "vitprune.methods"
+
+
+@cache
+def _modules() -> dict[str, str]:
+    """Module of every method, by name; a method of ours cannot be replaced from outside."""
+    return registry.from_packages(GROUP) | {name: f"{__name__}.{name}" for name in registry.inside(__name__, folders=True)}
 
 
 def names() -> list[str]:
     """Names of all methods."""
-    return sorted(entry.name for entry in pkgutil.iter_modules(__path__) if entry.name not in _SUPPORT)
+    return sorted(_modules())
 
 
 @cache
@@ -23,12 +32,24 @@ def get(name: str) -> Method:
     """The method called `name`.
 
     Raises:
-        RecipeError: VP104 when there is none.
+        RecipeError: VP104 when there is none, VP146 when a third party's package does not hold one.
     """
-    if name not in names():
+    if name not in _modules():
         raise RecipeError(104, f"unknown method '{name}'", cause=did_you_mean(name, names()), next_step="vitprune methods")
-    method: Method = importlib.import_module(f"vitprune.methods.{name}").METHOD
+    module = _modules()[name]
+    try:
+        method = registry.module(module).METHOD
+    except (ImportError, AttributeError) as error:
+        raise _unusable(name, module, f"{type(error).__name__}: {error}") from error
+    if not isinstance(method, Method) or method.name != name:
+        raise _unusable(name, module, f"its METHOD is not a vitprune.methods.base.Method called '{name}'")
     return method
+
+
+def _unusable(name: str, module: str, cause: str) -> RecipeError:
+    return RecipeError(
+        146, f"the method '{name}' of package '{module}' cannot be used", cause=cause, next_step="update or remove the package"
+    )
 
 
 def without_cls() -> list[str]:

@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
-from typing_extensions import Self
+from typing_extensions import Self, TypeVar
 
 from vitprune.errors import RecipeError
-from vitprune.training.keys import TrainKeys
+from vitprune.methods.train_keys import TrainKeys
+
+if TYPE_CHECKING:
+    from vitprune.graph.passes.base import GraphPass
+    from vitprune.methods.knob import Knob
+    from vitprune.pipelines.base import Pipeline
+    from vitprune.training.behaviour import Behaviour
+    from vitprune.vit.reference_method import ReferenceMethod
 
 T = TypeVar("T")
 
@@ -53,20 +60,45 @@ class BlockTokens:
 
 
 @dataclass(frozen=True)
-class Site:
-    """One prune site, ready to be carried out by the reference and by the graph pass of the method's kind.
+class SiteOptions:
+    """Settings of a site that belong to its method; methods derive their own from this.
+
+    bypass: the site is listed, but nothing leaves there. may_be_empty: an image may keep no patch at all.
+    """
+
+    bypass: bool = False
+    may_be_empty: bool = False
+
+
+@dataclass(frozen=True)
+class SamplingOptions(SiteOptions):
+    """Settings of a site that selects with a TokenSample node (contract: `vitprune.ops.token_sample`); capacity 0 = the bound itself."""
+
+    mode: str = "inverse_transform"
+    num_samples: int = 1
+    threshold: float = 0.0
+    capacity: int = 0
+    expected: int = 0
+
+
+O_co = TypeVar("O_co", bound=SiteOptions, covariant=True, default=SiteOptions)
+
+
+@dataclass(frozen=True)
+class Site(Generic[O_co]):
+    """One prune site, ready to be carried out by the method's reference and by its surgery.
 
     Attributes:
         block: 0-based block in (or before) which tokens leave.
         patches: largest number of patch tokens that can enter the site.
         limit: largest number of patch tokens that can leave it (static bound, capacity applied).
-        options: the kind's own settings (score form, grid, number of samples, ...).
+        options: the method's own settings (score form, grid, number of samples, ...).
     """
 
     block: int
     patches: int
     limit: int
-    options: Mapping[str, Any] = field(default_factory=dict)
+    options: O_co = field(default_factory=SiteOptions)  # type: ignore[assignment]
 
 
 class MethodParams(BaseModel):
@@ -94,37 +126,69 @@ class MethodParams(BaseModel):
 
 
 class Method(ABC):
-    """Descriptor of one method.
+    """A method: what recipes say of it, where it prunes, what that costs, and where its implementations are.
+
+    The implementations are attributes that import on first use, so that describing a method needs neither torch nor onnx.
 
     Class attributes:
         name: as in recipes. summary, paper: one line each.
-        kind: name of the module in `reference/` and of the pass in `graph/passes/` that carry its sites out.
         params: pydantic model of its recipe keys.
-        needs_cls: scores come from the CLS row. training: "none", "optional" or "required".
+        needs_cls: scores come from the CLS row. training_need: whether results make sense without training.
         train: pydantic model of the recipe's `train:` section, with the method's published defaults and loss weights.
         varies: what differs between images.
-        pipeline: a package of vitprune that exports, runs and validates bundles of the method in place of the code for a single
-            pruned model (see `vitprune.pipelines`); "" for all methods that drop tokens.
     """
 
     name: ClassVar[str]
     summary: ClassVar[str]
     paper: ClassVar[str]
-    kind: ClassVar[str]
     params: ClassVar[type[MethodParams]]
     needs_cls: ClassVar[bool] = True
-    training: ClassVar[str] = "none"
+    training_need: ClassVar[Literal["none", "optional", "required"]] = "none"
     train: ClassVar[type[TrainKeys]] = TrainKeys
     varies: ClassVar[str] = "tokens per image and site"
-    pipeline: ClassVar[str] = ""
 
     @abstractmethod
-    def sites(self, params: Any, geometry: Geometry) -> list[Site]:
+    def sites(self, params: Any, geometry: Geometry) -> list[Site[Any]]:
         """Prune sites for a model; raises RecipeError VP1xx where the parameters do not fit it."""
 
     @abstractmethod
-    def block_tokens(self, sites: Sequence[Site], geometry: Geometry, kept: Sequence[float]) -> list[BlockTokens]:
+    def block_tokens(self, sites: Sequence[Site[Any]], geometry: Geometry, kept: Sequence[float]) -> list[BlockTokens]:
         """Token counts of every block for the cost model, given the (mean) number of patches kept at each site."""
+
+    @property
+    def reference(self) -> type[ReferenceMethod]:
+        """What the method does to the blocks of a ViT in PyTorch.
+
+        Raises:
+            RecipeError: VP145 for a method that runs several models (it has a `pipeline` of its own).
+        """
+        raise self._of_several_models("no reference for one model")
+
+    @property
+    def surgery(self) -> type[GraphPass]:
+        """What the method does to the graph of a dense ViT."""
+        raise self._of_several_models("no surgery for one graph")
+
+    @property
+    def knob(self) -> Knob | None:
+        """The one setting that moves the method's cost, or None where there is no such setting."""
+        return None
+
+    @property
+    def training(self) -> type[Behaviour] | None:
+        """What is trained; None = the reference in training mode."""
+        return None
+
+    @property
+    def pipeline(self) -> Pipeline | None:
+        """How bundles of the method are exported, run and validated; None = as those of a single pruned model."""
+        return None
+
+    def _of_several_models(self, message: str) -> RecipeError:
+        return RecipeError(
+            145, f"{self.name} has {message}", cause="it runs several models per image",
+            next_step="go through vitprune.reference, vitprune.export or the command line",
+        )  # fmt: skip
 
     def check_stages(self, params: MethodParams, geometry: Geometry) -> None:
         """Raise RecipeError VP110 when a stage lies beyond the model's depth."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from vitprune.methods.base import BlockTokens, Geometry, Site
 
@@ -24,7 +25,7 @@ def dense_blocks(geometry: Geometry) -> list[BlockTokens]:
     return [BlockTokens(geometry.tokens, geometry.tokens, geometry.tokens)] * geometry.depth
 
 
-def removed_inside(sites: Sequence[Site], geometry: Geometry, kept: Sequence[float]) -> list[BlockTokens]:
+def removed_inside(sites: Sequence[Site[Any]], geometry: Geometry, kept: Sequence[float]) -> list[BlockTokens]:
     """Token counts when rows leave inside the attention of each site (query pruning); kept counts are patches."""
     after = dict(zip((site.block for site in sites), kept, strict=True))
     blocks, tokens = [], float(geometry.tokens)
@@ -35,11 +36,22 @@ def removed_inside(sites: Sequence[Site], geometry: Geometry, kept: Sequence[flo
     return blocks
 
 
-def removed_before(sites: Sequence[Site], geometry: Geometry, kept: Sequence[float]) -> list[BlockTokens]:
+def removed_before(sites: Sequence[Site[Any]], geometry: Geometry, kept: Sequence[float]) -> list[BlockTokens]:
     """Token counts when rows leave before the block of each site."""
     after = dict(zip((site.block for site in sites), kept, strict=True))
     blocks, tokens = [], float(geometry.tokens)
     for block in range(geometry.depth):
         tokens = geometry.prefix + after[block] if block in after else tokens
         blocks.append(BlockTokens(tokens, tokens, tokens))
+    return blocks
+
+
+def merged_after_attention(sites: Sequence[Site[Any]], geometry: Geometry, kept: Sequence[float]) -> list[BlockTokens]:
+    """Token counts when rows merge between attention and MLP: attention is whole, the MLP runs on what is left."""
+    after = dict(zip((site.block for site in sites), kept, strict=True))
+    blocks, tokens = [], float(geometry.tokens)
+    for block in range(geometry.depth):
+        rows = geometry.prefix + after[block] if block in after else tokens
+        blocks.append(BlockTokens(tokens, tokens, rows))
+        tokens = rows
     return blocks

@@ -6,9 +6,9 @@ import platform
 
 from vitprune.bundle import Bundle
 from vitprune.errors import PreflightError
-from vitprune.gpus import local_gpus
 from vitprune.preflight.context import Context
 from vitprune.preflight.rules import Report, Verdict, all_rules
+from vitprune.support.gpus import local_gpus
 from vitprune.targets import Choice, capability
 
 

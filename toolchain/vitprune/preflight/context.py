@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from vitprune.backends._engines import BuiltEngine, list_engines
 from vitprune.backends._tensorrt.support import engine_mismatch
-from vitprune.gpus import Gpu
 from vitprune.preflight.rules import Verdict
+from vitprune.support.gpus import Gpu
 from vitprune.targets import Choice
 
 if TYPE_CHECKING:

@@ -6,7 +6,7 @@ drop operators. TensorRT-RTX: builds of small nets with 1.7.1.116 on a CPU.
 
 from __future__ import annotations
 
-from vitprune.versions import Version
+from vitprune.support.versions import Version
 
 
 def _words(text: str) -> frozenset[str]:

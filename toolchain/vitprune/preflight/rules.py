@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
-import pkgutil
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from enum import Enum
@@ -11,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from vitprune.preflight.context import Context
+from vitprune.support import registry
 
 
 class Verdict(str, Enum):
@@ -79,10 +78,9 @@ def rule(identifier: str, title: str) -> Callable[[Check], Check]:
 
 def all_rules() -> list[Rule]:
     """Every rule, by id."""
-    package = importlib.import_module("vitprune.preflight")
-    for entry in pkgutil.iter_modules(package.__path__):
-        if entry.name.startswith("rules_"):
-            importlib.import_module(f"vitprune.preflight.{entry.name}")
+    for name in registry.inside("vitprune.preflight"):
+        if name.startswith("rules_"):
+            registry.module(f"vitprune.preflight.{name}")
     return [_RULES[name] for name in sorted(_RULES)]
 
 

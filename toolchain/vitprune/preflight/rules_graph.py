@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from vitprune.backends._tensorrt.support import CUMULATIVE_LAYER
-from vitprune.graph import variants
+from vitprune.graph.lowering import tensorrt as variants
 from vitprune.preflight import operators as tables
 from vitprune.preflight.context import NVIDIA, Context
 from vitprune.preflight.rules import Said, Verdict, rule

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vitprune.reports.pictures import data_uri, displayable, with_dropped
-from vitprune.validation.validate import Verdict
+from vitprune.validation.verdict import Verdict
 
 _STYLE = """
 :root{color-scheme:light dark;--ink:#16202e;--soft:#5c6b7f;--line:#d9e0e8;--paper:#fff;--card:#f5f7fa;--bar:#2b6cb0;--good:#1f7a4d;--bad:#b3261e}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from xml.etree import ElementTree
 
-from vitprune.validation.validate import Verdict
+from vitprune.validation.verdict import Verdict
 
 
 def junit_xml(verdict: Verdict) -> str:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from vitprune.errors import RecipeError
 from vitprune.training import checkpoints
-from vitprune.training.behaviours._base import Behaviour, Teacher
+from vitprune.training.behaviour import Behaviour, Teacher
 from vitprune.training.feeding import BadImages, Batch, Feed, order, seed_all, share
 from vitprune.training.logs import Logs
 from vitprune.training.optimising import optimiser, schedule

@@ -13,9 +13,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from vitprune.data.sources import Source
 from vitprune.errors import LoadError
-from vitprune.training.keys import Augment
-from vitprune.training.sources import Source
+from vitprune.methods.train_keys import Augment
 
 
 @contextmanager

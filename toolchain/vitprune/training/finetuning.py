@@ -11,10 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from vitprune import methods
 from vitprune.bundle import write_atomic
 from vitprune.errors import RecipeError, TargetError
-from vitprune.models.loading import LoadedModel, require_torch
 from vitprune.recipe import Recipe
+from vitprune.vit.loading import LoadedModel, require_torch
 
 RECIPE, FACTS, MARKER = "recipe.yaml", "train.json", ".vitprune-finetune"
 
@@ -99,14 +100,14 @@ def finetune(
     """
     require_torch("finetune")
     require_accelerate()
-    from vitprune.training import behaviours
+    from vitprune.data.sources import open_split
     from vitprune.training.engine import Run, Setting
     from vitprune.training.feeding import Feed, seed_all
     from vitprune.training.launching import accelerator_for
-    from vitprune.training.sources import open_split
+    from vitprune.training.reduction import Reduction
 
     keys = recipe.training
-    kind = behaviours.of(recipe.prune.method)
+    kind = methods.get(recipe.prune.method).training or Reduction
     start = kind.load(recipe, model, pretrained=pretrained, seed=keys.seed, weights=weights)
     classes = int(start.module.shape.classes if hasattr(start.module, "shape") else start.module.num_classes)
     source, held_out = open_split(data, "train", classes), open_split(data, "val", classes)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from vitprune.errors import RecipeError
-from vitprune.training.behaviours._base import Behaviour
+from vitprune.training.behaviour import Behaviour
 
 
 def accelerator_for(behaviour: type[Behaviour], precision: str) -> Any:

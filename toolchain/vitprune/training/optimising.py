@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from vitprune.errors import RecipeError
-from vitprune.suggestions import did_you_mean
-from vitprune.training.behaviours._base import Behaviour
-from vitprune.training.keys import TrainKeys
+from vitprune.methods.train_keys import TrainKeys
+from vitprune.support.suggestions import did_you_mean
+from vitprune.training.behaviour import Behaviour
 
 
 def optimiser(behaviour: Behaviour, keys: TrainKeys) -> Any:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from vitprune.methods.base import Geometry
-from vitprune.reference.blocks import attention_output, feed_forward, merge_heads, project
+from vitprune.vit.blocks import attention_output, feed_forward, merge_heads, project
 
 EPS = 1e-6
 

@@ -3,60 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from vitprune import backends, methods, pipelines
+from vitprune import backends, methods
 from vitprune.backends import Result
 from vitprune.bundle import Bundle
+from vitprune.data import images as image_data
 from vitprune.errors import LoadError, RecipeError, VitpruneError
 from vitprune.methods.base import Geometry
 from vitprune.methods.cost import dense_blocks, model_macs
-from vitprune.models import images as image_data
-from vitprune.validation.compare import Comparison, Gate, compare, gate_list
+from vitprune.validation.compare import compare, gate_list
+from vitprune.validation.verdict import Verdict
 
 BATCH = 8
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """Outcome of a validation; tables: (title, columns, rows) of a pipeline's own, shown before the gates."""
-
-    bundle: str
-    backend: str
-    reference: str
-    data: str
-    comparison: Comparison
-    gates: list[Gate]
-    macs: dict[str, float]
-    tables: tuple[tuple[str, list[str], list[list[str]]], ...] = ()
-
-    @property
-    def passed(self) -> bool:
-        """Whether every gate holds."""
-        return all(gate.passed for gate in self.gates)
-
-    @property
-    def rung(self) -> str:
-        """The rung of evidence this stands on (architecture §9)."""
-        if self.backend.startswith("tensorrt") or self.backend.endswith("cuda"):
-            return "engine = reference on a GPU"
-        if self.comparison.accuracy is not None:
-            return "task accuracy"
-        return "graph = reference on CPU" if self.reference != "stored ONNX Runtime results" else "graph = itself on another run"
-
-    def document(self) -> dict[str, Any]:
-        """JSON-ready form."""
-        gates = [{"name": g.name, "limit": g.limit, "seen": g.seen, "passed": g.passed} for g in self.gates]
-        return {
-            "status": "passed" if self.passed else "failed", "exit_code": 0 if self.passed else 1, "bundle": self.bundle,
-            "backend": self.backend, "reference": self.reference, "data": self.data, "evidence": self.rung, "gates": gates,
-            "macs": self.macs, "comparison": self.comparison.document(),
-        }  # fmt: skip
 
 
 def validate(
@@ -70,24 +34,7 @@ def validate(
     samples: int | None = None,
     report: Callable[[str], None] = lambda text: None,
 ) -> Verdict:
-    """Validate a bundle.
-
-    Args:
-        bundle: an opened bundle. backend: what to run it on. target: whose engine, where the bundle has several for the backend.
-        reference: "torch" (live), "stored" (samples.npz) or "auto": live where the model can be made again, else stored.
-        data: images and labels for a live reference; the stored samples otherwise.
-        weights: checkpoint for the live reference, where the bundle names a file that is not here.
-        samples: number of images instead of the recipe's.
-        report: called with progress texts.
-
-    Raises:
-        LoadError: VP61x backend, VP613 no live reference, VP62x data. RecipeError: VP120-range of recipes; VP109 accuracy is gated
-            and there are no labels.
-    """
-    if (own := pipelines.of(bundle.recipe)) is not None:
-        return own.validate(
-            bundle, backend=backend, reference=reference, data=data, weights=weights, samples=samples, report=report
-        )
+    """Validate a bundle of a single model; arguments and errors as `vitprune.pipelines.validate`."""
     gates = bundle.recipe.validation.gates
     blocks = [int(site["block"]) for site in bundle.manifest.sites]
     session = backends.session(bundle, backend, target)
@@ -155,9 +102,9 @@ def _live(
     import torch
 
     from vitprune.backends.onnxruntime import _stack
-    from vitprune.reference.vit import reference
+    from vitprune.vit.pruned import PrunedViT
 
-    oracle = reference(module, bundle.recipe)
+    oracle = PrunedViT(module, bundle.recipe).eval()
     logits, dense, kept, margin, overflow = [], [], [], [], []
     with torch.inference_mode():
         for start in range(0, len(inputs), BATCH):

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vitprune.gpus import Gpu
+from vitprune.support.gpus import Gpu
 
 MIB = 1 << 20
 # The builder holds the weights as read, as parsed and as laid out for the kernels it tries.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes
 import ctypes.util
-import importlib
 import importlib.util
 from pathlib import Path
 from typing import Any, Protocol
@@ -13,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vitprune.errors import LoadError
+from vitprune.support import registry
 
 _TO_DEVICE, _TO_HOST = 1, 2
 
@@ -193,11 +193,8 @@ def _value(answer: tuple[Any, ...]) -> Any:
 
 def cuda_runtime() -> Any:
     """cuda-python's runtime module, else the runtime library itself; None where there is neither."""
-    for name in ("cuda.bindings.runtime", "cuda.cudart"):
-        try:
-            return importlib.import_module(name)
-        except ImportError:
-            continue
+    if (runtime := registry.first_of("cuda.bindings.runtime", "cuda.cudart")) is not None:
+        return runtime
     for place in _libraries():
         try:
             return RuntimeLibrary(ctypes.CDLL(place))

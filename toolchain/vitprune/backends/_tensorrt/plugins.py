@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vitprune.errors import VitpruneError
-from vitprune.graph.variants import NAMESPACE
+from vitprune.graph.lowering.tensorrt import NAMESPACE
 from vitprune.ops.token_sample import NAME
 
 if TYPE_CHECKING:

@@ -16,7 +16,7 @@ from vitprune.backends._tensorrt import plugins
 from vitprune.backends._tensorrt.memory import Memory, device_memory
 from vitprune.backends._tensorrt.support import engine_mismatch
 from vitprune.errors import LoadError
-from vitprune.gpus import local_gpus
+from vitprune.support.gpus import local_gpus
 
 if TYPE_CHECKING:
     import tensorrt as trt

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from vitprune.versions import Version
+from vitprune.support.versions import Version
 
 OLDEST = Version.parse("10.3")
 BEYOND = Version.parse("12")

@@ -6,7 +6,7 @@ import shlex
 from collections.abc import Sequence
 
 from vitprune.backends._tensorrt.support import ALWAYS_TYPED
-from vitprune.versions import Version
+from vitprune.support.versions import Version
 
 
 def command_line(

@@ -10,7 +10,7 @@ import onnx
 import onnx_graphsurgeon as gs
 
 from vitprune.errors import ExportError
-from vitprune.graph.anatomy import Anatomy
+from vitprune.graph.anatomy.find import Anatomy
 from vitprune.graph.emit import Emitter
 from vitprune.methods.base import Method, Site
 from vitprune.recipe import Recipe
@@ -33,7 +33,7 @@ class Surgery:
     anatomy: Anatomy
     recipe: Recipe
     method: Method
-    sites: list[Site]
+    sites: list[Site[Any]]
     valid: Any = None
     patch: Any = None
     bias: Any = None
@@ -58,7 +58,7 @@ class Surgery:
     @property
     def single(self) -> bool:
         """Batch fixed at one image: in dynamic shapes no slot is ever a pad, unless a site may keep no patch at all."""
-        empty = any(site.options.get("may_be_empty") for site in self.sites)
+        empty = any(site.options.may_be_empty for site in self.sites)
         return self.recipe.graph.static_batch == 1 and not self.padded and not empty
 
     def replace(self, old: Any, new: Any) -> None:

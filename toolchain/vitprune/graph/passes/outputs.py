@@ -13,7 +13,7 @@ def kept_name(block: int) -> str:
     return f"kept_{block}"
 
 
-class Pass(GraphPass):
+class Outputs(GraphPass):
     """Add one int64 [B,K] output per site; a bypassed site repeats what was there before it."""
 
     name = "outputs"

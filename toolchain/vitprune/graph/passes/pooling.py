@@ -8,7 +8,7 @@ from vitprune.graph.emit import FLOAT
 from vitprune.graph.passes.base import GraphPass, Surgery
 
 
-class Pass(GraphPass):
+class Pooling(GraphPass):
     """Replace ReduceMean over the token axis by a weighted mean over live tokens."""
 
     name = "pooling"

@@ -1,0 +1,225 @@
+"""Build an engine for a target and add it to a bundle."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import shutil
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from vitprune import __version__, backends
+from vitprune.bundle import Bundle, sha256_of
+from vitprune.engines import building
+from vitprune.errors import BuildError, RecipeError, TargetError
+from vitprune.graph.lowering.logits import with_logits_only
+from vitprune.support.replacing import replaced
+from vitprune.support.versions import Version
+from vitprune.targets import Choice, Target
+
+
+def require_backend(target: Target) -> Any:
+    """The target's backend module.
+
+    Raises:
+        TargetError: VP210 when this version has no such backend, VP211 when it is not installed.
+    """
+    if target.backend not in backends.names():
+        raise TargetError(
+            210,
+            f"engines for '{target.name}' cannot be built by this version",
+            cause=f"the '{target.backend}' backend and the device package are missing"
+            + (": engines for this device must be built on it" if target.builds_on == "device" else ""),
+            next_step="vitprune build-engine BUNDLE --target rtx, or take model.onnx to the device and build it with trtexec",
+        )
+    backend = backends.get(target.backend)
+    if why := backend.missing():
+        raise TargetError(
+            211,
+            f"target '{target.name}' cannot be built here",
+            cause=why,
+            next_step="pip install 'vitprune[rtx]'" if target.backend == "tensorrt_rtx" else "vitprune doctor",
+        )
+    return backend
+
+
+def require_release(choice: Choice, backend: Any) -> None:
+    """Refuse to build here for a TensorRT that was asked for and is not the one of this machine: nothing else could build it.
+
+    Raises:
+        TargetError: VP213.
+    """
+    stated = choice.runtime_version if choice.release_stated else None
+    here = Version.find(backend.version())
+    if stated is not None and here is not None and not here.starts_with_minor_of(stated):
+        raise TargetError(
+            213,
+            f"this machine has TensorRT {here}, not {stated}",
+            cause="an engine belongs to the TensorRT that built it",
+            next_step="leave --tensorrt and --jetpack out, or --remote user@host of the machine that has it",
+        )
+
+
+def build_engine(
+    bundle: Bundle,
+    target: Target,
+    *,
+    batch: tuple[int, int, int] | None = None,
+    workspace_mib: int | None = None,
+    plugin: str = "auto",
+    embed_plugin: bool = False,
+    kept_outputs: bool = False,
+    timeout: float = 1800.0,
+    force: bool = False,
+    report: Callable[[str], None] = lambda text: None,
+) -> dict[str, Any]:
+    """Build in a child process; the engine folder appears whole or not at all.
+
+    Args:
+        bundle: an opened bundle; its manifest gains the new files.
+        target: what to build for.
+        batch: (min, opt, max) instead of the recipe's.
+        workspace_mib: memory limit of the builder.
+        plugin: "auto", "none" or a library; embed_plugin: put it into the engine; both for TensorRT.
+        kept_outputs: the engine also returns the kept patches, which lets `validate` compare decisions.
+        timeout: seconds.
+        force: replace an engine that is there; it stays until the new one is complete, and when that fails.
+        report: called with progress texts.
+
+    Returns:
+        The contents of engine.json.
+
+    Raises:
+        TargetError: VP21x. RecipeError: VP106 an engine exists, VP107 unwritable, VP108 batch. BuildError: VP5xx.
+    """
+    backend = require_backend(target)
+    folder = bundle.engine_path(target.name)
+    if folder.exists() and not force:
+        raise RecipeError(
+            106,
+            f"an engine for '{target.name}' exists in the bundle",
+            cause="nothing is overwritten unless asked",
+            next_step="add --force",
+        )
+    profile = batch_profile(bundle, batch)
+    try:
+        folder.parent.mkdir(exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".tmp", dir=folder.parent))
+    except OSError as error:
+        raise RecipeError(
+            107,
+            f"cannot write '{folder}'",
+            cause=error.strerror or str(error),
+            next_step="free some space or copy the bundle elsewhere",
+        ) from error
+    try:
+        document = {
+            "schema_version": 1, "target": target.name, "backend": target.backend, "backend_version": backend.version(),
+            "tool_version": __version__, "host": platform.machine(), "batch": profile, "precision": bundle.recipe.precision.mode,
+        }  # fmt: skip
+        _take_timing_cache(folder, temporary)
+        options: dict[str, Any] = {
+            "batch": profile, "workspace_mib": workspace_mib or target.workspace_mib, "plugin": plugin, "embed_plugin": embed_plugin,
+            "kept_outputs": target.keep_kept_outputs or kept_outputs, "precision": bundle.recipe.precision.mode,
+            "keep_fp32": bundle.recipe.precision.keep_fp32,
+            "architectures": [] if target.architectures == "auto" else target.architectures,
+        }  # fmt: skip
+        parts = [_build_model(bundle, target, name, temporary, options, report, timeout) for name in bundle.model_files]
+        document |= parts[0] if len(parts) == 1 else _together(parts)
+        (temporary / "engine.json").write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
+        os.chmod(temporary, 0o755)
+        with replaced(temporary, folder):
+            bundle.list_engine(target.name)
+    except OSError as error:
+        raise RecipeError(
+            107,
+            f"cannot write '{folder}'",
+            cause=error.strerror or str(error),
+            next_step="free some space or copy the bundle elsewhere",
+        ) from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+        if folder.parent.is_dir() and not any(folder.parent.iterdir()):
+            folder.parent.rmdir()
+    return document
+
+
+def _build_model(
+    bundle: Bundle, target: Target, name: str, folder: Path, options: dict[str, Any], report: Callable[[str], None], timeout: float,
+) -> dict[str, Any]:  # fmt: skip
+    """Build one model file into `folder`; returns its entry of engine.json."""
+    began = time.monotonic()
+    several = len(bundle.model_files) > 1
+    engine = folder / (f"{Path(name).stem}{Path(target.engine_file).suffix}" if several else target.engine_file)
+    request: dict[str, Any] = {
+        **options, "backend": target.backend, "model": str(_model_for(bundle, options["kept_outputs"], folder, name)),
+        "output": str(engine), "log": str(folder / (f"build-{Path(name).stem}.log" if several else "build.log")),
+        "batch": _fixed_batch(bundle, name) or options["batch"],
+    }  # fmt: skip
+    try:
+        facts = building.run_child(request, (lambda text: report(f"{name}: {text}")) if several else report, timeout)
+    except BuildError:
+        _keep_log(bundle, Path(request["log"]), target)
+        raise
+    (folder / "graph.onnx").unlink(missing_ok=True)
+    return {
+        "model_sha256": bundle.manifest.files[name], "engine": engine.name, "engine_sha256": sha256_of(engine),
+        "engine_bytes": engine.stat().st_size, "seconds": round(time.monotonic() - began, 2), "facts": facts,
+    }  # fmt: skip
+
+
+def _together(parts: list[dict[str, Any]]) -> dict[str, Any]:
+    """Entries of engine.json for a bundle of several models."""
+    return {
+        "engine": [part["engine"] for part in parts], "engine_bytes": sum(part["engine_bytes"] for part in parts),
+        "seconds": round(sum(part["seconds"] for part in parts), 2), "facts": {"runtime": parts[0]["facts"]["runtime"]}, "parts": parts,
+    }  # fmt: skip
+
+
+def _fixed_batch(bundle: Bundle, name: str) -> tuple[int, int, int] | None:
+    """The batch of a model file that has a fixed one, whatever the recipe's profile."""
+    inputs = bundle.manifest.io.get("models", {}).get(name, {}).get("inputs", [])
+    size = inputs[0]["shape"][0] if inputs else None
+    return (size, size, size) if isinstance(size, int) else None
+
+
+def batch_profile(bundle: Bundle, batch: tuple[int, int, int] | None) -> tuple[int, int, int]:
+    """The batch asked for, or the recipe's.
+
+    Raises:
+        RecipeError: VP108 when the graph has another, fixed batch.
+    """
+    static = bundle.recipe.graph.static_batch
+    profile = batch or bundle.recipe.graph.profile
+    if static is not None and profile != (static,) * 3:
+        raise RecipeError(
+            108,
+            f"the graph has a fixed batch of {static}",
+            cause=f"asked for {':'.join(map(str, profile))}",
+            next_step='export with --set graph.batch="1:4:8"',
+        )
+    return profile
+
+
+def _take_timing_cache(old: Path, new: Path) -> None:
+    """Timings of kernels outlive a rebuild."""
+    if (old / "timing.cache").is_file():
+        shutil.copyfile(old / "timing.cache", new / "timing.cache")
+
+
+def _keep_log(bundle: Bundle, log: Path, target: Target) -> None:
+    if log.is_file():
+        bundle.write_report(f"build-{target.name}.log", log.read_text(encoding="utf-8", errors="replace"))
+
+
+def _model_for(bundle: Bundle, with_kept: bool, folder: Path, name: str) -> Path:
+    """The model file, or a copy without the kept outputs: data-dependent outputs would need an allocator at run time."""
+    if with_kept:
+        return bundle.path / name
+    path = folder / "graph.onnx"
+    with_logits_only(bundle.path / name, path)
+    return path

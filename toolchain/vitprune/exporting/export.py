@@ -1,0 +1,51 @@
+"""export: a timm model to a bundle."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from vitprune.bundle import Bundle
+from vitprune.exporting import parity
+from vitprune.exporting.dense import dense_onnx
+from vitprune.exporting.writing import write_bundle
+from vitprune.graph import surgery
+from vitprune.recipe import Recipe
+from vitprune.vit.loading import LoadedModel, from_module, load
+
+
+def export(
+    module_or_name: Any, recipe: Recipe, output: Path, *, pretrained: bool, seed: int, weights: str | None,
+    data: str | Path | None, force: bool, report: Callable[[str], None],
+) -> Bundle:  # fmt: skip
+    """Export a single model; arguments and errors as `vitprune.pipelines.export`."""
+    report("loading the model")
+    model = _loaded(module_or_name, recipe, pretrained, seed, weights)
+    from vitprune.vit.pruned import PrunedViT
+
+    oracle = PrunedViT(model.module, recipe).eval()
+    inputs = parity.samples(recipe, model.preprocessing, data)
+    report("exporting the dense model to ONNX")
+    dense = dense_onnx(model.module, model.image_shape, recipe)
+    report("rewriting the graph")
+    pruned, anatomy, notes = surgery.rewrite(dense, recipe, has_cls=oracle.geometry.has_cls)
+    report("checking against the PyTorch reference")
+    arrays = parity.reference_arrays(oracle, model.module, inputs, recipe.graph.static_batch)
+    check = parity.check(pruned, arrays, recipe)
+    source = {"source": model.source, "geometry": asdict(oracle.geometry)}
+    arrays |= {} if inputs.labels is None else {"labels": inputs.labels}
+    notes |= {"check": check, "samples": inputs.origin, "dense_nodes": len(dense.graph.node), "nodes": len(pruned.graph.node)}
+    return write_bundle(
+        output, force, pruned, anatomy, recipe, model.name, source, model.preprocessing, oracle.sites, arrays, notes
+    )
+
+
+def _loaded(module_or_name: Any, recipe: Recipe, pretrained: bool, seed: int, weights: str | None) -> LoadedModel:
+    if module_or_name is not None and not isinstance(module_or_name, str):
+        return from_module(module_or_name, recipe.model)
+    section = recipe.model
+    if module_or_name and module_or_name != section.name:
+        section = section.model_copy(update={"name": module_or_name})
+    return load(section, pretrained=pretrained, seed=seed, weights=weights)

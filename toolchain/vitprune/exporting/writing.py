@@ -1,0 +1,68 @@
+"""Writing a bundle of a single model."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+
+from vitprune.bundle import Bundle, Manifest, folder_in_place, open_bundle, seal
+from vitprune.errors import VitpruneError
+from vitprune.graph.anatomy.find import Anatomy
+from vitprune.methods.base import Site
+from vitprune.ops.token_sample import NAME
+from vitprune.recipe import Recipe
+
+
+def write_bundle(
+    output: Path, force: bool, model: onnx.ModelProto, anatomy: Anatomy, recipe: Recipe, name: str, source: dict[str, Any],
+    preprocessing: dict[str, Any], sites: list[Site], arrays: dict[str, NDArray[Any]], notes: dict[str, Any],
+) -> Bundle:  # fmt: skip
+    """Write model, recipe, samples, notes and manifest; a bundle that cannot be opened again is removed."""
+    weights = recipe.model.weights
+    portable = weights if weights is None or weights.startswith("shipped:") else Path(weights).name
+    stored = recipe.model_copy(
+        update={
+            "model": recipe.model.model_copy(
+                update={"weights": portable, "name": recipe.model.name or source["source"].get("name")}
+            ),
+            "prune": recipe.prune.portable(),
+        }
+    )
+    manifest = Manifest(
+        name=f"{name}-{recipe.prune.method}",
+        model=source,
+        preprocessing=preprocessing,
+        io=describe_io(model),
+        sites=[{"block": site.block, "limit": site.limit, "bypass": site.options.bypass} for site in sites],
+        recipe_sha256=stored.digest(),
+        plugin={"op": "vitprune::TokenSample", "version": "1", "nodes": sum(node.op_type == NAME for node in model.graph.node)},
+    )
+    with folder_in_place(output, force) as folder:
+        onnx.save(model, str(folder / "model.onnx"))
+        (folder / "recipe.yaml").write_text(stored.to_yaml(), encoding="utf-8")
+        np.savez_compressed(folder / "samples.npz", **arrays)  # type: ignore[arg-type]
+        (folder / "reports").mkdir()
+        (folder / "reports" / "export.json").write_text(json.dumps(notes, indent=2) + "\n", encoding="utf-8")
+        seal(folder, manifest)
+    try:
+        return open_bundle(output)
+    except VitpruneError:
+        shutil.rmtree(output, ignore_errors=True)
+        raise
+
+
+def describe_io(model: onnx.ModelProto) -> dict[str, Any]:
+    """Names, types and shapes of the inputs and outputs, JSON-ready."""
+
+    def describe(value: onnx.ValueInfoProto) -> dict[str, Any]:
+        tensor = value.type.tensor_type
+        shape = [dim.dim_value or dim.dim_param or None for dim in tensor.shape.dim]
+        return {"name": value.name, "dtype": onnx.TensorProto.DataType.Name(tensor.elem_type).lower(), "shape": shape}
+
+    return {"inputs": [describe(v) for v in model.graph.input], "outputs": [describe(v) for v in model.graph.output]}

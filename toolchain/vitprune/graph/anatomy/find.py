@@ -1,0 +1,316 @@
+"""Find the transformer blocks of a dense ViT graph, whichever exporter wrote it.
+
+Anchors are the attention Softmax nodes. From each one the walk goes up to the linear maps of queries, keys and values and
+down to the projection and the residual sum. Nothing is guessed: what does not match is an error that names the block, the
+node and the pattern expected.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx_graphsurgeon as gs
+
+from vitprune.errors import ExportError
+from vitprune.graph.anatomy.embedding import embedding
+from vitprune.graph.anatomy.projections import (
+    PASS_THROUGH,
+    RESHAPING,
+    HeadNorm,
+    Linear,
+    data_input,
+    fail,
+    linear_above,
+    producer,
+    walk_up,
+)
+from vitprune.graph.anatomy.static import integer_of, scalar_of, static_copy, value_of
+
+NORM_PARTS = {"LayerNormalization", "ReduceMean", "Sub", "Pow", "Mul", "Add", "Sqrt", "Div", "Reciprocal"} | PASS_THROUGH
+
+
+@dataclass(frozen=True)
+class Block:
+    """One pre-norm transformer block; tensors by name in the original graph.
+
+    x: block input [B,N,C]. h: LN1(x). query, key, value: linear maps of h (weights [C,H*d]). scale: factor on the attention
+    logits. context: input of the projection [B,N,H*d]. projected: the projection's output. attended: sum of x and the attention branch
+    (residual_node makes it). output: the block's output.
+    """
+
+    index: int
+    heads: int
+    head_dim: int
+    tokens: int
+    x: str
+    h: str
+    query: Linear
+    key: Linear
+    value: Linear
+    scale: float
+    query_norm: HeadNorm | None
+    key_norm: HeadNorm | None
+    projection: Linear
+    projected: str
+    residual_node: str
+    attended: str
+    output: str
+    mlp_hidden: int
+
+
+@dataclass(frozen=True)
+class Anatomy:
+    """Blocks and outer parts of a dense ViT graph.
+
+    embed_macs: MACs from the image to the tokens. reads_cls: whether the head reads token 0. mean_pools: names of ReduceMean
+    outputs that average over tokens after the last block, with the number of leading tokens they leave out. keys: rows of keys
+    where they do not follow the tokens, else 0.
+    """
+
+    input: str
+    image_shape: tuple[int, ...]
+    outputs: tuple[str, ...]
+    blocks: tuple[Block, ...]
+    patches: int
+    prefix: int
+    width: int
+    embed_macs: int
+    classes: int
+    reads_cls: bool
+    mean_pools: dict[str, int] = field(default_factory=dict)
+    keys: int = 0
+
+
+def _only_consumer(tensor: Any, index: int) -> gs.Node:
+    if len(tensor.outputs) != 1:
+        raise fail(index, f"tensor '{tensor.name}'", f"one reader, found {len(tensor.outputs)}")
+    return tensor.outputs[0]
+
+
+def _attention_product(softmax: gs.Node, index: int) -> tuple[gs.Node, float]:
+    """The Q·Kᵀ MatMul above a Softmax and the scale between them."""
+    tensor, scale = softmax.inputs[0], 1.0
+    for _ in range(8):
+        node = producer(tensor)
+        if node is None:
+            break
+        if node.op == "MatMul":
+            return node, scale
+        if node.op in ("Mul", "Div") and any(scalar_of(t) is not None for t in node.inputs):
+            factor = next(s for t in node.inputs if (s := scalar_of(t)) is not None)
+            scale *= factor if node.op == "Mul" else 1 / factor
+            tensor = data_input(node)
+        elif node.op in PASS_THROUGH:
+            tensor = node.inputs[0]
+        elif node.op == "Add" and any((v := value_of(t)) is not None and not v.any() for t in node.inputs):
+            tensor = data_input(node)
+        else:
+            raise fail(index, node, "Q·Kᵀ, scaled, straight before Softmax (masks and position biases are not supported)")
+    raise fail(index, softmax, "a MatMul of queries and keys above Softmax")
+
+
+def down_to_projection(node: gs.Node, index: int) -> tuple[str, Linear, Any]:
+    """From A·V down to the projection: (context tensor, linear, output tensor)."""
+    tensor = node.outputs[0]
+    for _ in range(8):
+        node = _only_consumer(tensor, index)
+        if node.op in RESHAPING:
+            tensor = node.outputs[0]
+        elif node.op in ("MatMul", "Gemm"):
+            output = node.outputs[0]
+            after = _only_consumer(output, index)
+            if after.op == "Add" and any(value_of(t) is not None for t in after.inputs):
+                output = after.outputs[0]
+            linear = linear_above(output)
+            if linear is None or len(tensor.shape or ()) != 3:
+                raise fail(index, node, "a projection with constant weights on rows [B,N,C]")
+            return tensor.name, linear, output
+        else:
+            raise fail(index, node, "only reshapes between A·V and the projection (gates are not supported)")
+    raise fail(index, node, "the projection after A·V")
+
+
+def down_to_residual(tensor: Any, index: int) -> gs.Node:
+    """The residual Add below a branch output (LayerScale in between is fine)."""
+    for _ in range(8):
+        node = _only_consumer(tensor, index)
+        live = [t for t in node.inputs if value_of(t) is None]
+        if node.op == "Add" and len(live) == 2:
+            return node
+        if node.op in PASS_THROUGH or (node.op == "Mul" and len(live) == 1):
+            tensor = node.outputs[0]
+        else:
+            raise fail(index, node, "LayerScale or the residual sum after the projection")
+    raise fail(index, f"tensor '{tensor.name}'", "a residual sum")
+
+
+def check_norm(h: Any, x_name: str, index: int) -> None:
+    """H must be a norm of x: only norm operators between them."""
+    frontier, seen = [h], set()
+    while frontier:
+        tensor = frontier.pop()
+        if tensor.name == x_name or tensor.name in seen or value_of(tensor) is not None:
+            continue
+        seen.add(tensor.name)
+        node = producer(tensor)
+        if node is None or node.op not in NORM_PARTS or len(seen) > 16:
+            raise fail(
+                index,
+                node if node is not None else f"tensor '{tensor.name}'",
+                "a LayerNorm of the block's input before q, k, v (pre-norm)",
+            )
+        frontier.extend(node.inputs)
+
+
+def mlp(attended: Any, index: int) -> tuple[int, str]:
+    """Hidden width of the MLP and the block's output tensor."""
+    residuals = [node for node in attended.outputs if node.op == "Add" and sum(value_of(t) is None for t in node.inputs) == 2]
+    residual = residuals[-1] if residuals else None
+    if residual is None:
+        raise fail(index, f"tensor '{attended.name}'", "a second residual sum after the MLP")
+    frontier, hidden, seen = [node for node in attended.outputs if node is not residual], 0, 0
+    while frontier and not hidden and seen < 64:
+        node = frontier.pop(0)
+        seen += 1
+        weight = value_of(node.inputs[1]) if node.op in ("MatMul", "Gemm") and len(node.inputs) > 1 else None
+        if weight is not None:
+            hidden = int(weight.shape[0 if node.attrs.get("transB", 0) else 1])
+        frontier.extend(consumer for output in node.outputs for consumer in output.outputs)
+    return hidden, residual.outputs[0].name
+
+
+def _block(index: int, softmax: gs.Node) -> Block:
+    shape = softmax.outputs[0].shape
+    heads, tokens = int(shape[1]), int(shape[3])
+    product, scale = _attention_product(softmax, index)
+    reader = _only_consumer(softmax.outputs[0], index)
+    while reader.op in PASS_THROUGH:
+        reader = _only_consumer(reader.outputs[0], index)
+    if reader.op != "MatMul" or reader.inputs[1].shape is None:
+        raise fail(index, reader, "A·V as the only reader of the attention probabilities")
+    head_dim = int(reader.inputs[1].shape[-1])
+    query = walk_up(product.inputs[0], index, heads, head_dim)
+    key = walk_up(product.inputs[1], index, heads, head_dim)
+    value = walk_up(reader.inputs[1], index, heads, head_dim)
+    sources = {query.linear.source, key.linear.source, value.linear.source}
+    if len(sources) != 1:
+        raise fail(index, softmax, f"queries, keys and values of the same rows (self-attention), found {sorted(sources)}")
+    if value.scale != 1.0 or value.norm is not None:
+        raise fail(index, reader, "values straight from their linear map")
+    _, projection, projected = down_to_projection(reader, index)
+    residual = down_to_residual(projected, index)
+    branch = ancestors_within(projected, residual)
+    x = next((t for t in residual.inputs if t.name not in branch), None)
+    if x is None:
+        raise fail(index, residual, "a residual sum of the block's input and the attention branch")
+    h = tensor_named(query.linear.source, softmax)
+    check_norm(h, x.name, index)
+    hidden, output = mlp(residual.outputs[0], index)
+    return Block(
+        index=index, heads=heads, head_dim=head_dim, tokens=tokens, x=x.name, h=query.linear.source,
+        query=query.linear, key=key.linear, value=value.linear, scale=scale * query.scale * key.scale,
+        query_norm=query.norm, key_norm=key.norm, projection=projection, projected=projected.name,
+        residual_node=residual.name, attended=residual.outputs[0].name, output=output, mlp_hidden=hidden,
+    )  # fmt: skip
+
+
+def tensor_named(name: str, below: gs.Node) -> Any:
+    """Find a tensor by name among the ancestors of a node."""
+    frontier, seen = list(below.inputs), set()
+    while frontier:
+        tensor = frontier.pop(0)
+        if tensor.name == name:
+            return tensor
+        if id(tensor) in seen:
+            continue
+        seen.add(id(tensor))
+        node = producer(tensor)
+        if node is not None:
+            frontier.extend(node.inputs)
+    raise KeyError(name)
+
+
+def ancestors_within(top: Any, bottom: gs.Node) -> set[str]:
+    """Names of the tensors from `top` down to the inputs of `bottom`."""
+    names, frontier = {top.name}, [top]
+    while frontier:
+        for node in frontier.pop().outputs:
+            if node is not bottom:
+                for output in node.outputs:
+                    if output.name not in names:
+                        names.add(output.name)
+                        frontier.append(output)
+    return names
+
+
+def _token_axis_mean(node: gs.Node) -> bool:
+    axes = value_of(node.inputs[1]) if len(node.inputs) > 1 else node.attrs.get("axes")
+    return axes is not None and [int(a) for a in np.asarray(axes).reshape(-1)] == [1] and len(node.inputs[0].shape or ()) == 3
+
+
+def _head(last: Any) -> tuple[bool, dict[str, int]]:
+    """How the head reads the tokens: does it take token 0, and which means over tokens are there."""
+    reads_cls, pools, frontier, seen = False, {}, [(last, 0)], set()
+    while frontier:
+        tensor, skipped = frontier.pop(0)
+        for node in tensor.outputs:
+            if id(node) in seen:
+                continue
+            seen.add(id(node))
+            follow = skipped
+            if node.op == "Gather" and node.attrs.get("axis", 0) == 1 and scalar_of(node.inputs[1]) == 0:
+                reads_cls = True
+                continue
+            if node.op == "Slice" and len(node.inputs) > 3 and integer_of(node.inputs[3]) == 1:
+                first = integer_of(node.inputs[1]) or 0
+                reads_cls |= first == 0 and integer_of(node.inputs[2]) == 1
+                follow = skipped + first
+            elif node.op == "ReduceMean" and _token_axis_mean(node):
+                pools[node.outputs[0].name] = skipped
+                continue
+            elif node.op in ("ReduceMax", "Softmax", "GlobalAveragePool") and len(tensor.shape or ()) >= 3:
+                raise fail(None, node, "a head that reads the CLS token or the mean of the tokens")
+            frontier.extend((output, follow) for output in node.outputs)
+    return reads_cls, pools
+
+
+def find(model: onnx.ModelProto) -> Anatomy:
+    """Anatomy of a dense ViT graph.
+
+    Raises:
+        ExportError: VP320 open dimensions, VP321 not a ViT, VP322 a block or head of another form (named).
+    """
+    graph = static_copy(model)
+    graph.toposort()
+    softmaxes = [
+        node for node in graph.nodes
+        if node.op == "Softmax" and len(node.outputs[0].shape or ()) == 4 and node.outputs[0].shape[2] == node.outputs[0].shape[3]
+    ]  # fmt: skip
+    if not softmaxes:
+        counts: dict[str, int] = {}
+        for node in graph.nodes:
+            counts[node.op] = counts.get(node.op, 0) + 1
+        common = ", ".join(f"{n} {op}" for op, n in sorted(counts.items(), key=lambda item: -item[1])[:4])
+        raise ExportError(
+            321,
+            "this graph is not a Vision Transformer with explicit attention",
+            cause=f"no Softmax over [batch, heads, tokens, tokens] was found (it has {common or 'no nodes'})",
+            next_step="give the ONNX of a dense ViT, exported without fused attention nodes",
+        )
+    blocks = tuple(_block(index, softmax) for index, softmax in enumerate(softmaxes))
+    tensors = graph.tensors()
+    embedded = embedding(graph, tensors[blocks[0].x])
+    if embedded is None:
+        raise fail(None, "the input side", "a patch embedding Conv")
+    patches, embed_macs = embedded
+    reads_cls, pools = _head(tensors[blocks[-1].output])
+    image = graph.inputs[0]
+    return Anatomy(
+        input=image.name, image_shape=tuple(int(d) for d in image.shape[1:]), outputs=tuple(o.name for o in graph.outputs),
+        blocks=blocks, patches=patches, prefix=blocks[0].tokens - patches, width=int(tensors[blocks[0].x].shape[-1]),
+        embed_macs=embed_macs, classes=int(graph.outputs[0].shape[-1]) if graph.outputs[0].shape else 0,
+        reads_cls=reads_cls, mean_pools=pools,
+    )  # fmt: skip

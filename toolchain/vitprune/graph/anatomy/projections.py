@@ -1,0 +1,150 @@
+"""From an operand of an attention product up to the linear map that makes it, whichever exporter wrote the graph."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx_graphsurgeon as gs
+
+from vitprune.errors import ExportError
+from vitprune.graph.anatomy.static import integer_of, scalar_of, value_of
+
+PASS_THROUGH = {"Cast", "Identity", "Dropout"}
+RESHAPING = {"Reshape", "Transpose", "Squeeze", "Unsqueeze", "Flatten"} | PASS_THROUGH
+
+
+@dataclass(frozen=True)
+class Linear:
+    """weight [in,out], bias [out] or None, and the tensor it reads."""
+
+    weight: np.ndarray
+    bias: np.ndarray | None
+    source: str
+
+
+@dataclass(frozen=True)
+class HeadNorm:
+    """LayerNorm over the head dimension (q/k norm)."""
+
+    weight: np.ndarray
+    bias: np.ndarray | None
+    epsilon: float
+
+
+def fail(index: int | None, node: Any, expected: str) -> ExportError:
+    """VP322: what was seen where, and what was expected."""
+    where = "the graph" if index is None else f"block {index}"
+    seen = f"node '{node.name or node.op}' ({node.op})" if isinstance(node, gs.Node) else str(node)
+    return ExportError(
+        322,
+        f"{where} does not look like a ViT block",
+        cause=f"at {seen}: expected {expected}",
+        next_step="export the dense model with timm or Hugging Face, without fusing attention into one node",
+    )
+
+
+def producer(tensor: Any) -> gs.Node | None:
+    """The node that makes a tensor, or None."""
+    return tensor.inputs[0] if tensor.inputs else None
+
+
+def data_input(node: gs.Node) -> Any:
+    """The one non-constant input of a node with a constant operand, else its first."""
+    live = [tensor for tensor in node.inputs if value_of(tensor) is None]
+    return live[0] if len(live) == 1 else node.inputs[0]
+
+
+def linear_above(tensor: Any) -> Linear | None:
+    """Match x @ W + b (MatMul with Add, or Gemm) whose output is `tensor`."""
+    node, bias = producer(tensor), None
+    if node is not None and node.op == "Add":
+        constants = [value_of(t) for t in node.inputs]
+        if sum(c is not None for c in constants) != 1:
+            return None
+        bias = next(c for c in constants if c is not None).reshape(-1)
+        node = producer(data_input(node))
+    if node is not None and node.op == "MatMul" and (weight := value_of(node.inputs[1])) is not None and weight.ndim == 2:
+        return Linear(weight, bias, node.inputs[0].name)
+    if node is not None and node.op == "Gemm" and bias is None and (weight := value_of(node.inputs[1])) is not None:
+        weight = weight.T if node.attrs.get("transB", 0) else weight
+        return Linear(weight, value_of(node.inputs[2]) if len(node.inputs) > 2 else None, node.inputs[0].name)
+    return None
+
+
+@dataclass
+class Walk:
+    """What lies between an operand of attention and its linear map."""
+
+    linear: Linear
+    scale: float
+    norm: HeadNorm | None
+
+
+def _selected_third(node: gs.Node, tensor: Any) -> int | None:
+    """Which part of a packed projection a Slice, Gather or Split takes."""
+    if node.op == "Slice" and (start := integer_of(node.inputs[1])) is not None:
+        axis = integer_of(node.inputs[3]) if len(node.inputs) > 3 else None
+        if axis is None or not tensor.shape or not node.inputs[0].shape:
+            return None
+        return start % int(node.inputs[0].shape[axis]) // int(tensor.shape[axis])
+    if node.op == "Gather":
+        return integer_of(node.inputs[1])
+    if node.op == "Split":
+        return next(i for i, output in enumerate(node.outputs) if output is tensor)
+    return None
+
+
+def walk_up(tensor: Any, index: int, heads: int, head_dim: int) -> Walk:
+    """From an operand of an attention product up to its linear map."""
+    scale, norm, part = 1.0, None, None
+    inner = heads * head_dim
+    for _ in range(40):
+        linear = linear_above(tensor)
+        if linear is not None:
+            return Walk(_section(linear, part, inner, index, tensor), scale, norm)
+        node = producer(tensor)
+        if node is None:
+            break
+        if node.op in ("Mul", "Div") and any(scalar_of(t) is not None for t in node.inputs):
+            factor = next(s for t in node.inputs if (s := scalar_of(t)) is not None)
+            scale *= factor if node.op == "Mul" else 1 / factor
+            tensor = data_input(node)
+        elif node.op in RESHAPING:
+            if node.op == "Reshape" and node.outputs[0].shape is not None:
+                shape = list(node.outputs[0].shape)
+                if len(shape) == 5 and shape[3] == 3 and shape[2] == heads and heads != 3:
+                    raise fail(index, node, "packed q, k, v in the order [3, heads, head_dim]")
+            tensor = node.inputs[0]
+        elif node.op in ("Slice", "Gather", "Split") and (taken := _selected_third(node, tensor)) is not None:
+            part, tensor = taken, node.inputs[0]
+        elif node.op == "LayerNormalization" and norm is None:
+            weight = value_of(node.inputs[1])
+            if weight is None or weight.size != head_dim:
+                raise fail(index, node, f"q/k norm over the head dimension {head_dim}")
+            norm = HeadNorm(
+                weight, value_of(node.inputs[2]) if len(node.inputs) > 2 else None, float(node.attrs.get("epsilon", 1e-5))
+            )
+            tensor = node.inputs[0]
+        else:
+            hint = (
+                " (rotary positions or relative biases are not supported)"
+                if node.op in ("Concat", "Add", "Sub", "Neg", "Where")
+                else ""
+            )
+            raise fail(index, node, f"reshapes, scaling or q/k norm between a linear map and attention{hint}")
+    raise fail(index, f"tensor '{tensor.name}'", "a linear map with constant weights above attention")
+
+
+def _section(linear: Linear, part: int | None, inner: int, index: int, tensor: Any) -> Linear:
+    """Cut one third out of a packed projection."""
+    width = linear.weight.shape[1]
+    if width == inner:
+        return linear
+    if width != 3 * inner or part is None or part > 2:
+        raise fail(
+            index, f"tensor '{tensor.name}'", f"a projection to {inner} or a packed one to {3 * inner} columns, found {width}"
+        )
+    columns = slice(part * inner, (part + 1) * inner)
+    return Linear(linear.weight[:, columns], None if linear.bias is None else linear.bias[columns], linear.source)

@@ -1,0 +1,251 @@
+"""The graph specialised for ONNX Runtime's CPU kernels: fused attention and GELU (domain com.microsoft), Gemm for linear maps.
+
+ONNX Runtime's own optimiser finds none of these on graphs with data-dependent token counts.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx.inliner
+import onnx_graphsurgeon as gs
+
+from vitprune.graph.anatomy.static import scalar_of, value_of
+from vitprune.ops.function import function
+from vitprune.ops.token_sample import NAME
+
+CONTRIB = "com.microsoft"
+
+
+def specialise(model: onnx.ModelProto, keep_outputs: bool) -> tuple[onnx.ModelProto, dict[str, Any]]:
+    """Fuse for ONNX Runtime.
+
+    Args:
+        model: a pruned (or dense, canonical) model written by vitprune; not changed.
+        keep_outputs: keep the kept-patch outputs.
+
+    Returns:
+        The specialised model and how many of each fusion were made.
+    """
+    flat = onnx.shape_inference.infer_shapes(onnx.inliner.inline_local_functions(_shorter_sampling(model)))
+    graph = gs.import_onnx(flat)
+    if not keep_outputs:
+        graph.outputs = graph.outputs[:1]
+        graph.cleanup(remove_unused_graph_inputs=False)
+    _sort_integers(graph)
+    facts = {"attention": _fuse_attention(graph), "gelu": _fuse_gelu(graph), "gemm": _fuse_gemm(graph)}
+    graph.cleanup(remove_unused_graph_inputs=False).toposort()
+    result = gs.export_onnx(graph, do_type_check=False)
+    del result.opset_import[:]
+    result.opset_import.append(onnx.helper.make_opsetid("", graph.opset))
+    result.opset_import.append(onnx.helper.make_opsetid(CONTRIB, 1))
+    result.ir_version = model.ir_version
+    return result, facts
+
+
+def _sort_integers(graph: gs.Graph) -> None:
+    """Positions are sorted as floats, which every builder takes; ONNX Runtime sorts int64 as it is and saves two Casts."""
+    for key in [node for node in graph.nodes if node.op == "Cast" and node.name.endswith("/top/key")]:
+        topk = key.outputs[0].outputs[0]
+        back = topk.outputs[0].outputs[0]
+        sorted_index = back.outputs[0]
+        back.outputs.clear()
+        topk.inputs[0], topk.outputs[0] = key.inputs[0], sorted_index
+
+
+def _above(tensor: Any, *kinds: str) -> gs.Node | None:
+    node = tensor.inputs[0] if tensor.inputs else None
+    return node if node is not None and node.op in kinds else None
+
+
+def _flat_heads(tensor: Any, perm: list[int]) -> tuple[Any, int] | None:
+    """Undo Reshape [B,N,H,d] + Transpose: the flat tensor [B,N,H*d] and H."""
+    transpose = _above(tensor, "Transpose")
+    reshape = _above(transpose.inputs[0], "Reshape") if transpose is not None and transpose.attrs.get("perm") == perm else None
+    shape = value_of(reshape.inputs[1]) if reshape is not None else None
+    return None if reshape is None or shape is None or len(shape) != 4 else (reshape.inputs[0], int(shape[2]))
+
+
+def _fuse_attention(graph: gs.Graph) -> int:
+    """Canonical chains -> MultiHeadAttention with a key padding mask."""
+    made = 0
+    masks: dict[int, Any] = {}
+    for softmax in [node for node in graph.nodes if node.op == "Softmax" and node.name.endswith("/probabilities")]:
+        add = _above(softmax.inputs[0], "Add")
+        bias = add.inputs[1] if add is not None else None
+        logits = _above(add.inputs[0] if add is not None else softmax.inputs[0], "MatMul")
+        context = softmax.outputs[0].outputs[0]
+        if logits is None or context.op != "MatMul" or len(softmax.inputs[0].outputs) > 1:
+            continue  # logits that something else reads, too, have to be computed anyway
+        query, key, value = (
+            _flat_heads(logits.inputs[0], [0, 2, 1, 3]),
+            _flat_heads(logits.inputs[1], [0, 2, 3, 1]),
+            _flat_heads(context.inputs[1], [0, 2, 1, 3]),
+        )
+        merge = context.outputs[0].outputs[0]
+        flat = merge.outputs[0].outputs[0] if merge.op == "Transpose" else None
+        if query is None or key is None or value is None or flat is None or flat.op != "Reshape":
+            continue
+        inputs = [query[0], key[0], value[0]]
+        if bias is not None and _is_sized(bias):
+            inputs += [gs.Variable.empty(), gs.Variable.empty(), _row_bias(graph, bias, query[0], softmax.name)]
+        elif bias is not None and _above(bias, "Unsqueeze") is None:
+            inputs += [gs.Variable.empty(), gs.Variable.empty(), bias]  # one value per query and key, not a padding mask
+        elif bias is not None:
+            inputs += [gs.Variable.empty(), _padding_mask(graph, bias, masks)]
+        output = flat.outputs[0]
+        flat.outputs.clear()
+        attributes = {"num_heads": query[1], "scale": 1.0, "mask_filter_value": -10000.0}
+        graph.nodes.append(
+            gs.Node(
+                "MultiHeadAttention",
+                name=f"{softmax.name}/fused",
+                attrs=attributes,
+                inputs=inputs,
+                outputs=[output],
+                domain=CONTRIB,
+            )
+        )
+        made += 1
+    return made
+
+
+def _is_sized(bias: Any) -> bool:
+    """Whether a key bias holds log(size) of merged rows: it is no mask, its values count."""
+    flat = _above(bias, "Unsqueeze")
+    source = _above(flat.inputs[0], "Log", "Add") if flat is not None else None
+    return source is not None and (source.op == "Log" or any(_above(tensor, "Log") is not None for tensor in source.inputs))
+
+
+def _row_bias(graph: gs.Graph, bias: Any, query: Any, name: str) -> Any:
+    """Key bias [B,1,1,N] repeated for every query row: [B,1,M,N], the smallest form MultiHeadAttention takes."""
+    one = gs.Constant(f"{name}/one", np.asarray([1], np.int64))
+    ones = gs.Constant(f"{name}/ones", np.asarray([1, 1], np.int64))
+    rows = gs.Variable(f"{name}/rows", dtype=np.int64)
+    shape = gs.Variable(f"{name}/bias_shape", dtype=np.int64)
+    wide = gs.Variable(f"{name}/row_bias", dtype=np.float32)
+    graph.nodes.append(gs.Node("Shape", name=rows.name, attrs={"start": 1, "end": 2}, inputs=[query], outputs=[rows]))
+    graph.nodes.append(gs.Node("Concat", name=shape.name, attrs={"axis": 0}, inputs=[ones, rows, one], outputs=[shape]))
+    graph.nodes.append(gs.Node("Expand", name=wide.name, inputs=[bias, shape], outputs=[wide]))
+    return wide
+
+
+def _padding_mask(graph: gs.Graph, bias: Any, masks: dict[int, Any]) -> Any:
+    """int32 [B,N], 1 where the additive bias [B,1,1,N] is zero; one per bias."""
+    if id(bias) not in masks:
+        flat = _above(bias, "Unsqueeze")
+        assert flat is not None
+        zero = gs.Constant(f"{bias.name}/half", np.asarray(-0.5, np.float32))
+        live = gs.Variable(f"{bias.name}/live", dtype=np.bool_)
+        mask = gs.Variable(f"{bias.name}/mask", dtype=np.int32)
+        graph.nodes.append(gs.Node("Greater", name=live.name, inputs=[flat.inputs[0], zero], outputs=[live]))
+        graph.nodes.append(gs.Node("Cast", name=mask.name, attrs={"to": 6}, inputs=[live], outputs=[mask]))
+        masks[id(bias)] = mask
+    return masks[id(bias)]
+
+
+def _fuse_gelu(graph: gs.Graph) -> int:
+    """X * (0.5 * (1 + erf(x / sqrt 2))), in whichever order it was written, -> Gelu."""
+    made = 0
+    for erf in [node for node in graph.nodes if node.op == "Erf"]:
+        scaled = _above(erf.inputs[0], "Div", "Mul")
+        factor = next((s for t in scaled.inputs if (s := scalar_of(t)) is not None), None) if scaled is not None else None
+        if (
+            scaled is None
+            or factor is None
+            or not math.isclose(factor if scaled.op == "Mul" else 1 / factor, math.sqrt(0.5), rel_tol=1e-3)
+        ):
+            continue
+        x = next(t for t in scaled.inputs if scalar_of(t) is None)
+        plus = erf.outputs[0].outputs[0]
+        if plus.op != "Add" or not any(scalar_of(t) == 1.0 for t in plus.inputs):
+            continue
+        last, half, product = plus, False, False
+        while not (half and product):
+            readers = last.outputs[0].outputs
+            if len(readers) != 1 or readers[0].op != "Mul":
+                break
+            last = readers[0]
+            half |= any(scalar_of(t) == 0.5 for t in last.inputs)
+            product |= any(t is x for t in last.inputs)
+        if not (half and product):
+            continue
+        output = last.outputs[0]
+        last.outputs.clear()
+        graph.nodes.append(gs.Node("Gelu", name=f"{erf.name}/gelu", inputs=[x], outputs=[output], domain=CONTRIB))
+        made += 1
+    return made
+
+
+def _shorter_sampling(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The model with the shorter TokenSample body: in a pruned graph valid slots come first; for single images all are valid."""
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    nodes = [node for node in model.graph.node if node.op_type == NAME]
+    modes = {attribute.s.decode() for node in nodes for attribute in node.attribute if attribute.name == "mode"}
+    padded = any(attribute.i for node in nodes for attribute in node.attribute if attribute.name == "pad_to_capacity")
+    single = model.graph.input[0].type.tensor_type.shape.dim[0].dim_value == 1
+    for body in copy.functions:
+        if body.name == NAME and len(modes) == 1:
+            overflow = any(node.output[0] == "best" for node in body.node)
+            body.CopyFrom(
+                function(
+                    next(iter(modes)), overflow=overflow, padded=padded, valid="single" if single and not padded else "first"
+                )
+            )
+    return copy
+
+
+def _fuse_gemm(graph: gs.Graph) -> int:
+    """MatMul of rows [B,N,C] with weights + bias -> one Gemm over [B*N,C]; ONNX Runtime does this only for static shapes."""
+    made = 0
+    batch = graph.inputs[0].shape[0] if isinstance(graph.inputs[0].shape[0], int) else None
+    shapes: dict[tuple[int, int], Any] = {}
+    for matmul in [node for node in graph.nodes if node.op == "MatMul"]:
+        weight = value_of(matmul.inputs[1])
+        readers = matmul.outputs[0].outputs
+        x = matmul.inputs[0]
+        if (
+            weight is None
+            or weight.ndim != 2
+            or len(readers) != 1
+            or readers[0].op != "Add"
+            or len(x.shape or ()) != 3
+            or x.shape[1] == 1
+        ):
+            continue
+        add = readers[0]
+        bias = next((t for t in add.inputs if (v := value_of(t)) is not None and v.ndim == 1 and v.size == weight.shape[1]), None)
+        if bias is None:
+            continue
+        name, output = add.name or add.outputs[0].name, add.outputs[0]
+        add.outputs.clear()
+        rows = gs.Variable(f"{name}/rows", dtype=np.float32)
+        flat = gs.Variable(f"{name}/flat", dtype=np.float32)
+        minus = gs.Constant(f"{name}/rows_shape", np.array([-1, weight.shape[0]], np.int64))
+        full = _outer_shape(graph, x, weight.shape[1], batch, shapes)
+        graph.nodes += [
+            gs.Node("Reshape", name=f"{name}/to_rows", inputs=[x, minus], outputs=[rows]),
+            gs.Node("Gemm", name=f"{name}/gemm", inputs=[rows, matmul.inputs[1], bias], outputs=[flat]),
+            gs.Node("Reshape", name=f"{name}/from_rows", inputs=[flat, full], outputs=[output]),
+        ]
+        made += 1
+    return made
+
+
+def _outer_shape(graph: gs.Graph, x: Any, width: int, batch: int | None, shapes: dict[tuple[int, int], Any]) -> Any:
+    """The shape [B,N,width] to go back to; a constant when the batch is fixed, else read off x once per width."""
+    if batch is not None:
+        return gs.Constant(f"{x.name}/back_{width}_{len(graph.nodes)}", np.array([batch, -1, width], np.int64))
+    key = (id(x), width)
+    if key not in shapes:
+        outer = gs.Variable(f"{x.name}/outer_{width}", dtype=np.int64)
+        full = gs.Variable(f"{x.name}/full_{width}", dtype=np.int64)
+        constant = gs.Constant(f"{x.name}/width_{width}", np.array([width], np.int64))
+        graph.nodes.append(gs.Node("Shape", name=outer.name, attrs={"start": 0, "end": -1}, inputs=[x], outputs=[outer]))
+        graph.nodes.append(gs.Node("Concat", name=full.name, attrs={"axis": 0}, inputs=[outer, constant], outputs=[full]))
+        shapes[key] = full
+    return shapes[key]

@@ -1,0 +1,1 @@
+"""What methods that drop tokens share; not a method of its own."""

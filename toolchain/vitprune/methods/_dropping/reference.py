@@ -1,0 +1,56 @@
+"""Methods that keep a constant number of tokens per site (top-k, EViT, POMT).
+
+Without a combined token the rows of dropped tokens are never needed again and their queries are dropped inside attention; with
+one (EViT's fused token, POMT's mean) attention is whole, and between attention and MLP the dropped rows are combined into one
+token behind the kept ones. All images of a batch keep the same number, so there are no pad slots.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vitprune.methods._dropping import rule as ranking
+from vitprune.methods._dropping.sites import FixedRateOptions
+from vitprune.methods.base import Site
+from vitprune.methods.evit import rule as evit
+from vitprune.methods.pomt import rule as pomt
+from vitprune.vit.blocks import attention, attention_output, feed_forward, merge_heads, project, run_block
+from vitprune.vit.reference_method import ReferenceMethod
+from vitprune.vit.tokens import TokenState, take_rows
+
+COMBINE = {"weighted": evit.fuse, "mean": pomt.mean}
+
+
+class FixedRateReference(ReferenceMethod):
+    """Score, rank, drop and combine at every site."""
+
+    def block(self, index: int, block: Any, x: Tensor, state: TokenState) -> Tensor:
+        """See `ReferenceMethod.block`."""
+        site = self.sites.get(index)
+        if site is None:
+            return run_block(block, x, None)
+        query, key, value = project(block.attn, block.norm1(x))
+        significance = self._score(site, query, key, value, state.prefix)
+        chosen, margin = ranking.select(significance, site.options.keep)
+        margin = state.by_patch(margin)
+        combine = site.options.combine
+        if combine is None:
+            rows = state.keep(chosen)
+            state.record(margin)
+            at = rows[:, None, :, None].expand(-1, query.shape[1], -1, query.shape[-1])
+            context = merge_heads(attention(query.gather(2, at), key, None) @ value)
+            return feed_forward(block, take_rows(x, rows) + attention_output(block, context))
+        attended = x + attention_output(block, merge_heads(attention(query, key, None) @ value))
+        combined = COMBINE[combine](attended[:, state.prefix :], significance, ~chosen)
+        rows = state.keep(chosen)
+        state.record(margin)
+        state.append()
+        return feed_forward(block, torch.cat([take_rows(attended, rows), combined], dim=1))
+
+    def _score(self, site: Site[FixedRateOptions], query: Tensor, key: Tensor, value: Tensor, prefix: int) -> Tensor:
+        if site.options.score == "columns":
+            return pomt.score(attention(query, key, None), value, prefix)
+        return ranking.score(attention(query[:, :, :1], key, None)[:, :, 0, prefix:])

@@ -1,0 +1,98 @@
+"""The `TokenSample` node and the score branches that feed it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from vitprune.graph.anatomy.find import Block
+from vitprune.graph.canonical import queries, scaled_query
+from vitprune.graph.emit import BOOL, FLOAT, INT64, Emitter
+from vitprune.graph.passes.base import Surgery
+from vitprune.methods.base import SamplingOptions, Site
+from vitprune.ops.function import function
+from vitprune.ops.token_sample import DOMAIN, NAME
+
+
+def head_indicator(block: Block) -> np.ndarray:
+    """[H*d, H]: column h is one on the channels of head h."""
+    return np.repeat(np.eye(block.heads, dtype=np.float32), block.head_dim, axis=0)
+
+
+def cls_attention(em: Emitter, block: Block, h: Any, key: Any, bias: Any) -> Any:
+    """CLS row of the attention probabilities, [B,N,H], by its own small product so that the main chain has no second reader.
+
+    The product runs on flat keys [B,N,H*d] against a block-diagonal query, which spares a transposed copy of the keys.
+    """
+    if block.query_norm is None:
+        flat = em.linear(em.op("Gather", [h, em.constant(0)], "cls", axis=1), *scaled_query(block), "cls_query")
+        column = em.op("Unsqueeze", [flat, em.constant([2])], "cls_query/column")
+    else:
+        flat = queries(em, block, em.slice(h, 0, 1, 1, "cls"), "cls_query")
+        column = em.op("Transpose", [flat], "cls_query/column", perm=[0, 2, 1])
+    spread = em.op("Mul", [column, em.constant(head_indicator(block), FLOAT)], "cls_query/heads")
+    logits = em.op("MatMul", [key, spread], "cls_logits")
+    if bias is not None:
+        logits = em.op(
+            "Add",
+            [
+                logits,
+                em.op("Squeeze", [em.op("Transpose", [bias], "bias/rows", perm=[0, 3, 1, 2]), em.constant([2])], "bias/column"),
+            ],
+            "cls_masked",
+        )
+    return em.op("Softmax", [logits], "cls_row", axis=1)
+
+
+def _per_head(em: Emitter, block: Block, row: Any, value: Any) -> Any:
+    squares = em.op(
+        "MatMul", [em.op("Mul", [value, value], "value/squares"), em.constant(head_indicator(block), FLOAT)], "value/head_squares"
+    )
+    products = em.op("Mul", [row, em.op("Sqrt", [squares], "value/norms")], "products")
+    return em.op("ReduceSum", [products, em.constant([2])], "score/all", keepdims=0)
+
+
+def _pooled(em: Emitter, block: Block, row: Any, value: Any) -> Any:
+    squares = em.op("ReduceSumSquare", [value, em.constant([2])], "value/squares", keepdims=0)
+    total = em.op("ReduceSum", [row, em.constant([2])], "cls_row/heads", keepdims=0)
+    return em.op("Mul", [total, em.op("Sqrt", [squares], "value/norm")], "score/all")
+
+
+def _attention(em: Emitter, block: Block, row: Any, value: Any) -> Any:
+    return em.op("ReduceSum", [row, em.constant([2])], "score/all", keepdims=0)
+
+
+SCORES = {"per_head": _per_head, "pooled": _pooled, "attention": _attention}
+
+
+def score(em: Emitter, surgery: Surgery, block: Block, form: str, h: Any, key: Any, value: Any) -> Any:
+    """Significance score [B,P'] of the patches present, by the named form."""
+    row = cls_attention(em, block, h, key, surgery.bias)
+    return em.slice(SCORES[form](em, block, row, value), surgery.anatomy.prefix, None, 1, "score")
+
+
+def token_sample(em: Emitter, surgery: Surgery, site: Site[SamplingOptions], score: Any) -> tuple[Any, Any]:
+    """One TokenSample node; returns index and keep [B,K]."""
+    options = site.options
+    capacity = site.limit if surgery.padded else options.capacity
+    overflow = options.capacity > 0
+    attributes = {
+        "mode": options.mode,
+        "num_samples": options.num_samples,
+        "threshold": options.threshold,
+        "capacity": capacity,
+        "expected": options.expected,
+        "pad_to_capacity": int(surgery.padded),
+        "plugin_version": "1",
+        "plugin_namespace": DOMAIN,
+    }
+    wanted = overflow or any(other.options.capacity for other in surgery.sites)
+    surgery.functions[NAME] = function(options.mode, overflow=wanted, padded=surgery.padded)
+    if wanted and not capacity:
+        attributes["capacity"] = site.limit  # the shared body compares with it; the bound never cuts anything here
+    width = site.limit if surgery.padded else None
+    shape = None if width is None else ["batch", width]
+    outputs = [(INT64, shape), (BOOL, shape), (INT64, [])]
+    index, keep, _ = em.ops(NAME, [score, surgery.valid], "sample", outputs, domain=DOMAIN, **attributes)
+    return index, keep

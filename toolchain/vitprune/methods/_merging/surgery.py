@@ -1,0 +1,266 @@
+"""What all merging passes share: attention over sized rows, merging by a one-hot product, groups, and the state behind it.
+
+Merged rows are a product of a small one-hot matrix with the rows that leave: no scatter with a reduction, which edge builders refuse.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from typing import Any
+
+import numpy as np
+
+from vitprune.errors import ExportError
+from vitprune.graph.anatomy.find import Block
+from vitprune.graph.canonical import attend, canonical, keys, project, queries, replace_attention, values
+from vitprune.graph.emit import BOOL, FLOAT, INT64, Emitter
+from vitprune.graph.passes.base import GraphPass, Surgery
+from vitprune.methods._merging.keys import MergingOptions
+from vitprune.methods._merging.rule import NORM_FLOOR
+from vitprune.methods.ats.surgery import attention_chains
+from vitprune.methods.base import Site
+
+HIDDEN = -1.0e4
+MOST_IMAGES = 4096  # largest batch of a graph with a dynamic one, as for the dense export
+IMPOSSIBLE = 4.0  # taken off a cosine, it falls below every threshold
+
+
+class MergingSurgery(GraphPass):
+    """Writes every block canonically and lets a kind merge rows between attention and MLP of its sites.
+
+    size: float [B,N] patches per token row (1 for the prefix), None while all are 1. group: int64 [B,P], for every original patch the
+    patch that represents its row; only traced when the recipe asks for it.
+    """
+
+    def __init__(self) -> None:
+        self.size: Any = None
+        self.group: Any = None
+        self.proportional = False
+        self._column: Any = None
+        self._numbers_of_images: Any = None
+
+    @abstractmethod
+    def merge(self, surgery: Surgery, em: Emitter, block: Block, site: Site[Any], x: Any, h: Any, key: Any, value: Any) -> Any:
+        """Rows [B,N',C] merged from x [B,N,C]; h, key and value are the block's. Brings size, kept and the key bias up to date."""
+
+    def requires(self, surgery: Surgery) -> str:
+        """Sites must lie in the graph, and its head must read the CLS token or a mean.
+
+        Raises:
+            ExportError: VP313 for another head.
+        """
+        if not surgery.anatomy.reads_cls and not surgery.anatomy.mean_pools:
+            raise ExportError(
+                313,
+                "the head of this graph is not supported",
+                cause="it reads neither the CLS token nor the mean of the tokens (attention pooling, for example)",
+                next_step="export the model with global_pool='token' or 'avg'",
+            )
+        depth = len(surgery.anatomy.blocks)
+        return next((f"site at block {site.block} of {depth}" for site in surgery.sites if site.block >= depth), "")
+
+    def apply(self, surgery: Surgery) -> bool:
+        """See `GraphPass.apply`."""
+        sites = {site.block: site for site in surgery.sites}
+        self.proportional = any(site.options.proportional for site in surgery.sites)
+        if any(site.options.trace for site in surgery.sites):
+            self.group = self._everyone(surgery)
+        for block in surgery.anatomy.blocks:
+            site = sites.get(block.index)
+            if site is None or site.options.idle:
+                canonical(surgery, block)
+                if site is not None:
+                    surgery.kept.append(None)
+            else:
+                self._site(surgery, block, site)
+            if site is not None and self.group is not None:
+                surgery.more_outputs[f"group_{block.index}"] = self.group
+        if self.size is not None and surgery.anatomy.mean_pools:
+            surgery.weight = surgery.emitter.child("pool").slice(self.size, surgery.anatomy.prefix, None, 1, "sizes")
+        return True
+
+    def ensures(self, surgery: Surgery) -> str:
+        """One clean attention chain per block and one kept list per site."""
+        if len(surgery.kept) != len(surgery.sites):
+            return f"{len(surgery.kept)} kept lists for {len(surgery.sites)} sites"
+        return attention_chains(surgery)
+
+    def _site(self, surgery: Surgery, block: Block, site: Site[MergingOptions]) -> None:
+        em = surgery.emitter.child(f"block{block.index}/attn")
+        h = surgery.tensors[block.h]
+        key, value = keys(em, block, h), values(em, block, h)
+        context = attend(em, block, queries(em, block, h), key, value, surgery.bias)
+        replace_attention(surgery, block, project(em, block, context))
+        attended = surgery.tensors[block.attended]
+        readers = list(attended.outputs)  # those of the dense graph: LN2 and the second residual sum
+        merging = surgery.emitter.child(f"block{block.index}/merge")
+        merged = self.merge(surgery, merging, block, site, attended, h, key, value)
+        for node in readers:
+            node.inputs = [merged if tensor is attended else tensor for tensor in node.inputs]
+
+    def _everyone(self, surgery: Surgery) -> Any:
+        em = surgery.emitter.child("groups")
+        return em.op("Expand", [em.constant(np.arange(surgery.anatomy.patches)[None]), self.column(surgery)], "all", dtype=INT64)
+
+    def combine(
+        self, surgery: Surgery, em: Emitter, x: Any, rows: Any, sources: Any, targets: Any, r: int, active: Any = None
+    ) -> Any:
+        """Size-weighted means; `self.size` follows.
+
+        Only the r rows that something joins change. They are computed by a product of [r,r] weights with the rows that leave and
+        written over the old ones, before the rows that stay are gathered. Of the sources with one target the first writes; every
+        other one writes to its own row, so that no place is written twice.
+
+        Args:
+            surgery, em: where to write. x: [B,N,C]. rows: int64 [B,M,1], token rows that stay. sources, targets: int64 [B,r], token
+                rows that leave and the ones they join. active: float [B,r], 0 where a source stays after all; None = all leave.
+
+        Returns:
+            [B,M,C]; a row that nothing joins is unchanged to the last bit.
+        """
+        behind, across = em.constant([2]), em.constant([1])
+        column = em.op("Unsqueeze", [targets, behind], "targets/column", dtype=INT64)
+        row = em.op("Unsqueeze", [targets, across], "targets/row", dtype=INT64)
+        moved = em.op("Cast", [em.op("Equal", [column, row], "hits", dtype=BOOL)], "one_hot", to=1)
+        before = self.size if self.size is not None else self._ones(surgery)
+        writes = self._first(em, moved, r, active)
+        place = em.op("Where", [writes, targets, sources], "rows/place", dtype=INT64)
+        share = active
+        if self.size is not None:
+            share = em.op("GatherElements", [before, sources], "sources/size", axis=1)
+            share = share if active is None else em.op("Mul", [share, active], "sources/share")
+        if share is not None:
+            moved = em.op("Mul", [moved, em.op("Unsqueeze", [share, across], "share/row")], "moved")
+        old = em.constant(1.0, FLOAT) if self.size is None else em.op("GatherElements", [before, targets], "size/old", axis=1)
+        total = em.op("Add", [em.op("ReduceSum", [moved, behind], "joined", keepdims=0), old], "size/joined")
+        joins = em.op("Div", [moved, em.op("Unsqueeze", [total, behind], "size/column")], "share/moved")
+        from_rows = em.op("Unsqueeze", [sources, behind], "sources/column", dtype=INT64)
+        own, leaving = em.take_rows(x, column, "rows/joined"), em.take_rows(x, from_rows, "rows/leaving")
+        mixed = em.op("MatMul", [joins, em.op("Sub", [leaving, own], "rows/step")], "rows/mixed")
+        means = em.op("Add", [own, mixed], "rows/means")
+        if active is not None:  # what stays after all must find its own row and size as they were
+            means = em.op(
+                "Where", [em.op("Unsqueeze", [writes, behind], "writes/column", dtype=BOOL), means, leaving], "rows/new"
+            )
+            lone = (
+                em.constant(1.0, FLOAT) if self.size is None else em.op("GatherElements", [before, sources], "size/own", axis=1)
+            )
+            total = em.op("Where", [writes, total, lone], "size/new")
+        at = em.op("Unsqueeze", [place, behind], "rows/place_column", dtype=INT64)
+        places = em.op("Concat", [self._images(surgery, em, at), at], "rows/places", dtype=INT64, axis=2)
+        merged = em.take_rows(em.op("ScatterND", [x, places, means], "rows/written"), rows, "rows/merged")
+        sizes = em.op("ScatterElements", [before, place, total], "size/written", axis=1)
+        flat = em.op("Squeeze", [rows, behind], "rows/flat", dtype=INT64)
+        self.size = em.op("GatherElements", [sizes, flat], "size", axis=1)
+        return merged
+
+    def _first(self, em: Emitter, same: Any, r: int, active: Any) -> Any:
+        """Bool [B,r]: sources that leave and are the first to join their target; same [B,r,r] is 1 where two targets are equal."""
+        earlier = np.tril(np.ones((r, r), np.float32), -1)
+        taken = em.op("Mul", [same, em.constant(earlier, FLOAT)], "writes/earlier")
+        if active is not None:
+            taken = em.op("Mul", [taken, em.op("Unsqueeze", [active, em.constant([1])], "writes/active")], "writes/before")
+        taken = highest(em, taken, 2, "writes/taken")
+        if active is None:
+            return em.op("Less", [taken, em.constant(0.5, FLOAT)], "writes", dtype=BOOL)
+        free = em.op("Sub", [active, taken], "writes/free")
+        return em.op("Greater", [free, em.constant(0.5, FLOAT)], "writes", dtype=BOOL)
+
+    def _ones(self, surgery: Surgery) -> Any:
+        """Sizes [B,N] before anything has merged."""
+        em = surgery.emitter.child("sizes")
+        return em.op(
+            "Expand",
+            [em.constant(np.ones((1, surgery.anatomy.prefix + surgery.anatomy.patches)), FLOAT), self.column(surgery)],
+            "ones",
+        )
+
+    def _images(self, surgery: Surgery, em: Emitter, like: Any) -> Any:
+        """Number of its image in the batch for every entry of int64 [B,r,1]."""
+        if self._numbers_of_images is None:
+            scope = surgery.emitter.child("images")
+            batch = surgery.recipe.graph.static_batch
+            if batch is not None:
+                numbers = scope.constant(np.arange(batch)[:, None, None])
+            else:
+                zero = scope.constant([0])
+                count = scope.slice(self.column(surgery), 0, 1, 0, "count", dtype=INT64)
+                ramp = scope.op("Slice", [scope.constant(np.arange(MOST_IMAGES)), zero, count, zero], "ramp", dtype=INT64)
+                numbers = scope.op("Unsqueeze", [ramp, scope.constant([1, 2])], "numbers", dtype=INT64)
+            self._numbers_of_images = numbers
+        none = em.op("Sub", [like, like], "rows/none", dtype=INT64)
+        return em.op("Add", [none, self._numbers_of_images], "rows/images", dtype=INT64)
+
+    def rename(self, em: Emitter, numbers: Any, sources: Any, targets: Any, active: Any = None) -> None:
+        """Let patches represented by slot sources [B,r] be represented by slot targets [B,r]; numbers int64 [B,P'] of the slots."""
+        if self.group is None:
+            return
+        old = em.op("GatherElements", [numbers, sources], "trace/from", dtype=INT64, axis=1)
+        new = em.op("GatherElements", [numbers, targets], "trace/to", dtype=INT64, axis=1)
+        step = em.op("Cast", [em.op("Sub", [new, old], "trace/step", dtype=INT64)], "trace/step_float", to=1)
+        step = step if active is None else em.op("Mul", [step, active], "trace/active_step")
+        group = em.op("Unsqueeze", [self.group, em.constant([2])], "trace/column", dtype=INT64)
+        hits = em.op(
+            "Equal", [group, em.op("Unsqueeze", [old, em.constant([1])], "trace/row", dtype=INT64)], "trace/hits", dtype=BOOL
+        )
+        moved = em.op(
+            "Mul",
+            [em.op("Cast", [hits], "trace/one_hot", to=1), em.op("Unsqueeze", [step, em.constant([1])], "trace/step_row")],
+            "trace/moved",
+        )
+        total = em.op("ReduceSum", [moved, em.constant([2])], "trace/total", keepdims=0)  # whole numbers, exact in float32
+        self.group = em.op(
+            "Add", [self.group, em.op("Cast", [total], "trace/whole", dtype=INT64, to=7)], "trace/group", dtype=INT64
+        )
+
+    def hide(self, surgery: Surgery, em: Emitter, keep: Any = None) -> None:
+        """Key bias of later blocks: log(size) where asked for, and pad slots (keep bool [B,K] false) out of sight."""
+        flat = em.op("Log", [self.size], "bias/log_size") if self.proportional else None
+        if keep is not None and not surgery.single:
+            pad = em.op("Cast", [em.op("Not", [keep], "bias/pad", dtype=BOOL)], "bias/pad_float", to=1)
+            hidden = self.in_front(
+                surgery, em, 0.0, em.op("Mul", [pad, em.constant(HIDDEN, FLOAT)], "bias/patches"), "bias/hidden"
+            )
+            flat = hidden if flat is None else em.op("Add", [flat, hidden], "bias/flat")
+        surgery.bias = None if flat is None else em.op("Unsqueeze", [flat, em.constant([1, 2])], "bias")
+
+    def column(self, surgery: Surgery) -> Any:
+        """Shape [B,1], to spread constants over the batch; written once."""
+        if self._column is None:
+            em = surgery.emitter.child("batch")
+            shape = em.op("Shape", [surgery.graph.inputs[0]], "shape", dtype=INT64)
+            batch = em.slice(shape, 0, 1, 0, "size", dtype=INT64)
+            self._column = em.op("Concat", [batch, em.constant([1])], "column", dtype=INT64, axis=0)
+        return self._column
+
+    def in_front(self, surgery: Surgery, em: Emitter, value: float, x: Any, label: str) -> Any:
+        """X [B,K] behind a constant for every prefix token: [B,prefix+K]."""
+        prefix = surgery.anatomy.prefix
+        if not prefix:
+            return x
+        front = em.op("Expand", [em.constant(np.full((1, prefix), value), FLOAT), self.column(surgery)], f"{label}/prefix")
+        return em.op("Concat", [front, x], label, axis=1)
+
+    def token_rows(self, surgery: Surgery, em: Emitter, behind: Any) -> Any:
+        """Token rows int64 [B,prefix+K,1] of the prefix and of patch rows [B,K]."""
+        if surgery.anatomy.prefix:
+            front = em.constant(np.arange(surgery.anatomy.prefix)[None])
+            front = em.op("Expand", [front, self.column(surgery)], "stay/prefix", dtype=INT64)
+            behind = em.op("Concat", [front, behind], "stay", dtype=INT64, axis=1)
+        return em.op("Unsqueeze", [behind, em.constant([2])], "stay/column", dtype=INT64)
+
+
+def metric(em: Emitter, block: Block, key: Any) -> Any:
+    """Mean over heads of flat keys [B,N,H*d], to unit length: [B,N,d] (the sum: a mean has the same direction)."""
+    heads = em.op("Reshape", [key, em.constant([0, 0, block.heads, block.head_dim])], "metric/heads")
+    total = em.op("ReduceSum", [heads, em.constant([2])], "metric/sum", keepdims=0)
+    squares = em.op("ReduceSum", [em.op("Mul", [total, total], "metric/squares"), em.constant([2])], "metric/norm2", keepdims=1)
+    floor = em.constant(NORM_FLOOR * block.heads, FLOAT)
+    return em.op("Div", [total, em.op("Max", [em.op("Sqrt", [squares], "metric/norm"), floor], "metric/length")], "metric")
+
+
+def highest(em: Emitter, x: Any, axis: int, label: str, keepdims: int = 0) -> Any:
+    """ReduceMax over one axis; the axis is an input from opset 18 on."""
+    if em.graph.opset < 18:
+        return em.op("ReduceMax", [x], label, axes=[axis], keepdims=keepdims)
+    return em.op("ReduceMax", [x, em.constant([axis])], label, keepdims=keepdims)

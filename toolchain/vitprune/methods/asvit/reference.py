@@ -1,0 +1,47 @@
+"""Tokens leave before a block when the score their attention got in earlier blocks does not exceed a threshold (AS-ViT)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from vitprune.methods.asvit import rule as asvit
+from vitprune.methods.asvit.keys import AsvitOptions, refuse_padded_batch_topk
+from vitprune.methods.base import Method, Site
+from vitprune.vit.blocks import attention, attention_output, feed_forward, merge_heads, project, run_block
+from vitprune.vit.reference_method import ReferenceMethod
+from vitprune.vit.tokens import TokenState, cap, take_rows
+
+
+class AsvitReference(ReferenceMethod):
+    """Score in the blocks that are asked for, compare and drop before the blocks of the sites."""
+
+    def __init__(self, method: Method, params: Any, sites: list[Site[AsvitOptions]], padded: bool) -> None:
+        super().__init__(method, params, sites, padded)
+        refuse_padded_batch_topk(params.infer, padded)
+        self.scored, self.mode, self.weighted = params.scored_blocks(), params.score_mode, params.head_weight
+
+    def block(self, index: int, block: Any, x: Tensor, state: TokenState) -> Tensor:
+        """See `ReferenceMethod.block`."""
+        if index in self.sites:
+            x = self._drop(self.sites[index], x, state)
+        if index not in self.scored:
+            return run_block(block, x, state.key_bias(x.dtype))
+        query, key, value = project(block.attn, block.norm1(x))
+        probabilities = attention(query, key, state.key_bias(x.dtype))
+        context = probabilities @ value
+        new = asvit.score(probabilities[:, :, 0, state.prefix :], context[:, :, state.prefix :], self.weighted)
+        state.extra["score"] = asvit.accumulate(state.extra.get("score"), new, self.mode)
+        return feed_forward(block, x + attention_output(block, merge_heads(context)))
+
+    def _drop(self, site: Site[AsvitOptions], x: Tensor, state: TokenState) -> Tensor:
+        score, theta = state.extra["score"], site.options.theta
+        decide = asvit.select_batch if site.options.infer == "batch_topk" else asvit.select
+        chosen, margin = decide(score, state.valid, theta)
+        margin = state.by_patch(margin)
+        chosen, overflow = cap(chosen, score - theta, site.limit)
+        rows = state.keep(chosen, site.limit if self.padded else None)
+        state.record(margin, overflow)
+        state.extra["score"] = score.gather(1, rows[:, state.prefix :] - state.prefix)
+        return take_rows(x, rows)

@@ -1,0 +1,49 @@
+"""Methods that score patches by the CLS row and drop query rows inside attention (ATS, top-k).
+
+Keys and values stay whole in the sampling block; the residual row leaves with the attention row.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from vitprune.methods.ats import rule as ats
+from vitprune.methods.ats.keys import AtsOptions
+from vitprune.methods.base import Site
+from vitprune.vit.blocks import attention, attention_output, feed_forward, merge_heads, project, run_block
+from vitprune.vit.reference_method import ReferenceMethod
+from vitprune.vit.tokens import TokenState, cap, take_rows
+
+SCORES = {"per_head": ats.score_per_head, "pooled": ats.score_pooled, "attention": ats.score_attention}
+
+
+class AtsReference(ReferenceMethod):
+    """Score, select and drop inside the attention of every site."""
+
+    def block(self, index: int, block: Any, x: Tensor, state: TokenState) -> Tensor:
+        """See `ReferenceMethod.block`."""
+        site = self.sites.get(index)
+        if site is None:
+            return run_block(block, x, state.key_bias(x.dtype))
+        if site.options.bypass:
+            x = run_block(block, x, state.key_bias(x.dtype))
+            state.record()
+            return x
+        return self._sample(site, block, x, state)
+
+    def _sample(self, site: Site[AtsOptions], block: Any, x: Tensor, state: TokenState) -> Tensor:
+        bias = state.key_bias(x.dtype)
+        query, key, value = project(block.attn, block.norm1(x))
+        cls_row = attention(query[:, :, :1], key, bias)[:, :, 0, state.prefix :]
+        score = SCORES[site.options.score](cls_row, value[:, :, state.prefix :])
+        official = site.options.mode == "inverse_transform_official"
+        chosen, margin = ats.select(score, state.valid, site.options.num_samples, official)
+        margin = state.by_patch(margin)
+        chosen, overflow = cap(chosen, score, site.limit)
+        rows = state.keep(chosen, site.limit if self.padded else None)
+        state.record(margin, overflow)
+        index = rows[:, None, :, None].expand(-1, query.shape[1], -1, query.shape[-1])
+        context = merge_heads(attention(query.gather(2, index), key, bias) @ value)
+        return feed_forward(block, take_rows(x, rows) + attention_output(block, context))

@@ -1,0 +1,40 @@
+"""Tokens leave before a block by the rank a trained predictor gives them (DynamicViT); constant counts, no pad slots."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vitprune.methods._dropping.rule import select
+from vitprune.methods.base import Method, Site
+from vitprune.methods.dynamicvit import rule as dynamicvit
+from vitprune.methods.dynamicvit import weights as predictor
+from vitprune.methods.dynamicvit.keys import DynamicVitOptions
+from vitprune.vit.blocks import run_block
+from vitprune.vit.reference_method import ReferenceMethod
+from vitprune.vit.tokens import TokenState, take_rows
+
+
+class DynamicVitReference(ReferenceMethod):
+    """Predict, rank and drop before the blocks of the sites.
+
+    `warning` says what a user must know about the predictor.
+    """
+
+    def __init__(self, method: Method, params: Any, sites: list[Site[DynamicVitOptions]], padded: bool) -> None:
+        super().__init__(method, params, sites, padded)
+        self.weights = predictor.load(params, sites)
+        self.warning = predictor.warning(params)
+
+    def block(self, index: int, block: Any, x: Tensor, state: TokenState) -> Tensor:
+        """See `ReferenceMethod.block`."""
+        site = self.sites.get(index)
+        if site is not None:
+            weights = {name: torch.from_numpy(w).to(x.device) for name, w in self.weights[site.options.stage].items()}
+            chosen, margin = select(dynamicvit.score(x[:, state.prefix :], weights), site.options.keep)
+            margin = state.by_patch(margin)
+            x = take_rows(x, state.keep(chosen))
+            state.record(margin)
+        return run_block(block, x, None)

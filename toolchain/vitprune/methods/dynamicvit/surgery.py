@@ -1,0 +1,110 @@
+"""Sites before a block whose rows are ranked by a small trained network (DynamicViT); its weights become initialisers."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any
+
+import numpy as np
+
+from vitprune.graph.anatomy.find import Block
+from vitprune.graph.canonical import canonical
+from vitprune.graph.emit import FLOAT, Emitter
+from vitprune.graph.passes.base import GraphPass, Surgery
+from vitprune.methods._dropping.selection import splice, top_k, track
+from vitprune.methods.ats.surgery import attention_chains
+from vitprune.methods.base import Site
+from vitprune.methods.dynamicvit import weights as predictor
+from vitprune.methods.dynamicvit.keys import NORM_EPS, DynamicVitOptions
+from vitprune.support.resources import located
+
+
+def gelu(em: Emitter, x: Any, label: str) -> Any:
+    """x/2 * (1 + erf(x / sqrt 2))."""
+    bent = em.op("Erf", [em.op("Mul", [x, em.constant(np.sqrt(0.5), FLOAT)], f"{label}/scaled")], f"{label}/erf")
+    gate = em.op("Add", [bent, em.constant(1.0, FLOAT)], f"{label}/gate")
+    return em.op("Mul", [em.op("Mul", [x, gate], f"{label}/gated"), em.constant(0.5, FLOAT)], label)
+
+
+def predicted(em: Emitter, x: Any, weights: predictor.Weights, slots: int, prefix: int) -> Any:
+    """How much likelier keeping is than dropping, as a difference of logits [B,slots], for the patches of x [B,prefix+slots,C].
+
+    Ranks are those of the log-probability of keeping, which rises with this difference. All rows go through the network, since the
+    few prefix rows cost less than a copy without them. The half of the channels that describes the whole image is the
+    same for all rows, so it passes through its columns of the next linear map once per image instead of once per row.
+    """
+    half = len(weights["in_conv.0.weight"]) // 2
+
+    def linear(x: Any, name: str) -> Any:
+        return em.linear(x, weights[f"{name}.weight"].T, weights[f"{name}.bias"], name)
+
+    def entered(part: slice, label: str) -> Any:
+        w, b = weights["in_conv.1.weight"][part], weights["in_conv.1.bias"][part]
+        return gelu(em, em.linear(x, w.T, b, f"in_conv.1.{label}"), f"in_gelu.{label}")
+
+    affine = [em.constant(weights[f"in_conv.0.{part}"], FLOAT, f"in_conv.0.{part}") for part in ("weight", "bias")]
+    x = em.op("LayerNormalization", [x, *affine], "in_conv.0", axis=-1, epsilon=NORM_EPS)
+    mean = np.concatenate([np.zeros(prefix), np.full(slots, 1 / slots)]).reshape(1, 1, -1)
+    whole = em.op("MatMul", [em.constant(mean, FLOAT), entered(slice(half, None), "global")], "global")
+    first = weights["out_conv.0.weight"].T
+    here = em.linear(entered(slice(half), "local"), first[:half], None, "out_conv.0.local")
+    there = em.linear(whole, first[half:], weights["out_conv.0.bias"], "out_conv.0.global")
+    y = linear(gelu(em, em.op("Add", [here, there], "out_conv.0"), "out_gelu0"), "out_conv.2")
+    keep, drop = weights["out_conv.4.weight"]
+    gap = em.linear(gelu(em, y, "out_gelu1"), (keep - drop)[:, None], -np.diff(weights["out_conv.4.bias"]), "out_conv.4.gap")
+    rows = em.op("Squeeze", [gap, em.constant([2])], "score/rows")
+    return em.slice(rows, prefix, None, 1, "score") if prefix else rows
+
+
+class DynamicVitSurgery(GraphPass):
+    """Write every block canonically and put one predictor and one ranking before the block of each site."""
+
+    name = "predictor"
+
+    def requires(self, surgery: Surgery) -> str:
+        """Sites must lie in the graph."""
+        depth = len(surgery.anatomy.blocks)
+        return next((f"site at block {site.block} of {depth}" for site in surgery.sites if site.block >= depth), "")
+
+    def apply(self, surgery: Surgery) -> bool:
+        """See `GraphPass.apply`."""
+        params: Any = surgery.recipe.prune
+        weights = predictor.load(params, surgery.sites)
+        self._note(surgery, params)
+        sites = {site.block: site for site in surgery.sites}
+        for block in surgery.anatomy.blocks:
+            if block.index in sites:
+                site = sites[block.index]
+                self._drop(surgery, block, site, weights[site.options.stage], bool(predictor.warning(params)))
+            canonical(surgery, block)
+        return True
+
+    def _note(self, surgery: Surgery, params: Any) -> None:
+        if text := predictor.warning(params):
+            surgery.notes.setdefault("warnings", []).append(text)
+            surgery.notes["predictor"] = {"source": predictor.UNTRAINED, "seed": params.predictor_seed, "trained": False}
+        else:
+            path = located(params.predictor)
+            digest = hashlib.sha256(path.read_bytes()).hexdigest()
+            surgery.notes["predictor"] = {"source": path.name, "sha256": digest, "trained": True}
+
+    def _drop(
+        self, surgery: Surgery, block: Block, site: Site[DynamicVitOptions], weights: predictor.Weights, untrained: bool
+    ) -> None:
+        em = surgery.emitter.child(f"block{block.index}/prune")
+        network = surgery.emitter.child(f"block{block.index}/predictor" + ("_untrained" if untrained else ""))
+
+        def reduced(x: Any) -> Any:
+            score = predicted(network, x, weights, site.options.slots, surgery.anatomy.prefix)
+            rows = track(surgery, em, top_k(em, score, site.options.keep))
+            return em.take_rows(x, rows, "x/kept")
+
+        splice(surgery, block.x, reduced)
+
+    def ensures(self, surgery: Surgery) -> str:
+        """One predictor and one ranking per site, and one clean attention chain per block."""
+        for part, each in (("/score/rows", 1), ("/top", 1)):
+            found = sum(node.name.endswith(part) and node.name.startswith("vitprune/") for node in surgery.graph.nodes)
+            if found != each * len(surgery.sites):
+                return f"{found} '{part}' nodes for {len(surgery.sites)} sites"
+        return attention_chains(surgery)

@@ -1,1 +1,0 @@
-"""Loading timm models, weights, preprocessing and images."""

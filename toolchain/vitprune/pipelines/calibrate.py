@@ -1,0 +1,96 @@
+"""Calibration from a recipe or a bundle to a new recipe file."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vitprune import pipelines
+from vitprune.bundle import open_bundle, write_atomic
+from vitprune.data import images as image_data
+from vitprune.errors import LoadError, RecipeError
+from vitprune.pipelines.base import Goal
+from vitprune.recipe import Recipe
+from vitprune.vit.loading import require_torch
+
+
+def run(
+    source: str, data: Path, output: Path, *, macs: float | None, tokens: float | None, quantile: float | None, samples: int,
+    weights: str | None, pretrained: bool, overrides: list[str] | None, force: bool, report: Callable[[str], None],
+) -> dict[str, Any]:  # fmt: skip
+    """Calibrate and write.
+
+    Args:
+        source: bundle folder, recipe file or shipped recipe. data: images; labels are not needed, except for a cascade's accuracy.
+        output: YAML file; an existing one is replaced only with `force`. The others as for `calibrating.calibrate`.
+
+    Returns:
+        What was found, JSON-ready.
+
+    Raises:
+        RecipeError: VP106, VP107 the output, VP17x goals; VP1xx the recipe. LoadError: VP6xx bundle and data. ExportError: VP30x.
+    """
+    require_torch("calibrate")
+    from vitprune.calibration.calibrating import check_goal
+
+    check_goal(macs, tokens, quantile)
+    if output.exists() and not force:
+        raise RecipeError(
+            106, f"output '{output}' exists", cause="recipes are not overwritten", next_step="choose another -o, or --force"
+        )
+    recipe, module, preprocessing = _opened(source, weights, pretrained, overrides)
+    inputs = pictures(data, preprocessing, samples)
+    goal = Goal(macs, tokens, quantile)
+    found = pipelines.of(recipe).calibrate(module, recipe, inputs, preprocessing, goal, report)
+    plain = recipe.to_dict()
+    plain["prune"] |= found.prune
+    plain["graph"] |= found.graph
+    if weights:
+        plain["model"]["weights"] = weights
+    head = f"# Calibrated with vitprune calibrate on {len(inputs)} images ({inputs.origin}): {found.facts['macs_share']:.4f} of the dense MACs.\n"
+    try:
+        write_atomic(output, (head + Recipe.load(plain).to_yaml()).encode())
+    except OSError as error:
+        raise RecipeError(
+            107, f"cannot write '{output}'", cause=error.strerror or str(error), next_step="choose another -o"
+        ) from error
+    return {"method": recipe.prune.method, "images": len(inputs), **found.prune, **found.facts}
+
+
+def pictures(data: Path, preprocessing: dict[str, Any], samples: int) -> image_data.Images:
+    """Calibration images as in validation, from all that training reads; an .npz may lack labels."""
+    if data.is_file():
+        return image_data.load(data, preprocessing, samples)
+    from vitprune.data.sources import open_split
+    from vitprune.training.feeding import BadImages, Feed
+
+    found = open_split(data, "train", np.iinfo(np.int64).max)
+    assert found is not None
+    some = found.first(samples)
+    parts = [np.arange(start, min(start + 64, len(some))) for start in range(0, len(some), 64)]
+    batches = list(Feed(some, preprocessing, None, 0).batches(parts, 0, 0))
+    for batch in batches:
+        BadImages(fatal=True).book(batch.bad)
+    pixels: NDArray[np.float32] = np.concatenate([batch.images.numpy() for batch in batches])
+    return image_data.Images(pixels, some.labels, found.origin)
+
+
+def _opened(
+    source: str, weights: str | None, pretrained: bool, overrides: list[str] | None
+) -> tuple[Recipe, Any, dict[str, Any]]:
+    folder = Path(source)
+    if (folder / "manifest.json").is_file():
+        bundle = open_bundle(folder)
+        recipe = Recipe.load(bundle.recipe.to_dict(), overrides)
+        return recipe, pipelines.of(recipe).load_again(bundle, recipe, weights), bundle.manifest.preprocessing
+    if folder.is_dir():
+        raise LoadError(
+            600, f"'{source}' is not a bundle", cause="it has no manifest.json", next_step="give a recipe or a bundle"
+        )
+    recipe = Recipe.load(source, overrides)
+    made = pipelines.of(recipe).load(None, recipe, pretrained=pretrained, seed=0, weights=weights)
+    return recipe, made.module, made.preprocessing

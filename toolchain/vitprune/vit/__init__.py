@@ -1,0 +1,1 @@
+"""What a Vision Transformer is, and the PyTorch blocks of the reference."""
