@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 
 from vitprune import backends, engines, targets
-from vitprune.bundle import open_bundle
 from vitprune.engines import building
 from vitprune.errors import BuildError, RecipeError, TargetError
 from vitprune.graph.lowering.onnxruntime import specialise
+from vitprune.pipelines import open_bundle
 
 RTX = backends.get("tensorrt_rtx").missing()
 needs_rtx = pytest.mark.skipif(bool(RTX), reason=RTX)

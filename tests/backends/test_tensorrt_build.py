@@ -275,7 +275,7 @@ tensorrt_rtx.__version__ = "10.16.2"
 sys.modules["tensorrt"] = tensorrt_rtx
 from vitprune.backends import tensorrt as backend
 from vitprune.errors import BuildError
-from vitprune.gpus import Gpu
+from vitprune.support.gpus import Gpu
 backend.local_gpus = lambda: [Gpu("none", "86", 8192, False)]
 backend.free_memory = lambda: None
 seen = []

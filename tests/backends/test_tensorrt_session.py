@@ -13,11 +13,11 @@ from fake_tensorrt import Engine
 
 from vitprune import backends, targets
 from vitprune.backends import tensorrt as backend
-from vitprune.bundle import Bundle, open_bundle
+from vitprune.bundle import Bundle
 from vitprune.cli import run as cli
 from vitprune.engines import build_engine, building
 from vitprune.errors import LoadError
-from vitprune.pipelines import validate
+from vitprune.pipelines import open_bundle, validate
 from vitprune.support.gpus import Gpu
 
 Fake = Callable[[str], Any]

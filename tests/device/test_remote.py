@@ -15,11 +15,12 @@ import pytest
 from device_server import Sshd
 
 from vitprune import targets
-from vitprune.bundle import Bundle, open_bundle
+from vitprune.bundle import Bundle
 from vitprune.device.build import package_engine, run_remotely
 from vitprune.device.remote import parse_remote, run_script
 from vitprune.device.remote_run import run_package
 from vitprune.errors import RecipeError, TargetError
+from vitprune.pipelines import open_bundle
 
 TARGET = "jetson-orin"
 

@@ -12,9 +12,10 @@ from typing import Any
 import pytest
 
 from vitprune import backends, cli, console, targets
-from vitprune.bundle import Bundle, open_bundle
+from vitprune.bundle import Bundle
 from vitprune.device import hardware
 from vitprune.environment.doctor import target_states
+from vitprune.pipelines import open_bundle
 from vitprune.support.gpus import Gpu
 
 Here = Callable[..., None]

@@ -87,9 +87,9 @@ def test_no_onnx_package_is_needed(made_bundle: Bundle, tmp_path: Path) -> None:
 import sys
 from pathlib import Path
 sys.modules["onnx"] = None
-from vitprune.graph.logits import with_logits_only
-from vitprune.graph.variants import for_tensorrt
-from vitprune.versions import Version
+from vitprune.graph.lowering.logits import with_logits_only
+from vitprune.graph.lowering.tensorrt import for_tensorrt
+from vitprune.support.versions import Version
 source, destination = map(Path, sys.argv[1:])
 with_logits_only(source, destination)
 print(*(for_tensorrt(destination.read_bytes(), Version.parse(v), p)[1] for v, p in (("10.3", True), ("10.16", True), ("11.4", False))), sep=";")

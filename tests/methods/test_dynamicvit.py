@@ -25,6 +25,7 @@ from vitprune.graph.surgery import rewrite
 from vitprune.methods.base import Geometry, Site
 from vitprune.methods.dynamicvit import rule as dynamicvit
 from vitprune.methods.dynamicvit import weights as predictor
+from vitprune.methods.dynamicvit.keys import DynamicVitOptions
 
 
 @pytest.fixture(scope="module")
@@ -116,7 +117,7 @@ def test_bad_counts_say_what_to_do(prune, code):
 
 
 def site(width=64, stage=0):
-    return [Site(3, 64, 44, {"stage": stage, "width": width})]
+    return [Site(3, 64, 44, DynamicVitOptions(stage=stage, width=width))]
 
 
 def test_checkpoints_that_do_not_fit_are_refused(checkpoint, tmp_path):

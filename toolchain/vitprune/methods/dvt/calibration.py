@@ -10,14 +10,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vitprune import backends, methods
+from vitprune import methods
 from vitprune.bundle import Bundle
 from vitprune.data import images as image_data
 from vitprune.errors import RecipeError
 from vitprune.methods.base import Geometry
 from vitprune.methods.cost import dense_blocks, model_macs
 from vitprune.methods.dvt.cost import exit_costs
-from vitprune.methods.dvt.host import confidence
+from vitprune.methods.dvt.host import confidence, open_session
 from vitprune.methods.dvt.keys import EXITS
 from vitprune.pipelines.base import Calibration as Found
 from vitprune.pipelines.base import Goal
@@ -56,7 +56,7 @@ def calibrate(
             next_step="vitprune export MODEL -r dvt_deit_small -o BUNDLE",
         )
     inputs = image_data.load(data, bundle.manifest.preprocessing, samples)
-    session = backends.session(bundle, backend)
+    session = open_session(bundle, backend)
     pieces = []
     for start in range(0, len(inputs), BATCH):
         pieces.append(session.all_exits(inputs.pixels[start : start + BATCH]))

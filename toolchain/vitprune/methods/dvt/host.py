@@ -126,6 +126,8 @@ def open_session(bundle: Bundle, backend: str, engine: Path | None = None) -> Se
     if backend == "torch":
         return Session(bundle, torch_members(_cascade(bundle)))
     module = backends.get(backend)
+    if why := module.missing():
+        raise LoadError(611, f"backend '{backend}' cannot be used here", cause=why, next_step="vitprune doctor")
     if not hasattr(module, "open_model"):
         raise LoadError(
             616,
