@@ -12,6 +12,7 @@ from vitprune import methods
 from vitprune.errors import ExportError
 from vitprune.graph.anatomy.find import Anatomy, find
 from vitprune.graph.passes.base import Surgery
+from vitprune.graph.passes.heads import Heads
 from vitprune.graph.passes.outputs import Outputs
 from vitprune.graph.passes.pooling import Pooling
 from vitprune.methods.base import Geometry
@@ -105,7 +106,7 @@ def rewrite(
     sites = method.sites(recipe.prune, sizes)
     surgery = Surgery(_working_copy(model), anatomy, recipe, method, sites)
     changed = {}
-    for step in (method.surgery(), Pooling(), Outputs()):
+    for step in (method.surgery(), Heads(), Pooling(), Outputs()):
         changed[step.name] = step.run(surgery)
     return _finish(surgery), anatomy, {"passes": changed, **surgery.notes}
 

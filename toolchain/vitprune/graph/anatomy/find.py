@@ -16,6 +16,7 @@ import onnx_graphsurgeon as gs
 
 from vitprune.errors import ExportError
 from vitprune.graph.anatomy.embedding import embedding
+from vitprune.graph.anatomy.layout import prefix_of
 from vitprune.graph.anatomy.projections import (
     PASS_THROUGH,
     RESHAPING,
@@ -27,7 +28,8 @@ from vitprune.graph.anatomy.projections import (
     producer,
     walk_up,
 )
-from vitprune.graph.anatomy.static import integer_of, scalar_of, static_copy, value_of
+from vitprune.graph.anatomy.readers import Mean, readers_of
+from vitprune.graph.anatomy.static import scalar_of, static_copy, value_of
 
 NORM_PARTS = {"LayerNormalization", "ReduceMean", "Sub", "Pow", "Mul", "Add", "Sqrt", "Div", "Reciprocal"} | PASS_THROUGH
 
@@ -65,8 +67,8 @@ class Block:
 class Anatomy:
     """Blocks and outer parts of a dense ViT graph.
 
-    embed_macs: MACs from the image to the tokens. reads_cls: whether the head reads token 0. mean_pools: names of ReduceMean
-    outputs that average over tokens after the last block, with the number of leading tokens they leave out. keys: rows of keys
+    embed_macs: MACs from the image to the tokens. reads_cls: whether the head reads token 0. means: averages over tokens after the
+    last block. slices: nodes behind the last block that take all tokens from one on, with its number. keys: rows of keys
     where they do not follow the tokens, else 0.
     """
 
@@ -80,7 +82,8 @@ class Anatomy:
     embed_macs: int
     classes: int
     reads_cls: bool
-    mean_pools: dict[str, int] = field(default_factory=dict)
+    means: tuple[Mean, ...] = ()
+    slices: dict[str, int] = field(default_factory=dict)
     keys: int = 0
 
 
@@ -246,35 +249,13 @@ def ancestors_within(top: Any, bottom: gs.Node) -> set[str]:
     return names
 
 
-def _token_axis_mean(node: gs.Node) -> bool:
-    axes = value_of(node.inputs[1]) if len(node.inputs) > 1 else node.attrs.get("axes")
-    return axes is not None and [int(a) for a in np.asarray(axes).reshape(-1)] == [1] and len(node.inputs[0].shape or ()) == 3
-
-
-def _head(last: Any) -> tuple[bool, dict[str, int]]:
-    """How the head reads the tokens: does it take token 0, and which means over tokens are there."""
-    reads_cls, pools, frontier, seen = False, {}, [(last, 0)], set()
-    while frontier:
-        tensor, skipped = frontier.pop(0)
-        for node in tensor.outputs:
-            if id(node) in seen:
-                continue
-            seen.add(id(node))
-            follow = skipped
-            if node.op == "Gather" and node.attrs.get("axis", 0) == 1 and scalar_of(node.inputs[1]) == 0:
-                reads_cls = True
-                continue
-            if node.op == "Slice" and len(node.inputs) > 3 and integer_of(node.inputs[3]) == 1:
-                first = integer_of(node.inputs[1]) or 0
-                reads_cls |= first == 0 and integer_of(node.inputs[2]) == 1
-                follow = skipped + first
-            elif node.op == "ReduceMean" and _token_axis_mean(node):
-                pools[node.outputs[0].name] = skipped
-                continue
-            elif node.op in ("ReduceMax", "Softmax", "GlobalAveragePool") and len(tensor.shape or ()) >= 3:
-                raise fail(None, node, "a head that reads the CLS token or the mean of the tokens")
-            frontier.extend((output, follow) for output in node.outputs)
-    return reads_cls, pools
+def _token_output(name: str) -> ExportError:
+    return ExportError(
+        328,
+        f"output '{name}' holds all tokens, not logits",
+        cause="tokens leave in a pruned graph, so an output with one row per token would change its meaning",
+        next_step="--output-name with an output that is classified or pooled, or export the model with its head",
+    )
 
 
 def find(model: onnx.ModelProto) -> Anatomy:
@@ -306,11 +287,14 @@ def find(model: onnx.ModelProto) -> Anatomy:
     if embedded is None:
         raise fail(None, "the input side", "a patch embedding Conv")
     patches, embed_macs = embedded
-    reads_cls, pools = _head(tensors[blocks[-1].output])
+    prefix = prefix_of(graph, tensors[blocks[0].x], patches)
+    readers = readers_of(graph, tensors[blocks[-1].output], prefix)
+    if readers.whole:
+        raise _token_output(readers.whole[0])
     image = graph.inputs[0]
     return Anatomy(
         input=image.name, image_shape=tuple(int(d) for d in image.shape[1:]), outputs=tuple(o.name for o in graph.outputs),
-        blocks=blocks, patches=patches, prefix=blocks[0].tokens - patches, width=int(tensors[blocks[0].x].shape[-1]),
+        blocks=blocks, patches=patches, prefix=prefix, width=int(tensors[blocks[0].x].shape[-1]),
         embed_macs=embed_macs, classes=int(graph.outputs[0].shape[-1]) if graph.outputs[0].shape else 0,
-        reads_cls=reads_cls, mean_pools=pools,
+        reads_cls=0 in readers.prefix_rows, means=tuple(readers.means), slices=readers.slices,
     )  # fmt: skip

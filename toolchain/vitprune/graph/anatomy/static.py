@@ -92,3 +92,24 @@ def integer_of(tensor: Any) -> int | None:
     """The constant integer behind a tensor of one element, or None."""
     value = scalar_of(tensor)
     return None if value is None else int(value)
+
+
+def axis_of(node: gs.Node, rank: int, default: int = 0) -> int:
+    """The attribute `axis` of a node, counted from the front."""
+    return int(node.attrs.get("axis", default)) % rank
+
+
+def sliced(node: gs.Node) -> tuple[int, list[int]] | None:
+    """Axis and positions that a Slice over one axis takes, or None where its bounds are not constant."""
+    shape = node.inputs[0].shape
+    bounds = [value_of(tensor) for tensor in node.inputs[1:]]
+    if shape is None or len(bounds) < 2 or any(bound is None for bound in bounds):
+        return None
+    starts, ends = (np.asarray(bound).reshape(-1) for bound in bounds[:2])
+    axes = np.arange(len(starts)) if len(bounds) < 3 else np.asarray(bounds[2]).reshape(-1)
+    steps = np.ones(len(starts), np.int64) if len(bounds) < 4 else np.asarray(bounds[3]).reshape(-1)
+    if len(starts) != 1 or not isinstance(shape[int(axes[0])], int):
+        return None
+    axis, size = int(axes[0]) % len(shape), int(shape[int(axes[0])])
+    positions = range(size)[slice(int(starts[0]), int(np.clip(ends[0], -(2**31), 2**31)), int(steps[0]))]
+    return axis, list(positions)

@@ -15,16 +15,15 @@ class Pooling(GraphPass):
 
     def apply(self, surgery: Surgery) -> bool:
         """See `GraphPass.apply`."""
-        if not surgery.anatomy.mean_pools or (surgery.valid is None and surgery.weight is None):
+        if not surgery.anatomy.means or (surgery.valid is None and surgery.weight is None):
             return False
-        for name, skipped in surgery.anatomy.mean_pools.items():
-            pooled = surgery.tensors[name]
-            node = pooled.inputs[0]
+        for found in surgery.anatomy.means:
+            pooled, tokens = surgery.tensors[found.output], surgery.tensors[found.tokens]
             em = surgery.emitter.child(f"pool/{len(surgery.nodes)}")
             valid = surgery.weight if surgery.valid is None else em.op("Cast", [surgery.valid], "valid", to=1)
             if surgery.weight is not None and surgery.valid is not None:
                 valid = em.op("Mul", [valid, surgery.weight], "patches")
-            ahead = surgery.anatomy.prefix - skipped
+            ahead = surgery.anatomy.prefix - found.skipped
             if ahead > 0:
                 first = em.slice(valid, 0, 1, 1, "first")
                 ones = em.op(
@@ -33,15 +32,16 @@ class Pooling(GraphPass):
                     "prefix",
                 )
                 valid = em.op("Concat", [ones, valid], "live", axis=1)
-            weight = em.op("Unsqueeze", [valid, em.constant([2])], "weight")
-            total = em.op("ReduceSum", [em.op("Mul", [node.inputs[0], weight], "masked"), em.constant([1])], "sum", keepdims=1)
+            others = [axis for axis in range(1, found.rank) if axis != found.axis]
+            weight = em.op("Unsqueeze", [valid, em.constant(others)], "weight")
+            total = em.op("ReduceSum", [em.op("Mul", [tokens, weight], "masked"), em.constant([found.axis])], "sum", keepdims=1)
             count = em.op(
                 "Max",
-                [em.op("ReduceSum", [weight, em.constant([1])], "count", keepdims=1), em.constant(1.0, FLOAT)],
+                [em.op("ReduceSum", [weight, em.constant([found.axis])], "count", keepdims=1), em.constant(1.0, FLOAT)],
                 "at_least_one",
             )
             mean = em.op("Div", [total, count], "mean")
-            if not node.attrs.get("keepdims", 1):
-                mean = em.op("Squeeze", [mean, em.constant([1])], "flat")
+            if not found.keepdims:
+                mean = em.op("Squeeze", [mean, em.constant([found.axis])], "flat")
             surgery.replace(pooled, mean)
         return True

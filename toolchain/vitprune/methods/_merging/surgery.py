@@ -49,7 +49,7 @@ class MergingSurgery(GraphPass):
         Raises:
             ExportError: VP313 for another head.
         """
-        if not surgery.anatomy.reads_cls and not surgery.anatomy.mean_pools:
+        if not surgery.anatomy.reads_cls and not surgery.anatomy.means:
             raise ExportError(
                 313,
                 "the head of this graph is not supported",
@@ -75,7 +75,7 @@ class MergingSurgery(GraphPass):
                 self._site(surgery, block, site)
             if site is not None and self.group is not None:
                 surgery.more_outputs[f"group_{block.index}"] = self.group
-        if self.size is not None and surgery.anatomy.mean_pools:
+        if self.size is not None and surgery.anatomy.means:
             surgery.weight = surgery.emitter.child("pool").slice(self.size, surgery.anatomy.prefix, None, 1, "sizes")
         return True
 

@@ -45,7 +45,7 @@ class AvitSurgery(GraphPass):
         """A head that reads prefix tokens alone, and sites behind at least one block."""
         if surgery.anatomy.prefix < 1:
             return "the graph has no CLS token whose halting-weighted sum could be classified"
-        if surgery.anatomy.mean_pools:
+        if surgery.anatomy.means:
             return "the head averages over patches, which have no halting-weighted sum"
         depth = len(surgery.anatomy.blocks)
         return next((f"compaction before block {s.block} of {depth}" for s in surgery.sites if not 0 < s.block < depth), "")
