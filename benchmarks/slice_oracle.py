@@ -16,6 +16,7 @@ from vitprune import methods
 from vitprune.graph import canonical as parts
 from vitprune.graph import surgery
 from vitprune.graph.anatomy.find import Block, find
+from vitprune.graph.intake import take_in
 from vitprune.graph.passes.base import Surgery
 from vitprune.methods._dropping.selection import splice
 from vitprune.methods.base import BlockTokens
@@ -42,7 +43,7 @@ def places(blocks: Sequence[BlockTokens], tokens: int) -> list[tuple[str, int]]:
 
 def slice_oracle(dense: onnx.ModelProto, recipe: Recipe, kept: list[int]) -> onnx.ModelProto:
     """Cut to `kept[i]` patches (plus what the method adds) at the i-th site."""
-    model = surgery.upgrade(dense, recipe.graph.opset)
+    model = take_in(dense, recipe).model
     method = methods.get(recipe.prune.method)
     anatomy = find(model)
     sites = method.sites(recipe.prune, surgery.geometry(anatomy))

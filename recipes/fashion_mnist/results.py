@@ -31,7 +31,8 @@ from vitprune.graph.lowering.onnxruntime import specialise
 from vitprune.methods.cost import dense_blocks, model_macs
 from vitprune.recipe import Recipe
 from vitprune.vit import loading
-from vitprune.vit.pruned import PrunedViT, geometry
+from vitprune.vit.dense import geometry
+from vitprune.vit.pruned import PrunedViT
 
 HERE = Path(__file__).parent
 DATA = Path("/usr/share/datasets/fashion-mnist")  # Debian package dataset-fashion-mnist

@@ -12,6 +12,7 @@ from vitprune.errors import ExportError
 from vitprune.exporting.dense import dense_onnx
 from vitprune.graph import surgery
 from vitprune.graph.anatomy.find import find
+from vitprune.graph.intake import upgrade
 from vitprune.ops.token_sample import NAME
 from vitprune.pipelines import reference
 from vitprune.recipe import Recipe
@@ -145,7 +146,7 @@ def test_hugging_face_models_by_the_legacy_exporter(kind, tmp_path):
     with torch.inference_mode():
         dense_logits = Logits()(torch.from_numpy(x)).numpy()
     recipe = Recipe.load(RECIPE)
-    anatomy = find(surgery.upgrade(dense, 18))
+    anatomy = find(upgrade(dense, 18))
     assert (len(anatomy.blocks), anatomy.patches, anatomy.prefix, anatomy.reads_cls) == (4, 64, 1, True)
     assert np.abs(run(surgery.canonical(dense, recipe), x)[0] - dense_logits).max() <= 1e-5
     assert np.abs(run(keep_everything(recipe, dense), x)[0] - dense_logits).max() <= 1e-5

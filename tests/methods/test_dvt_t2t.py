@@ -23,7 +23,7 @@ from vitprune.methods.dvt.members import load
 from vitprune.methods.dvt.reference import EarlyExit
 from vitprune.recipe import Recipe
 from vitprune.vit import loading, t2t, tokenizing
-from vitprune.vit.pruned import geometry
+from vitprune.vit.dense import geometry
 from vitprune.vit.t2t_sizes import Unfolding, tokenizer_macs, unfoldings
 
 ARGS = {"img_size": 32, "grid": 4, "embed_dim": 32, "depth": 1, "num_heads": 2, "num_classes": 6}

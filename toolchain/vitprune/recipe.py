@@ -36,11 +36,12 @@ class ModelSection(_Section):
 
 
 class GraphSection(_Section):
-    """Opset, shape mode and batch profile "min:opt:max" (one number: static batch)."""
+    """Opset, shape mode, batch profile "min:opt:max" (one number: static batch), and which output of a dense graph holds the logits."""
 
     opset: int = Field(default=18, ge=17, le=20)
     shapes: Literal["dynamic", "padded"] = "dynamic"
     batch: str = "1:4:8"
+    output: str | None = None
 
     @field_validator("batch", mode="before")
     @classmethod

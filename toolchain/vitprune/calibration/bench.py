@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from vitprune import methods
 from vitprune.methods.cost import dense_blocks, model_macs
 from vitprune.recipe import Recipe
-from vitprune.vit.pruned import PrunedViT, geometry
+from vitprune.vit.dense import geometry
+from vitprune.vit.pruned import PrunedViT
 
 BATCH = 64
 

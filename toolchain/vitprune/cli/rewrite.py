@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Annotated
 
@@ -17,6 +18,9 @@ def command(
     output: OutputOption = ...,  # type: ignore[assignment]
     data: DataOption = None,
     overrides: SetOption = None,
+    output_name: Annotated[
+        str | None, typer.Option("--output-name", help="Output of the graph that holds the logits, where it has several.")
+    ] = None,
     inline: InlineOption = False,
     force: ForceOption = False,
 ) -> None:
@@ -26,7 +30,8 @@ def command(
     from vitprune.pipelines import rewrite
     from vitprune.recipe import Recipe
 
-    parsed = Recipe.load(recipe, overrides)
+    chosen = [] if output_name is None else [f"graph.output={json.dumps(output_name)}"]
+    parsed = Recipe.load(recipe, [*(overrides or []), *chosen])
     with console.step("rewrite") as step:
         bundle = rewrite(dense, parsed, output, data=data, force=force, report=step.update)
     if inline:

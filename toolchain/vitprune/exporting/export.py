@@ -32,7 +32,8 @@ def export(
     report("rewriting the graph")
     pruned, anatomy, notes = surgery.rewrite(dense, recipe, has_cls=oracle.geometry.has_cls)
     report("checking against the PyTorch reference")
-    arrays = parity.reference_arrays(oracle, model.module, inputs, recipe.graph.static_batch)
+    dense_logits = parity.module_logits(model.module, inputs.pixels)
+    arrays = parity.reference_arrays(oracle, inputs, dense_logits, recipe.graph.static_batch)
     check = parity.check(pruned, arrays, recipe)
     source = {"source": model.source, "geometry": asdict(oracle.geometry)}
     arrays |= {} if inputs.labels is None else {"labels": inputs.labels}

@@ -16,6 +16,8 @@ from vitprune.recipe import Recipe
 
 SAMPLE_BYTES = 6 << 20
 MIN_SAMPLES = 8
+ALONE = 2
+BATCH_LIMIT = 1e-5
 
 
 def samples(recipe: Recipe, preprocessing: dict[str, Any], data: str | Path | None) -> image_data.Images:
@@ -25,37 +27,36 @@ def samples(recipe: Recipe, preprocessing: dict[str, Any], data: str | Path | No
     return image_data.synthetic(count, preprocessing) if data is None else image_data.load(Path(data), preprocessing, count)
 
 
-def reference_arrays(oracle: Any, module: Any, inputs: image_data.Images, static: int | None) -> dict[str, NDArray[Any]]:
+def reference_arrays(
+    oracle: Any, inputs: image_data.Images, dense_logits: NDArray[Any], static: int | None
+) -> dict[str, NDArray[Any]]:
     """Reference results, computed in pieces of the batch the graph will see."""
     import torch
+
+    from vitprune.backends.onnxruntime import _stack
 
     size = static or 8
     parts = []
     with torch.inference_mode():
         for start in range(0, len(inputs), size):
-            x = torch.from_numpy(inputs.pixels[start : start + size])
-            logits = oracle(x).numpy()
-            parts.append(
-                (
-                    logits,
-                    module(x).numpy(),
-                    [k.numpy() for k in oracle.kept],
-                    [m.numpy() for m in oracle.margin],
-                    [o.numpy() for o in oracle.overflow],
-                )
-            )
-    arrays = {
-        "images": inputs.pixels,
-        "logits": np.concatenate([p[0] for p in parts]),
-        "dense_logits": np.concatenate([p[1] for p in parts]),
-    }
-    from vitprune.backends.onnxruntime import _stack
-
+            logits = oracle(torch.from_numpy(inputs.pixels[start : start + size])).numpy()
+            lists = ([value.numpy() for value in values] for values in (oracle.kept, oracle.margin, oracle.overflow))
+            parts.append((logits, *lists))
+    arrays = {"images": inputs.pixels, "logits": np.concatenate([p[0] for p in parts]), "dense_logits": dense_logits}
     for number, site in enumerate(oracle.sites):
-        arrays[f"kept_{site.block}"] = _stack([p[2][number] for p in parts])
-        arrays[f"margin_{site.block}"] = np.concatenate([p[3][number] for p in parts]).astype(np.float32)
-        arrays[f"overflow_{site.block}"] = np.concatenate([p[4][number] for p in parts])
+        arrays[f"kept_{site.block}"] = _stack([p[1][number] for p in parts])
+        arrays[f"margin_{site.block}"] = np.concatenate([p[2][number] for p in parts]).astype(np.float32)
+        arrays[f"overflow_{site.block}"] = np.concatenate([p[3][number] for p in parts])
     return arrays
+
+
+def module_logits(module: Any, pixels: NDArray[np.float32]) -> NDArray[Any]:
+    """Logits of a dense module, in pieces."""
+    import torch
+
+    with torch.inference_mode():
+        pieces = [module(torch.from_numpy(pixels[start : start + 8])).numpy() for start in range(0, len(pixels), 8)]
+    return np.concatenate(pieces)
 
 
 def check(model: onnx.ModelProto, arrays: dict[str, NDArray[Any]], recipe: Recipe) -> dict[str, Any]:
@@ -70,6 +71,7 @@ def check(model: onnx.ModelProto, arrays: dict[str, NDArray[Any]], recipe: Recip
     session = make_session(model.SerializeToString())
     blocks = [int(name.removeprefix("kept_")) for name in arrays if name.startswith("kept_")]
     logits, *kept = run(session, arrays["images"], recipe.graph.static_batch)
+    _check_alone(session, arrays["images"], logits, recipe)
     comparison = compare(Result(logits, kept), arrays, blocks, recipe.validation.gates)
     broken = [gate for gate in failures(comparison, recipe.validation.gates) if gate.name in ("logits_max_abs", "decisions")]
     if broken:
@@ -82,11 +84,31 @@ def check(model: onnx.ModelProto, arrays: dict[str, NDArray[Any]], recipe: Recip
     return comparison.document()
 
 
-def run(session: Any, pixels: NDArray[np.float32], static: int | None) -> list[NDArray[Any]]:
-    """Logits and kept patches of all images, in pieces of the batch that the graph takes."""
+def _check_alone(session: Any, pixels: NDArray[np.float32], logits: NDArray[Any], recipe: Recipe) -> None:
+    """The first images alone must give what they gave in a batch.
+
+    Raises:
+        ExportError: VP330.
+    """
+    if recipe.graph.static_batch == 1 or getattr(recipe.prune, "infer", "") == "batch_topk":
+        return
+    for number in range(min(ALONE, len(pixels))):
+        alone = run(session, pixels[number : number + 1], recipe.graph.static_batch)[0]
+        difference = float(np.abs(alone[0] - logits[number]).max())
+        if not difference <= BATCH_LIMIT * max(1.0, float(np.abs(logits[number]).max())):
+            raise ExportError(
+                330,
+                "the result for an image depends on its batch mates",
+                cause=f"alone and in a batch its logits differ by {difference:.3g}",
+                next_step="report the model and recipe with this message",
+            )
+
+
+def run(session: Any, pixels: NDArray[np.float32], static: int | None, wanted: list[str] | None = None) -> list[NDArray[Any]]:
+    """Logits and kept patches (or the outputs asked for) of all images, in pieces of the batch that the graph takes."""
     from vitprune.backends.onnxruntime import _stack, result_names
 
-    name, wanted = session.get_inputs()[0].name, result_names(session)
+    name, wanted = session.get_inputs()[0].name, wanted or result_names(session)
     size = static or 8
     parts = []
     for start in range(0, len(pixels), size):

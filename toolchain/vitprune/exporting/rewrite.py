@@ -14,12 +14,16 @@ from numpy.typing import NDArray
 from vitprune import methods
 from vitprune.backends.onnxruntime import make_session
 from vitprune.bundle import Bundle
+from vitprune.data.images import Images
 from vitprune.errors import ExportError
 from vitprune.exporting import parity
 from vitprune.exporting.dense import read_onnx
 from vitprune.exporting.writing import write_bundle
 from vitprune.graph import surgery
+from vitprune.graph.anatomy.find import Anatomy
+from vitprune.graph.intake import take_in
 from vitprune.recipe import Recipe
+from vitprune.vit.loading import require_torch
 
 
 def rewrite(
@@ -27,17 +31,20 @@ def rewrite(
 ) -> Bundle:
     """Apply a recipe to a dense ViT ONNX from any exporter.
 
-    The rewritten graph with every site bypassed must reproduce the dense graph; the pruned logits stored as samples are those of
-    ONNX Runtime, since there is no PyTorch model to ask.
+    Three computations must agree before anything is written: the dense graph, the rewritten graph with nothing pruned, and, with
+    pruning on, the rewritten graph against the PyTorch reference built from the dense graph (`vitprune.exporting.graph_vit`).
 
     Raises:
-        LoadError: VP604 the file is missing or not ONNX. ExportError: VP32x the graph is not understood, VP331 the canonical
-            graph differs from the dense one. RecipeError: as for `export`.
+        LoadError: VP604 the file is missing or not ONNX. ExportError: VP32x, VP33x the graph is not understood or the computations
+            differ. RecipeError: as for `export`. TargetError: VP201 PyTorch is not installed.
     """
+    require_torch("rewrite")
     report("reading the dense graph")
     dense = read_onnx(path)
     report("rewriting the graph")
     pruned, anatomy, notes = surgery.rewrite(dense, recipe)
+    taken = take_in(dense, recipe)
+    recipe = taken.recipe
     section = recipe.model
     channels = anatomy.image_shape[0]
     preprocessing = {
@@ -46,8 +53,8 @@ def rewrite(
     }  # fmt: skip
     inputs = parity.samples(recipe, preprocessing, data)
     report("checking the canonical graph against the dense one")
-    batch = _fixed_batch(dense)
-    dense_logits = parity.run(make_session(dense.SerializeToString()), inputs.pixels, batch)[0]
+    batch = recipe.graph.static_batch
+    dense_logits = _dense_logits(dense, taken.model, inputs.pixels, batch)
     canonical = parity.run(make_session(surgery.canonical(dense, recipe).SerializeToString()), inputs.pixels, batch)[0]
     difference = float(np.abs(canonical - dense_logits).max())
     limit = 1e-5 * max(1.0, float(np.abs(dense_logits).max()))
@@ -58,23 +65,44 @@ def rewrite(
             cause=f"with nothing pruned the logits differ by {difference:.3g}, allowed is {limit:.3g}",
             next_step="report the dense ONNX file with this message",
         )
-    logits, *kept = parity.run(make_session(pruned.SerializeToString()), inputs.pixels, batch)
-    sites = methods.get(recipe.prune.method).sites(recipe.prune, surgery.geometry(anatomy))
-    arrays: dict[str, NDArray[Any]] = {"images": inputs.pixels, "logits": logits, "dense_logits": dense_logits}
-    arrays |= {f"kept_{site.block}": rows for site, rows in zip(sites, kept, strict=True)}
+    check: dict[str, Any] = {"canonical_max_abs": difference}
+    if surgery.is_plain(taken.model):
+        report("checking against the PyTorch reference built from the dense graph")
+        oracle = _oracle(taken.model, anatomy, recipe)
+        arrays = parity.reference_arrays(oracle, inputs, dense_logits, batch)
+        check |= parity.check(pruned, arrays, recipe)
+    else:
+        # A family with convolutional projections: its reference needs the module, which a graph does not give back.
+        arrays = _own_results(pruned, inputs, dense_logits, recipe, anatomy)
+        check["reference"] = "none: the graph of this family was compared with the dense graph only, nothing pruned"
     arrays |= {} if inputs.labels is None else {"labels": inputs.labels}
-    source = {"source": {"kind": "onnx", "file": path.name}, "geometry": asdict(surgery.geometry(anatomy))}
-    notes |= {
-        "check": {"canonical_max_abs": difference},
-        "samples": inputs.origin,
-        "dense_nodes": len(dense.graph.node),
-        "nodes": len(pruned.graph.node),
-    }
+    sizes = surgery.geometry(anatomy)
+    sites = methods.get(recipe.prune.method).sites(recipe.prune, sizes)
+    source = {"source": {"kind": "onnx", "file": path.name}, "geometry": asdict(sizes)}
+    notes |= {"check": check, "samples": inputs.origin, "dense_nodes": len(dense.graph.node), "nodes": len(pruned.graph.node)}
     return write_bundle(
         output, force, pruned, anatomy, recipe, recipe.model.name or path.stem, source, preprocessing, sites, arrays, notes
     )
 
 
-def _fixed_batch(model: onnx.ModelProto) -> int | None:
-    dim = model.graph.input[0].type.tensor_type.shape.dim[0]
-    return dim.dim_value or None
+def _dense_logits(dense: onnx.ModelProto, taken: onnx.ModelProto, pixels: NDArray[np.float32], batch: int | None) -> NDArray[Any]:
+    """Logits of the graph as it was given, before any conversion."""
+    session = make_session(dense.SerializeToString())
+    return parity.run(session, pixels, batch, [taken.graph.output[0].name])[0]
+
+
+def _oracle(dense: onnx.ModelProto, anatomy: Anatomy, recipe: Recipe) -> Any:
+    from vitprune.exporting.graph_vit import GraphViT
+    from vitprune.vit.pruned import PrunedViT
+
+    return PrunedViT(GraphViT(dense, anatomy), recipe).eval()
+
+
+def _own_results(
+    pruned: onnx.ModelProto, inputs: Images, dense_logits: NDArray[Any], recipe: Recipe, anatomy: Anatomy
+) -> dict[str, NDArray[Any]]:
+    """ONNX Runtime's own results of the pruned graph, for families without a reference from the graph."""
+    logits, *kept = parity.run(make_session(pruned.SerializeToString()), inputs.pixels, recipe.graph.static_batch)
+    sites = methods.get(recipe.prune.method).sites(recipe.prune, surgery.geometry(anatomy))
+    arrays: dict[str, NDArray[Any]] = {"images": inputs.pixels, "logits": logits, "dense_logits": dense_logits}
+    return arrays | {f"kept_{site.block}": rows for site, rows in zip(sites, kept, strict=True)}

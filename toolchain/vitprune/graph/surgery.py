@@ -11,6 +11,7 @@ import onnx_graphsurgeon as gs
 from vitprune import methods
 from vitprune.errors import ExportError
 from vitprune.graph.anatomy.find import Anatomy, find
+from vitprune.graph.intake import take_in
 from vitprune.graph.passes.base import Surgery
 from vitprune.graph.passes.heads import Heads
 from vitprune.graph.passes.outputs import Outputs
@@ -33,36 +34,6 @@ def geometry(anatomy: Anatomy) -> Geometry:
     )  # fmt: skip
 
 
-def upgrade(model: onnx.ModelProto, opset: int) -> onnx.ModelProto:
-    """The same graph at the recipe's opset.
-
-    Raises:
-        ExportError: VP324 when the graph is newer than the recipe allows or cannot be converted.
-    """
-    current = max((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), default=0)
-    if current == opset:
-        return model
-    if current > opset:
-        raise ExportError(
-            324,
-            f"the graph is opset {current}, the recipe asks for {opset}",
-            cause="a graph cannot be converted to an older opset safely",
-            next_step=f"export the dense model with opset {opset}"
-            + (f", or --set graph.opset={current}" if current <= 20 else ""),
-        )
-    import onnx.version_converter
-
-    try:
-        return onnx.version_converter.convert_version(model, opset)
-    except Exception as error:
-        raise ExportError(
-            324,
-            f"the graph cannot be converted from opset {current} to {opset}",
-            cause=str(error).splitlines()[0],
-            next_step=f"export the dense model with opset {opset}",
-        ) from error
-
-
 def rewrite(
     model: onnx.ModelProto, recipe: Recipe, has_cls: bool | None = None
 ) -> tuple[onnx.ModelProto, Anatomy, dict[str, Any]]:
@@ -79,7 +50,8 @@ def rewrite(
     Raises:
         ExportError: VP32x when the graph is not understood; VP312 without a CLS token for a method that needs one.
     """
-    model = upgrade(model, recipe.graph.opset)
+    taken = take_in(model, recipe)
+    model, recipe = taken.model, taken.recipe
     if (family := _other_family(model)) is not None:
         pruned: tuple[onnx.ModelProto, Anatomy, dict[str, Any]] = family.rewrite(model, recipe)
         return pruned
@@ -108,14 +80,15 @@ def rewrite(
     changed = {}
     for step in (method.surgery(), Heads(), Pooling(), Outputs()):
         changed[step.name] = step.run(surgery)
-    return _finish(surgery), anatomy, {"passes": changed, **surgery.notes}
+    return _finish(surgery), anatomy, {"passes": changed, **taken.notes, **surgery.notes}
 
 
 def canonical(model: onnx.ModelProto, recipe: Recipe) -> onnx.ModelProto:
     """The dense graph with every block in canonical form and nothing pruned; it must compute what the dense graph computes."""
     from vitprune.graph import canonical as attention
 
-    model = upgrade(model, recipe.graph.opset)
+    taken = take_in(model, recipe)
+    model, recipe = taken.model, taken.recipe
     if (family := _other_family(model)) is not None:
         same: onnx.ModelProto = family.canonical(model, recipe)
         return same
@@ -123,6 +96,11 @@ def canonical(model: onnx.ModelProto, recipe: Recipe) -> onnx.ModelProto:
     for block in surgery.anatomy.blocks:
         attention.canonical(surgery, block)
     return _finish(surgery)
+
+
+def is_plain(model: onnx.ModelProto) -> bool:
+    """Whether a graph is a plain ViT, not one of another family."""
+    return _other_family(model) is None
 
 
 def _other_family(model: onnx.ModelProto) -> Any:

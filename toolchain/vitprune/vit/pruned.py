@@ -2,37 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-import torch
 from torch import Tensor, nn
 
 from vitprune import methods
 from vitprune.errors import ExportError
-from vitprune.methods.base import Geometry
 from vitprune.recipe import Recipe
 from vitprune.vit.blocks import is_plain
+from vitprune.vit.dense import DenseViT, TimmViT, row_weights
 from vitprune.vit.tokens import TokenState
-
-
-def geometry(model: Any) -> Geometry:
-    """Sizes of a timm VisionTransformer."""
-    conv = model.patch_embed.proj
-    grid = model.patch_embed.grid_size
-    patches = grid[0] * grid[1]
-    plain = patches * conv.weight.numel() if hasattr(conv, "weight") else 0
-    embed = getattr(model.patch_embed, "macs", plain)  # tokens-to-token is more than its last convolution
-    return Geometry(
-        depth=len(model.blocks),
-        patches=patches,
-        prefix=model.num_prefix_tokens,
-        width=model.embed_dim,
-        heads=model.blocks[0].attn.num_heads,
-        mlp_hidden=model.blocks[0].mlp.fc1.out_features,
-        embed_macs=embed,
-        classes=model.num_classes,
-        has_cls=model.cls_token is not None,
-    )
 
 
 def check_supported(model: nn.Module, method: methods.Method) -> None:
@@ -97,12 +74,14 @@ class PrunedViT(nn.Module):
     float64 [B,P] per site, `overflow` one int64 [B] per site, `extra` what the method carried along (sizes, groups, ...).
     """
 
-    def __init__(self, model: nn.Module, recipe: Recipe) -> None:
+    def __init__(self, model: nn.Module | DenseViT, recipe: Recipe) -> None:
         super().__init__()
         self.method = methods.get(recipe.prune.method)
-        check_supported(model, self.method)
-        self.model: Any = model
-        self.geometry = geometry(model)
+        if not isinstance(model, DenseViT):
+            check_supported(model, self.method)
+            self.model = model  # registered, so that training and moving to a device reach its weights
+            model = TimmViT(model)
+        self.dense, self.geometry = model, model.geometry
         self.sites = self.method.sites(recipe.prune, self.geometry)
         self.steps = self.method.reference(self.method, recipe.prune, self.sites, recipe.graph.shapes == "padded")
         self.steps.prepare(model)
@@ -113,26 +92,13 @@ class PrunedViT(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits of a batch of images; see the class."""
-        model = self.model
-        x = model.norm_pre(model.patch_drop(model._pos_embed(model.patch_embed(x))))
+        x = self.dense.embed(x)
         state = TokenState.full(len(x), self.geometry.prefix, x.shape[1] - self.geometry.prefix, x.device)
         x = self.steps.begin(x, state)
-        for index, block in enumerate(model.blocks):
+        for index, block in enumerate(self.dense.blocks):
             x = self.steps.block(index, block, x, state)
-        x = self._head(model.norm(self.steps.finish(x, state)), state)
+        weight = row_weights(state.valid, state.prefix, state.extra.get("size"))
+        x = self.dense.head(self.steps.finish(x, state), weight)
         self.kept, self.margin, self.overflow = state.kept, state.margin, state.overflow
         self.extra = state.extra
         return x
-
-    def _head(self, x: Tensor, state: TokenState) -> Tensor:
-        model = self.model
-        if model.global_pool != "avg" or hasattr(model, "head_dist"):
-            return model.forward_head(x)
-        present = torch.cat([torch.ones_like(state.valid[:, :1]).expand(-1, state.prefix), state.valid], dim=1)
-        start = 0 if model.pool_include_prefix else state.prefix
-        weight = present[:, start:, None].to(x.dtype)
-        if "size" in state.extra:  # a merged row stands for several patches
-            ahead = weight.shape[1] - state.extra["size"].shape[1]
-            weight = torch.cat([weight[:, :ahead], weight[:, ahead:] * state.extra["size"][:, :, None].to(x.dtype)], dim=1)
-        pooled = (x[:, start:] * weight).sum(1) / weight.sum(1).clamp(min=1)
-        return model.head(model.head_drop(model.fc_norm(pooled)))

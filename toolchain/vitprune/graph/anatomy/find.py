@@ -10,7 +10,6 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 
@@ -40,7 +39,7 @@ class Block:
 
     x: block input [B,N,C]. h: LN1(x). query, key, value: linear maps of h (weights [C,H*d]). scale: factor on the attention
     logits. context: input of the projection [B,N,H*d]. projected: the projection's output. attended: sum of x and the attention branch
-    (residual_node makes it). output: the block's output.
+    (residual_node makes it). output: the block's output. attention_branch, mlp_branch: what the two residual sums add.
     """
 
     index: int
@@ -61,6 +60,8 @@ class Block:
     attended: str
     output: str
     mlp_hidden: int
+    attention_branch: str
+    mlp_branch: str
 
 
 @dataclass(frozen=True)
@@ -168,8 +169,8 @@ def check_norm(h: Any, x_name: str, index: int) -> None:
         frontier.extend(node.inputs)
 
 
-def mlp(attended: Any, index: int) -> tuple[int, str]:
-    """Hidden width of the MLP and the block's output tensor."""
+def mlp(attended: Any, index: int) -> tuple[int, str, str]:
+    """Hidden width of the MLP, the block's output tensor and what the residual sum adds to `attended`."""
     residuals = [node for node in attended.outputs if node.op == "Add" and sum(value_of(t) is None for t in node.inputs) == 2]
     residual = residuals[-1] if residuals else None
     if residual is None:
@@ -182,7 +183,8 @@ def mlp(attended: Any, index: int) -> tuple[int, str]:
         if weight is not None:
             hidden = int(weight.shape[0 if node.attrs.get("transB", 0) else 1])
         frontier.extend(consumer for output in node.outputs for consumer in output.outputs)
-    return hidden, residual.outputs[0].name
+    branch = next((tensor.name for tensor in residual.inputs if tensor is not attended), attended.name)
+    return hidden, residual.outputs[0].name, branch
 
 
 def _block(index: int, softmax: gs.Node) -> Block:
@@ -211,12 +213,13 @@ def _block(index: int, softmax: gs.Node) -> Block:
         raise fail(index, residual, "a residual sum of the block's input and the attention branch")
     h = tensor_named(query.linear.source, softmax)
     check_norm(h, x.name, index)
-    hidden, output = mlp(residual.outputs[0], index)
+    hidden, output, mlp_branch = mlp(residual.outputs[0], index)
     return Block(
         index=index, heads=heads, head_dim=head_dim, tokens=tokens, x=x.name, h=query.linear.source,
         query=query.linear, key=key.linear, value=value.linear, scale=scale * query.scale * key.scale,
         query_norm=query.norm, key_norm=key.norm, projection=projection, projected=projected.name,
         residual_node=residual.name, attended=residual.outputs[0].name, output=output, mlp_hidden=hidden,
+        attention_branch=next(tensor.name for tensor in residual.inputs if tensor is not x), mlp_branch=mlp_branch,
     )  # fmt: skip
 
 

@@ -24,7 +24,7 @@ def prefix_of(graph: gs.Graph, tokens: Any, patches: int) -> int:
     Raises:
         ExportError: VP326 when rows stand behind or between the patches, or where the layout cannot be read off the graph.
     """
-    origins = _rows(tokens, graph.inputs[0], patches, {})
+    origins = _rows(tokens, int(tokens.shape[1]), graph.inputs[0], patches)
     count = len(origins) - patches
     if origins != [False] * count + [True] * patches:
         shown = "".join("P" if origin else "x" for origin in _runs(origins))
@@ -48,39 +48,41 @@ def _refused(where: str, cause: str) -> ExportError:
     )
 
 
-def _rows(tensor: Any, image: Any, patches: int, seen: dict[int, list[bool]]) -> list[bool]:
-    """For every row of [B,n,C] (or [n,C], [1,n,C]): does it come from the image?"""
-    if id(tensor) not in seen:
-        seen[id(tensor)] = _rows_of(tensor, image, patches, seen)
-    return seen[id(tensor)]
-
-
-def _rows_of(tensor: Any, image: Any, patches: int, seen: dict[int, list[bool]]) -> list[bool]:
-    shape = tensor.shape or ()
-    if len(shape) < 2:
-        raise _refused(f"tensor '{tensor.name}'", "rows [B,N,C] were expected")
-    count = int(shape[-2])
+def _rows(tensor: Any, count: int, image: Any, patches: int) -> list[bool]:
+    """For each of the `count` rows of [B,n,C] (or [n,C]): does it come from the image?"""
     if not depends_on(tensor, image):
         return [False] * count
-    node = tensor.inputs[0]
-    rank = len(shape)
+    node, rank = tensor.inputs[0], len(tensor.shape or ())
     if node.op == "Concat" and axis_of(node, rank) == rank - 2:
-        return [origin for part in node.inputs for origin in _rows(part, image, patches, seen)]
-    if node.op == "Slice" and len(node.inputs[0].shape or ()) == rank:
-        taken = sliced(node)
-        if taken is not None and taken[0] == rank - 2:
-            return [_rows(node.inputs[0], image, patches, seen)[row] for row in taken[1]]
-        if taken is not None and taken[0] == rank - 1:
-            return _rows(node.inputs[0], image, patches, seen)
+        return [origin for part, rows in _parts(node, count) for origin in _rows(part, rows, image, patches)]
+    if node.op == "Slice" and (taken := sliced(node)) is not None and taken[0] >= rank - 2:
+        above = _rows(node.inputs[0], int(node.inputs[0].shape[rank - 2]), image, patches)
+        return [above[row] for row in taken[1]] if taken[0] == rank - 2 else above
     if node.op in ROWWISE:
-        parts = [part for part in node.inputs if len(part.shape or ()) >= 2 and int(part.shape[-2]) == count]
-        live = [part for part in parts if depends_on(part, image) and len(part.shape) == rank]
+        live = [part for part in node.inputs if _may_have(part, count, rank) and depends_on(part, image)]
         if live and _has_concat_above(live[0], image):
-            lists = [_rows(part, image, patches, seen) for part in live]
+            lists = [_rows(part, count, image, patches) for part in live]
             return [any(origins) for origins in zip(*lists, strict=True)]
     if count == patches:
         return [True] * count
-    raise _refused(f"node '{node.name}' ({node.op})", f"{count} rows where {patches} patches, or a Concat of them with others, were expected")
+    raise _refused(
+        f"node '{node.name}' ({node.op})", f"{count} rows where {patches} patches, or a Concat of them with others, were expected"
+    )
+
+
+def _may_have(part: Any, count: int, rank: int) -> bool:
+    """Whether an operand runs over `count` rows; shape inference leaves sizes open where a batch is expanded."""
+    shape = part.shape or ()
+    return len(shape) == rank and (shape[-2] == count or not isinstance(shape[-2], int))
+
+
+def _parts(node: gs.Node, count: int) -> list[tuple[Any, int]]:
+    """Inputs of a Concat with their numbers of rows; one that shape inference left open is what the others leave."""
+    sizes = [part.shape[-2] if part.shape and isinstance(part.shape[-2], int) else None for part in node.inputs]
+    if sizes.count(None) > 1:
+        raise _refused(f"node '{node.name}' ({node.op})", "the numbers of rows it puts together are not known")
+    rest = count - sum(size for size in sizes if size is not None)
+    return [(part, rest if size is None else size) for part, size in zip(node.inputs, sizes, strict=True)]
 
 
 def _has_concat_above(tensor: Any, image: Any) -> bool:

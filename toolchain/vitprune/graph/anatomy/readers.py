@@ -42,7 +42,9 @@ class Mean:
 
 @dataclass
 class Readers:
-    """prefix_rows: numbers of the prefix tokens that are read. means: see `Mean`. slices: nodes that take all rows from one on, by name,
+    """What reads the tokens.
+
+    prefix_rows: numbers of the prefix tokens that are read. means: see `Mean`. slices: nodes that take all rows from one on, by name,
     with that row: they may count from the end, and must not once tokens leave. whole: graph outputs that hold all tokens.
     """
 
@@ -92,9 +94,8 @@ def _follow(node: gs.Node, here: _Rows, prefix: int, found: Readers) -> list[_Ro
     if node.op in PER_ROW and here.axis not in (axes := _axes(node, rank)):
         kept = node.attrs.get("keepdims", 1) or node.op in ROW_NORMS or node.op.endswith("Softmax")
         return [_Rows(output, here.axis if kept else here.axis - sum(axis < here.axis for axis in axes), here.rows)]
-    if node.op in ("MatMul", "Gemm") and node.inputs[0] is here.tensor and here.axis < rank - 1 and not node.attrs.get("transA", 0):
-        if value_of(node.inputs[1]) is not None:
-            return [_Rows(output, here.axis, here.rows)]
+    if node.op in ("MatMul", "Gemm") and _applies_weights(node, here):
+        return [_Rows(output, here.axis, here.rows)]
     if node.op == "Transpose":
         perm = list(node.attrs.get("perm", range(rank - 1, -1, -1)))
         return [_Rows(output, perm.index(here.axis), here.rows)]
@@ -111,6 +112,12 @@ def _follow(node: gs.Node, here: _Rows, prefix: int, found: Readers) -> list[_Ro
     if node.op == "Reshape" and output.shape is not None:
         return _reshape(node, here)
     raise refused(node, "an operator that works token by token, a prefix token, or a mean over tokens")
+
+
+def _applies_weights(node: gs.Node, here: _Rows) -> bool:
+    """Whether every row is multiplied with constant weights."""
+    rows_left = node.inputs[0] is here.tensor and here.axis < len(here.tensor.shape) - 1 and not node.attrs.get("transA", 0)
+    return rows_left and value_of(node.inputs[1]) is not None
 
 
 def refused(node: gs.Node, expected: str) -> ExportError:
@@ -137,7 +144,7 @@ def _elementwise_fits(node: gs.Node, here: _Rows) -> bool:
     rank = len(here.tensor.shape)
     from_end = rank - here.axis
     for other in node.inputs:
-        shape = other.shape if other.shape is not None else np.shape(value_of(other))
+        shape = other.shape if other.shape is not None else np.asarray(value_of(other)).shape
         across = len(shape) >= from_end and int(shape[len(shape) - from_end]) != 1
         if other is not here.tensor and across and value_of(other) is not None:
             raise refused(node, "no constant with one value per token")
@@ -182,7 +189,14 @@ def _slice(node: gs.Node, here: _Rows, prefix: int, found: Readers) -> list[_Row
     axis, rows = taken
     if axis != here.axis:
         return [_Rows(node.outputs[0], here.axis, here.rows)]
-    return _taken(node, here, tuple(here.rows[row] for row in rows), prefix, found, bool(rows) and rows == list(range(rows[0], len(here.rows))))
+    return _taken(
+        node,
+        here,
+        tuple(here.rows[row] for row in rows),
+        prefix,
+        found,
+        bool(rows) and rows == list(range(rows[0], len(here.rows))),
+    )
 
 
 def _taken(node: gs.Node, here: _Rows, rows: tuple[int, ...], prefix: int, found: Readers, to_end: bool) -> list[_Rows]:

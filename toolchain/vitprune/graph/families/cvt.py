@@ -22,7 +22,7 @@ from vitprune.graph.anatomy.find import Anatomy, Block
 from vitprune.graph.anatomy.static import scalar_of, static_copy, value_of
 from vitprune.graph.passes.base import Surgery
 from vitprune.graph.passes.outputs import Outputs
-from vitprune.graph.surgery import _finish, _working_copy, geometry, upgrade
+from vitprune.graph.surgery import _finish, _working_copy, geometry
 from vitprune.methods.ats.cvt_surgery import CvtSurgery, incidence
 from vitprune.methods.base import BlockTokens
 from vitprune.methods.cost import block_macs
@@ -147,12 +147,13 @@ def _block(index: int, softmax: gs.Node) -> tuple[ConvBlock, tuple[int, int]]:
     x = next(t for t in residual.inputs if t.name not in branch)
     h = found[0][2]
     vit.check_norm(vit.tensor_named(h, softmax), x.name, index)
-    hidden, output = vit.mlp(residual.outputs[0], index)
+    hidden, output, mlp_branch = vit.mlp(residual.outputs[0], index)
     block = ConvBlock(
         index=index, heads=heads, head_dim=head_dim, tokens=tokens, x=x.name, h=h,
         query=walks[0].linear, key=walks[1].linear, value=walks[2].linear, scale=scale * walks[0].scale * walks[1].scale,
         query_norm=None, key_norm=None, projection=projection, projected=projected.name,
         residual_node=residual.name, attended=residual.outputs[0].name, output=output, mlp_hidden=hidden,
+        attention_branch=next(tensor.name for tensor in residual.inputs if tensor is not x), mlp_branch=mlp_branch,
         convolve_query=found[0][0], convolve_key=found[1][0], convolve_value=found[2][0],
     )  # fmt: skip
     shape = found[0][3].outputs[0].shape
@@ -236,7 +237,6 @@ def rewrite(model: onnx.ModelProto, recipe: Recipe) -> tuple[onnx.ModelProto, Cv
         RecipeError: VP144 another method than ATS, VP11x when the recipe does not fit.
     """
     _check(recipe)
-    model = upgrade(model, recipe.graph.opset)
     anatomy = find(model)
     method = methods.get("ats")
     surgery = Surgery(_working_copy(model), anatomy, recipe, method, method.sites(recipe.prune, geometry(anatomy)))
@@ -247,7 +247,6 @@ def rewrite(model: onnx.ModelProto, recipe: Recipe) -> tuple[onnx.ModelProto, Cv
 def canonical(model: onnx.ModelProto, recipe: Recipe) -> onnx.ModelProto:
     """The dense graph with the last stage in canonical form and nothing pruned; it must compute what the dense graph computes."""
     _check(recipe)
-    model = upgrade(model, recipe.graph.opset)
     surgery = Surgery(_working_copy(model), find(model), recipe, methods.get("ats"), [])
     CvtSurgery().run(surgery)
     return _finish(surgery)

@@ -37,9 +37,11 @@ class Heads(GraphPass):
         for number, found in enumerate(surgery.anatomy.means):
             if found.divided:
                 em = surgery.emitter.child(f"head/mean{number}")
-                axes = {"axes": [found.axis]} if surgery.graph.opset < 18 else {}
-                inputs = [surgery.tensors[found.tokens]] + ([] if axes else [em.constant([found.axis])])
-                mean = em.op("ReduceMean", inputs, "mean", dtype=FLOAT, keepdims=int(found.keepdims), **axes)
+                tokens, keepdims = surgery.tensors[found.tokens], int(found.keepdims)
+                if surgery.graph.opset < 18:
+                    mean = em.op("ReduceMean", [tokens], "mean", dtype=FLOAT, keepdims=keepdims, axes=[found.axis])
+                else:
+                    mean = em.op("ReduceMean", [tokens, em.constant([found.axis])], "mean", dtype=FLOAT, keepdims=keepdims)
                 surgery.replace(surgery.tensors[found.output], mean)
                 surgery.tensors[found.output] = mean
                 changed = True

@@ -20,7 +20,8 @@ from vitprune.recipe import Recipe
 from vitprune.training import losses
 from vitprune.training.behaviour import Behaviour, Teacher, Trained
 from vitprune.training.policy import block_macs, classify, embed, masked_block
-from vitprune.vit.pruned import check_supported, geometry
+from vitprune.vit.dense import geometry
+from vitprune.vit.pruned import check_supported
 
 
 def straight_through(score: Tensor, theta: Tensor, temperature: float) -> Tensor:

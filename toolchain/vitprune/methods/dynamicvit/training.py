@@ -15,7 +15,8 @@ from vitprune.recipe import Recipe
 from vitprune.training import losses
 from vitprune.training.behaviour import MODEL_FILE, Behaviour, Teacher, Trained, _plain
 from vitprune.training.policy import classify, embed, masked_block
-from vitprune.vit.pruned import PrunedViT, check_supported, geometry
+from vitprune.vit.dense import geometry
+from vitprune.vit.pruned import PrunedViT, check_supported
 
 PREDICTOR_FILE = "predictor.safetensors"
 

@@ -1,0 +1,194 @@
+"""The PyTorch reference's model, taken from a dense ONNX graph: the other implementation that `rewrite` is compared with.
+
+Attention is computed by the reference's own blocks with weights read off the graph. What works row by row (norms, MLP, LayerScale) or
+not on tokens at all (patch embedding, classifier) are pieces of the untouched dense graph, run by ONNX Runtime on as many rows as the
+dense model has; rows that have left are filled up and cut off again. A head that averages over tokens is cut at its means, which are
+computed here from the rows that are left.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx_graphsurgeon as gs
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from vitprune.backends.onnxruntime import make_session
+from vitprune.errors import ExportError
+from vitprune.graph.anatomy.find import Anatomy, Block
+from vitprune.graph.anatomy.projections import HeadNorm, Linear
+from vitprune.graph.anatomy.static import static_copy
+from vitprune.graph.surgery import geometry
+from vitprune.vit.dense import DenseViT
+
+BATCH = 4
+FILL_LIMIT = 1e-5
+
+
+class Piece:
+    """A part of a graph with a fixed batch, as a function of float32 tensors [B,...] of any batch."""
+
+    def __init__(self, graph: gs.Graph, inputs: Sequence[str], output: str) -> None:
+        part = graph.copy()
+        tensors = part.tensors()
+        for name in inputs:
+            tensors[name].inputs.clear()
+        part.inputs, part.outputs = [tensors[name] for name in inputs], [tensors[output]]
+        part.cleanup(remove_unused_graph_inputs=False).toposort()
+        self.inputs = list(inputs)
+        self.batch = int(tensors[inputs[0]].shape[0])
+        self.session = make_session(gs.export_onnx(part, do_type_check=False).SerializeToString())
+
+    def __call__(self, *values: Tensor) -> Tensor:
+        """Run in pieces of the graph's batch; the last one is filled up with copies of the last image."""
+        parts = []
+        for start in range(0, len(values[0]), self.batch):
+            fed = [value[start : start + self.batch] for value in values]
+            count = len(fed[0])
+            fed = [torch.cat([value, value[-1:].expand(self.batch - count, *value.shape[1:])]) for value in fed]
+            feeds = {name: value.detach().numpy() for name, value in zip(self.inputs, fed, strict=True)}
+            parts.append(torch.from_numpy(self.session.run(None, feeds)[0][:count]))
+        return torch.cat(parts)
+
+
+@dataclass
+class _Rowwise:
+    """A piece from rows to rows, for any number of rows up to the dense model's."""
+
+    piece: Piece
+    rows: int
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """[B,K,C] -> [B,K,C']."""
+        return self.piece(_filled(x, self.rows))[:, : x.shape[1]]
+
+
+def _filled(x: Tensor, rows: int, value: float = 0.0) -> Tensor:
+    return functional.pad(x, (0, 0, 0, rows - x.shape[1]), value=value)
+
+
+class _HeadNorm(nn.Module):
+    """LayerNorm over the head dimension, or nothing."""
+
+    def __init__(self, norm: HeadNorm | None) -> None:
+        super().__init__()
+        self.norm = norm
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[..., d] -> [..., d]."""
+        if self.norm is None:
+            return x
+        weight = torch.from_numpy(np.ascontiguousarray(self.norm.weight.reshape(-1)))
+        bias = None if self.norm.bias is None else torch.from_numpy(np.ascontiguousarray(self.norm.bias.reshape(-1)))
+        return functional.layer_norm(x, weight.shape, weight, bias, self.norm.epsilon)
+
+
+class _Attention:
+    """What `vitprune.vit.blocks` reads of an attention: packed q, k, v, their norms, the scale, and the way to the residual sum."""
+
+    def __init__(self, block: Block, projection: _Rowwise) -> None:
+        self.num_heads, self.head_dim, self.scale = block.heads, block.head_dim, block.scale
+        self.parts = [_affine(part) for part in (block.query, block.key, block.value)]
+        self.q_norm, self.k_norm = _HeadNorm(block.query_norm), _HeadNorm(block.key_norm)
+        self.norm, self.proj = nn.Identity(), projection
+
+    def qkv(self, h: Tensor) -> Tensor:
+        """[B,K,C] -> [B,K,3*H*d]."""
+        return torch.cat([h @ weight + bias for weight, bias in self.parts], dim=-1)
+
+
+def _affine(linear: Linear) -> tuple[Tensor, Tensor]:
+    weight = torch.from_numpy(np.ascontiguousarray(linear.weight, dtype=np.float32))
+    bias = torch.zeros(weight.shape[1]) if linear.bias is None else torch.from_numpy(np.array(linear.bias, np.float32))
+    return weight, bias
+
+
+class GraphBlock:
+    """One block, with the attributes that `vitprune.vit.blocks` reads."""
+
+    def __init__(self, graph: gs.Graph, block: Block) -> None:
+        def rowwise(source: str, result: str) -> _Rowwise:
+            return _Rowwise(Piece(graph, [source], result), block.tokens)
+
+        self.norm1 = rowwise(block.x, block.h)
+        self.attn = _Attention(block, rowwise(block.projection.source, block.attention_branch))
+        self.mlp = rowwise(block.attended, block.mlp_branch)
+        self.norm2 = self.ls1 = self.ls2 = nn.Identity()
+
+
+class GraphViT(DenseViT):
+    """A dense ViT as its ONNX graph describes it.
+
+    Args:
+        model: the dense graph. anatomy: of that graph.
+
+    Raises:
+        ExportError: VP326 when rows that should be prefix tokens follow the image, or patches do not.
+    """
+
+    def __init__(self, model: onnx.ModelProto, anatomy: Anatomy) -> None:
+        graph = static_copy(model, BATCH)
+        self.geometry = replace(geometry(anatomy), has_cls=anatomy.reads_cls)
+        self.tokens = self.geometry.tokens
+        first, last = anatomy.blocks[0].x, anatomy.blocks[-1].output
+        self.embedding = Piece(graph, [anatomy.input], first)
+        self.blocks = [GraphBlock(graph, block) for block in anatomy.blocks]
+        self.means = anatomy.means
+        self.averaged = [Piece(graph, [last], mean.tokens) for mean in anatomy.means]
+        self.classifier = Piece(graph, [last, *(mean.output for mean in anatomy.means)], anatomy.outputs[0])
+        self.global_pool = "avg" if anatomy.means else "token"
+        self._check_layout(anatomy)
+
+    def embed(self, image: Tensor) -> Tensor:
+        """See `DenseViT.embed`."""
+        return self.embedding(image)
+
+    def head(self, tokens: Tensor, weight: Tensor) -> Tensor:
+        """See `DenseViT.head`; two different fillings of the rows that have left must give the same logits.
+
+        Raises:
+            ExportError: VP329 when they do not: the head reads rows that are not there any more.
+        """
+        logits = [self._head(tokens, weight, fill) for fill in (0.0, 3.0)]
+        difference = float((logits[0] - logits[1]).abs().max())
+        if not difference <= FILL_LIMIT * max(1.0, float(logits[0].abs().max())):
+            raise ExportError(
+                329,
+                "the head of this graph reads tokens that leave",
+                cause=f"with other contents in rows that are not there any more the logits differ by {difference:.3g}",
+                next_step="choose another output with --output-name, or report the dense ONNX file with this message",
+            )
+        return logits[0]
+
+    def _head(self, tokens: Tensor, weight: Tensor, fill: float) -> Tensor:
+        whole = _filled(tokens, self.tokens, fill)
+        share = functional.pad(weight, (0, self.tokens - weight.shape[1]))
+        means = [self._mean(piece(whole), share, mean) for piece, mean in zip(self.averaged, self.means, strict=True)]
+        return self.classifier(whole, *means)
+
+    def _mean(self, tokens: Tensor, weight: Tensor, mean: Any) -> Tensor:
+        """The mean over live rows along the tensor's own token axis."""
+        share = weight[:, mean.skipped :]
+        shape = [len(share) if axis == 0 else share.shape[1] if axis == mean.axis else 1 for axis in range(mean.rank)]
+        share = share.reshape(shape)
+        total = (tokens * share).sum(mean.axis, keepdim=mean.keepdims)
+        return total / share.sum(mean.axis, keepdim=mean.keepdims).clamp(min=1)
+
+    def _check_layout(self, anatomy: Anatomy) -> None:
+        generator = torch.Generator().manual_seed(0)
+        images = torch.randn(2, *anatomy.image_shape, generator=generator)
+        rows = self.embed(images)
+        follows = ((rows[0] - rows[1]).abs().amax(dim=-1) > 0).tolist()
+        if follows != [False] * anatomy.prefix + [True] * anatomy.patches:
+            raise ExportError(
+                326,
+                "the token layout of this graph is not understood",
+                cause=f"{anatomy.prefix} prefix tokens in front of {anatomy.patches} patches were expected, but other rows follow the image",
+                next_step="export a model whose class and register tokens stand in front, as timm and Hugging Face place them",
+            )

@@ -1,0 +1,96 @@
+"""A dense ViT taken apart: what the reference needs of a model, whichever library or file it comes from.
+
+A family comes in as an adapter of this kind; blocks have the attributes that `vitprune.vit.blocks` reads: norm1, attn (qkv, num_heads,
+head_dim, q_norm, k_norm, scale, norm, proj), ls1, norm2, mlp, ls2.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vitprune.methods.base import Geometry
+
+
+class DenseViT(ABC):
+    """Embedding, blocks and head of one model.
+
+    Attributes:
+        geometry: its sizes. blocks: one object per block. global_pool: "token" where the head reads prefix tokens alone, "avg" where it
+            averages over patches.
+    """
+
+    geometry: Geometry
+    blocks: Sequence[Any]
+    global_pool: str
+
+    @abstractmethod
+    def embed(self, image: Tensor) -> Tensor:
+        """Images [B,channels,H,W] -> tokens [B,N,C] before block 0, prefix first."""
+
+    @abstractmethod
+    def head(self, tokens: Tensor, weight: Tensor) -> Tensor:
+        """Logits [B,classes] of the tokens behind the last block.
+
+        Args:
+            tokens: [B,K,C], prefix first. weight: float [B,K], how many patches each row stands for: 0 on pads, 1 on prefix tokens.
+        """
+
+
+class TimmViT(DenseViT):
+    """A timm VisionTransformer; its modules are used, not copied."""
+
+    def __init__(self, model: Any) -> None:
+        self.model = model
+        self.geometry = geometry(model)
+        self.blocks = model.blocks
+        self.global_pool = model.global_pool
+
+    def embed(self, image: Tensor) -> Tensor:
+        """See `DenseViT.embed`."""
+        model = self.model
+        tokens: Tensor = model.norm_pre(model.patch_drop(model._pos_embed(model.patch_embed(image))))
+        return tokens
+
+    def head(self, tokens: Tensor, weight: Tensor) -> Tensor:
+        """See `DenseViT.head`."""
+        model = self.model
+        x = model.norm(tokens)
+        if model.global_pool != "avg" or hasattr(model, "head_dist"):
+            logits: Tensor = model.forward_head(x)
+            return logits
+        start = 0 if model.pool_include_prefix else self.geometry.prefix
+        share = weight[:, start:, None].to(x.dtype)
+        pooled = (x[:, start:] * share).sum(1) / share.sum(1).clamp(min=1)
+        averaged: Tensor = model.head(model.head_drop(model.fc_norm(pooled)))
+        return averaged
+
+
+def geometry(model: Any) -> Geometry:
+    """Sizes of a timm VisionTransformer."""
+    conv = model.patch_embed.proj
+    grid = model.patch_embed.grid_size
+    patches = grid[0] * grid[1]
+    plain = patches * conv.weight.numel() if hasattr(conv, "weight") else 0
+    embed = getattr(model.patch_embed, "macs", plain)  # tokens-to-token is more than its last convolution
+    return Geometry(
+        depth=len(model.blocks),
+        patches=patches,
+        prefix=model.num_prefix_tokens,
+        width=model.embed_dim,
+        heads=model.blocks[0].attn.num_heads,
+        mlp_hidden=model.blocks[0].mlp.fc1.out_features,
+        embed_macs=embed,
+        classes=model.num_classes,
+        has_cls=model.cls_token is not None,
+    )
+
+
+def row_weights(valid: Tensor, prefix: int, size: Tensor | None) -> Tensor:
+    """Float32 [B,prefix+P'] for `DenseViT.head`: 1 on prefix tokens, 0 on pads, else how many patches a row stands for (size [B,P'])."""
+    patches = valid.float() if size is None else valid.float() * size.float()
+    return torch.cat([torch.ones_like(patches[:, :1]).expand(-1, prefix), patches], dim=1)
