@@ -48,7 +48,7 @@ def slice_oracle(dense: onnx.ModelProto, recipe: Recipe, kept: list[int]) -> onn
     sites = method.sites(recipe.prune, surgery.geometry(anatomy))
     sizes = surgery.geometry(anatomy)
     cuts = places(method.block_tokens(sites, sizes, [float(count) for count in kept]), sizes.tokens)
-    work = Surgery(surgery._working_copy(model), anatomy, recipe, method, [])
+    work = Surgery(surgery.working_copy(model), anatomy, recipe, method, [])
     for block in work.anatomy.blocks:
         where, rows = cuts[block.index]
         em = work.emitter.child(f"block{block.index}/cut")
@@ -64,7 +64,7 @@ def slice_oracle(dense: onnx.ModelProto, recipe: Recipe, kept: list[int]) -> onn
             parts.canonical(work, block)
         if where == "attended":
             splice(work, block.attended, cut)
-    return surgery._finish(work)
+    return surgery.finish(work)
 
 
 def _cut_queries(work: Surgery, block: Block, rows: int) -> None:

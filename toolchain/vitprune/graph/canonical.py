@@ -159,3 +159,16 @@ def token_rows(surgery: Surgery, em: Emitter, index: Any) -> Any:
         return index
     behind = em.op("Add", [index, em.constant(prefix)], "rows/patches", dtype=INT64)
     return em.op("Concat", [_prefix_rows(surgery), behind], "rows", dtype=INT64, axis=1)
+
+
+def attention_chains(surgery: Surgery, shared: int = 0) -> str:
+    """Check that every block has exactly one MatMul–(Add)–Softmax–MatMul chain without other readers, save `shared` blocks."""
+    clean = 0
+    for node in surgery.graph.nodes:
+        if node.op == "Softmax" and node.attrs.get("axis") == -1 and node.name.endswith("/probabilities"):
+            reader = node.outputs[0].outputs
+            above = node.inputs[0].inputs[0]
+            above = above.inputs[0].inputs[0] if above.op == "Add" else above
+            clean += len(reader) == 1 and reader[0].op == "MatMul" and above.op == "MatMul" and len(above.outputs[0].outputs) == 1
+    wanted = len(surgery.anatomy.blocks) - shared
+    return "" if clean == wanted else f"{clean} clean attention chains for {wanted} blocks"

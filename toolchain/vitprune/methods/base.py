@@ -16,7 +16,7 @@ from vitprune.methods.train_keys import TrainKeys
 if TYPE_CHECKING:
     from vitprune.graph.passes.base import GraphPass
     from vitprune.methods.knob import Knob
-    from vitprune.pipelines.base import Pipeline
+    from vitprune.methods.pipeline import Pipeline
     from vitprune.training.behaviour import Behaviour
     from vitprune.vit.reference_method import ReferenceMethod
 
@@ -135,7 +135,7 @@ class Method(ABC):
         params: pydantic model of its recipe keys.
         needs_cls: scores come from the CLS row. training_need: whether results make sense without training.
         train: pydantic model of the recipe's `train:` section, with the method's published defaults and loss weights.
-        varies: what differs between images.
+        varies: what differs between images. families: of graphs that its surgery knows (`vitprune.graph.families`).
     """
 
     name: ClassVar[str]
@@ -146,6 +146,7 @@ class Method(ABC):
     training_need: ClassVar[Literal["none", "optional", "required"]] = "none"
     train: ClassVar[type[TrainKeys]] = TrainKeys
     varies: ClassVar[str] = "tokens per image and site"
+    families: ClassVar[tuple[str, ...]] = ("ViT",)
 
     @abstractmethod
     def sites(self, params: Any, geometry: Geometry) -> list[Site[Any]]:
@@ -168,6 +169,10 @@ class Method(ABC):
     def surgery(self) -> type[GraphPass]:
         """What the method does to the graph of a dense ViT."""
         raise self._of_several_models("no surgery for one graph")
+
+    def surgery_for(self, family: str) -> type[GraphPass]:
+        """The surgery on graphs of one of `families`; methods that know several override this."""
+        return self.surgery
 
     @property
     def knob(self) -> Knob | None:

@@ -13,8 +13,9 @@ from typing import Any
 
 from vitprune import methods
 from vitprune.bundle import write_atomic
-from vitprune.errors import RecipeError, TargetError
+from vitprune.errors import RecipeError
 from vitprune.recipe import Recipe
+from vitprune.support import extras
 from vitprune.vit.loading import LoadedModel, require_torch
 
 RECIPE, FACTS, MARKER = "recipe.yaml", "train.json", ".vitprune-finetune"
@@ -31,15 +32,7 @@ class Result:
 
 def require_accelerate() -> None:
     """Raise TargetError VP201 when accelerate is not installed."""
-    import importlib.util
-
-    if importlib.util.find_spec("accelerate") is None:
-        raise TargetError(
-            201,
-            "finetune needs accelerate",
-            cause="the extra 'train' is not installed",
-            next_step="pip install 'vitprune[train]'",
-        )
+    extras.require("finetune", "train", "accelerate")
 
 
 def prepare(folder: Path, resume: bool, force: bool) -> None:

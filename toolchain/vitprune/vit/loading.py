@@ -8,10 +8,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from vitprune.bundle import sha256_of
 from vitprune.errors import ExportError
 from vitprune.recipe import ModelSection
-from vitprune.support import interrupts, registry
+from vitprune.support import extras
+from vitprune.support.hashing import sha256_of
 from vitprune.support.resources import SHIPPED as SHIPPED
 from vitprune.support.resources import located
 from vitprune.support.suggestions import did_you_mean
@@ -38,22 +38,9 @@ class LoadedModel:
 
 
 def require_torch(purpose: str) -> None:
-    """Import torch and timm; raise TargetError VP201 when one is not installed."""
-    import importlib.util
-
-    from vitprune.errors import TargetError
-
-    missing = [name for name in ("torch", "timm") if importlib.util.find_spec(name) is None]
-    if missing:
-        raise TargetError(
-            201,
-            f"{purpose} needs {' and '.join(missing)}",
-            cause="the extra 'torch' is not installed",
-            next_step="pip install 'vitprune[torch]'",
-        )
-    with interrupts.deferred():
-        registry.module("timm")  # brings torch
-        registry.module("vitprune.vit.t2t")  # adds T2T-ViT to the names timm knows
+    """Import torch and timm, with T2T-ViT among the models timm knows; raise TargetError VP201 when one is not installed."""
+    extras.import_torch(purpose)
+    from vitprune.vit import t2t as t2t
 
 
 def weights_path(text: str) -> Path:

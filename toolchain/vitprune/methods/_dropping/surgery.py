@@ -11,13 +11,23 @@ from typing import Any
 import numpy as np
 
 from vitprune.graph.anatomy.find import Block
-from vitprune.graph.canonical import attend, canonical, keys, probabilities, project, queries, replace_attention, values, weigh
+from vitprune.graph.canonical import (
+    attend,
+    attention_chains,
+    canonical,
+    keys,
+    probabilities,
+    project,
+    queries,
+    replace_attention,
+    values,
+    weigh,
+)
 from vitprune.graph.emit import FLOAT, Emitter
 from vitprune.graph.passes.base import GraphPass, Surgery
 from vitprune.methods._dropping.sampling import cls_attention
 from vitprune.methods._dropping.selection import append_slot, splice, top_k, track
 from vitprune.methods._dropping.sites import FixedRateOptions
-from vitprune.methods.ats.surgery import attention_chains
 from vitprune.methods.base import Site
 
 

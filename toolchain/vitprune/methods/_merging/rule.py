@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from vitprune.methods._merging.keys import NORM_FLOOR
+
 if TYPE_CHECKING:
     from torch import Tensor
-
-
-NORM_FLOOR = 1e-12  # a metric of length zero stays zero instead of becoming NaN
 
 
 def metric(key: Tensor) -> Tensor:

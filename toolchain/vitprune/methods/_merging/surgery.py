@@ -12,12 +12,10 @@ import numpy as np
 
 from vitprune.errors import ExportError
 from vitprune.graph.anatomy.find import Block
-from vitprune.graph.canonical import attend, canonical, keys, project, queries, replace_attention, values
+from vitprune.graph.canonical import attend, attention_chains, canonical, keys, project, queries, replace_attention, values
 from vitprune.graph.emit import BOOL, FLOAT, INT64, Emitter
 from vitprune.graph.passes.base import GraphPass, Surgery
-from vitprune.methods._merging.keys import MergingOptions
-from vitprune.methods._merging.rule import NORM_FLOOR
-from vitprune.methods.ats.surgery import attention_chains
+from vitprune.methods._merging.keys import NORM_FLOOR, MergingOptions
 from vitprune.methods.base import Site
 
 HIDDEN = -1.0e4

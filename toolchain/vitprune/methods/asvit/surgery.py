@@ -12,14 +12,24 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from vitprune.graph.anatomy.find import Block
-from vitprune.graph.canonical import attend, canonical, keys, project, queries, replace_attention, start, update, values
+from vitprune.graph.canonical import (
+    attend,
+    attention_chains,
+    canonical,
+    keys,
+    project,
+    queries,
+    replace_attention,
+    start,
+    update,
+    values,
+)
 from vitprune.graph.emit import BOOL, FLOAT, INT64, Emitter
 from vitprune.graph.passes.base import GraphPass, Surgery
 from vitprune.methods._dropping.sampling import cls_attention, head_indicator, token_sample
 from vitprune.methods._dropping.selection import ascending, splice
 from vitprune.methods.asvit import keys as asvit
 from vitprune.methods.asvit.keys import AsvitOptions
-from vitprune.methods.ats.surgery import attention_chains
 from vitprune.methods.base import Site
 from vitprune.ops.token_sample import NAME
 

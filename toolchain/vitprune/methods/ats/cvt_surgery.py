@@ -14,22 +14,12 @@ import numpy as np
 
 from vitprune.graph.canonical import attend, keys, project, queries, replace_attention, start, update, values
 from vitprune.graph.emit import BOOL, FLOAT, INT64, Emitter
+from vitprune.graph.families.cvt import incidence
 from vitprune.graph.passes.base import GraphPass, Surgery
 from vitprune.methods._dropping.sampling import score, token_sample
 from vitprune.methods.ats.keys import AtsOptions
 from vitprune.methods.base import Site
 from vitprune.ops.token_sample import NAME
-
-
-def incidence(grid: tuple[int, int], kernel: int, stride: int, padding: int) -> np.ndarray:
-    """Float32 [cells, patches]: 1 where a patch lies in the kernel window of an output cell; both row-major."""
-    height, width = grid
-    rows = range(-padding, height + padding - kernel + 1, stride)
-    columns = range(-padding, width + padding - kernel + 1, stride)
-    window = np.zeros((len(rows) * len(columns), height, width), np.float32)
-    for cell, (top, left) in enumerate((r, c) for r in rows for c in columns):
-        window[cell, max(top, 0) : top + kernel, max(left, 0) : left + kernel] = 1
-    return window.reshape(len(window), -1)
 
 
 @dataclass

@@ -7,7 +7,18 @@ queries, attention, projection nor MLP are computed for tokens that leave.
 from __future__ import annotations
 
 from vitprune.graph.anatomy.find import Block
-from vitprune.graph.canonical import attend, canonical, keys, project, queries, replace_attention, start, update, values
+from vitprune.graph.canonical import (
+    attend,
+    attention_chains,
+    canonical,
+    keys,
+    project,
+    queries,
+    replace_attention,
+    start,
+    update,
+    values,
+)
 from vitprune.graph.passes.base import GraphPass, Surgery
 from vitprune.methods._dropping.sampling import score, token_sample
 from vitprune.methods.ats.keys import AtsOptions
@@ -60,16 +71,3 @@ class AtsSurgery(GraphPass):
         if found != len(live):
             return f"{found} TokenSample nodes for {len(live)} sites"
         return attention_chains(surgery)
-
-
-def attention_chains(surgery: Surgery, shared: int = 0) -> str:
-    """Check that every block has exactly one MatMul–(Add)–Softmax–MatMul chain without other readers, save `shared` blocks."""
-    clean = 0
-    for node in surgery.graph.nodes:
-        if node.op == "Softmax" and node.attrs.get("axis") == -1 and node.name.endswith("/probabilities"):
-            reader = node.outputs[0].outputs
-            above = node.inputs[0].inputs[0]
-            above = above.inputs[0].inputs[0] if above.op == "Add" else above
-            clean += len(reader) == 1 and reader[0].op == "MatMul" and above.op == "MatMul" and len(above.outputs[0].outputs) == 1
-    wanted = len(surgery.anatomy.blocks) - shared
-    return "" if clean == wanted else f"{clean} clean attention chains for {wanted} blocks"

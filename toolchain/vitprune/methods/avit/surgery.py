@@ -14,11 +14,10 @@ from typing import Any
 import numpy as np
 
 from vitprune.graph.anatomy.find import Block
-from vitprune.graph.canonical import canonical, start, update
+from vitprune.graph.canonical import attention_chains, canonical, start, update
 from vitprune.graph.emit import BOOL, FLOAT, Emitter
 from vitprune.graph.passes.base import GraphPass, Surgery
 from vitprune.methods._dropping.sampling import token_sample
-from vitprune.methods.ats.surgery import attention_chains
 from vitprune.methods.base import SamplingOptions, Site
 from vitprune.ops.token_sample import NAME
 

@@ -19,8 +19,8 @@ from vitprune.methods.cost import dense_blocks, model_macs
 from vitprune.methods.dvt.cost import exit_costs
 from vitprune.methods.dvt.host import confidence, open_session
 from vitprune.methods.dvt.keys import EXITS
-from vitprune.pipelines.base import Calibration as Found
-from vitprune.pipelines.base import Goal
+from vitprune.methods.pipeline import Calibration as Found
+from vitprune.methods.pipeline import Goal
 from vitprune.recipe import Recipe
 
 BATCH = 8

@@ -11,7 +11,7 @@ from vitprune import methods
 from vitprune.exporting.dense import dense_onnx
 from vitprune.graph.anatomy.find import find
 from vitprune.graph.passes.base import Surgery
-from vitprune.graph.surgery import _finish, _working_copy
+from vitprune.graph.surgery import finish, working_copy
 from vitprune.methods.dvt import surgery as reuse
 from vitprune.methods.dvt.keys import EXITS
 from vitprune.methods.dvt.members import dense_member, weights_of
@@ -30,8 +30,8 @@ def member_graphs(cascade: Any, recipe: Recipe, report: Callable[[str], None] = 
         weights = weights_of(cascade, number)
         dense = dense_onnx(dense_member(shape, grid, weights), (shape.channels, shape.image, shape.image), recipe)
         report(f"inserting reuse into member {number + 1}")
-        surgery = Surgery(_working_copy(dense), find(dense), recipe, methods.get("dvt"), [])
+        surgery = Surgery(working_copy(dense), find(dense), recipe, methods.get("dvt"), [])
         taken = reuse.Reuse(weights, grids[number - 1], grid, shape.eps) if number else None
         reuse.DvtSurgery(number + 1, taken, hands_on=number + 1 < EXITS).run(surgery)
-        graphs.append(_finish(surgery))
+        graphs.append(finish(surgery))
     return graphs

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vitprune.errors import RecipeError
-from vitprune.pipelines.base import Calibration, Goal, Pipeline, Report, Session
+from vitprune.methods.pipeline import Calibration, Goal, Pipeline, Report, Session
 
 if TYPE_CHECKING:
     from vitprune.bundle import Bundle

@@ -8,11 +8,10 @@ from typing import Any
 import numpy as np
 
 from vitprune.graph.anatomy.find import Block
-from vitprune.graph.canonical import canonical
+from vitprune.graph.canonical import attention_chains, canonical
 from vitprune.graph.emit import FLOAT, Emitter
 from vitprune.graph.passes.base import GraphPass, Surgery
 from vitprune.methods._dropping.selection import splice, top_k, track
-from vitprune.methods.ats.surgery import attention_chains
 from vitprune.methods.base import Site
 from vitprune.methods.dynamicvit import weights as predictor
 from vitprune.methods.dynamicvit.keys import NORM_EPS, DynamicVitOptions
