@@ -118,12 +118,12 @@ def cumsum(context: Context) -> Opinion | None:
     version = context.choice.runtime_version
     if context.backend != "tensorrt" or version is None or version >= CUMULATIVE_LAYER or not context.operators["CumSum"]:
         return None
-    said = f"TensorRT {version} runs CumSum as a loop, and its operator table lists it for floating point alone"
+    reason = f"TensorRT {version} runs CumSum as a loop, and its operator table lists it for floating point alone"
     if any(node.op_type == "CumSum" for node in context.model.graph.node):
-        return Verdict.UNVERIFIED, f"{said}; the graph itself has one", "a newer JetPack, or measure it on the device"
+        return Verdict.UNVERIFIED, f"{reason}; the graph itself has one", "a newer JetPack, or measure it on the device"
     return (
         context.accepted,
-        f"{said}; only the function of TokenSample has one, which the plugin replaces",
+        f"{reason}; only the function of TokenSample has one, which the plugin replaces",
         "do not build with --plugin none",
     )
 

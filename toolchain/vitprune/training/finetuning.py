@@ -42,15 +42,15 @@ def prepare(folder: Path, resume: bool, force: bool) -> None:
         RecipeError: VP106 it holds something, VP107 it cannot be written, VP163 there is nothing to resume.
     """
     filled = folder.exists() and (not folder.is_dir() or any(folder.iterdir()))
-    own = (folder / MARKER).is_file()
-    if filled and not (own and (resume or force)):
+    begun_by_us = (folder / MARKER).is_file()
+    if filled and not (begun_by_us and (resume or force)):
         raise RecipeError(
             106,
             f"output '{folder}' exists",
-            cause="it holds a run already" if own else "it holds something other than a run",
-            next_step="--resume to go on, --force to start again" if own else "choose another -o",
+            cause="it holds a run already" if begun_by_us else "it holds something other than a run",
+            next_step="--resume to go on, --force to start again" if begun_by_us else "choose another -o",
         )
-    if resume and not own:
+    if resume and not begun_by_us:
         raise RecipeError(
             163, f"nothing to resume in '{folder}'", cause="it holds no run", next_step="run without --resume to start"
         )
