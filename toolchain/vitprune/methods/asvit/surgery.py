@@ -31,39 +31,42 @@ def threshold_name(block: int) -> str:
     return f"prune.threshold.block{block}"
 
 
-def head_weighted(em: Emitter, block: Block, row: Any, context: Any) -> Any:
+def head_weighted(emit: Emitter, block: Block, row: Any, context: Any) -> Any:
     """CLS row [B,N,H] times the heads' share in the norm of the context [B,N,H*d], summed: [B,N]."""
-    squares = em.op(
-        "MatMul", [em.op("Mul", [context, context], "squares"), em.constant(head_indicator(block), FLOAT)], "head_squares"
+    squares = emit.op(
+        "MatMul", [emit.op("Mul", [context, context], "squares"), emit.constant(head_indicator(block), FLOAT)], "head_squares"
     )
-    norms = em.op("Sqrt", [squares], "head_norms")
-    total = em.op("ReduceSum", [norms, em.constant([2])], "norm_sum", keepdims=1)
-    share = em.op("Div", [norms, em.op("Add", [total, em.constant(1e-8, FLOAT)], "norm_sum/eps")], "head_share")
-    return em.op("ReduceSum", [em.op("Mul", [row, share], "weighted"), em.constant([2])], "score/all", keepdims=0)
+    norms = emit.op("Sqrt", [squares], "head_norms")
+    total = emit.op("ReduceSum", [norms, emit.constant([2])], "norm_sum", keepdims=1)
+    share = emit.op("Div", [norms, emit.op("Add", [total, emit.constant(1e-8, FLOAT)], "norm_sum/eps")], "head_share")
+    return emit.op("ReduceSum", [emit.op("Mul", [row, share], "weighted"), emit.constant([2])], "score/all", keepdims=0)
 
 
-def head_mean(em: Emitter, block: Block, row: Any) -> Any:
+def head_mean(emit: Emitter, block: Block, row: Any) -> Any:
     """Mean over heads of the CLS row [B,N,H]: [B,N]."""
-    total = em.op("ReduceSum", [row, em.constant([2])], "score/sum", keepdims=0)
-    return em.op("Div", [total, em.constant(float(block.heads), FLOAT)], "score/all")
+    total = emit.op("ReduceSum", [row, emit.constant([2])], "score/sum", keepdims=0)
+    return emit.op("Div", [total, emit.constant(float(block.heads), FLOAT)], "score/all")
 
 
-def batch_top_k(em: Emitter, surgery: Surgery, excess: Any) -> tuple[Any, Any]:
+def batch_top_k(emit: Emitter, surgery: Surgery, excess: Any) -> tuple[Any, Any]:
     """The released batch path: index and keep [B,K] with K = mean number above the threshold in this batch, rounded down."""
-    above = em.op(
-        "And", [surgery.valid, em.op("Greater", [excess, em.constant(0.0, FLOAT)], "above", dtype=BOOL)], "counted", dtype=BOOL
+    above = emit.op(
+        "And",
+        [surgery.valid, emit.op("Greater", [excess, emit.constant(0.0, FLOAT)], "above", dtype=BOOL)],
+        "counted",
+        dtype=BOOL,
     )
-    total = em.op(
-        "ReduceSum", [em.op("Cast", [above], "above/number", dtype=INT64, to=7)], "above/total", dtype=INT64, keepdims=0
+    total = emit.op(
+        "ReduceSum", [emit.op("Cast", [above], "above/number", dtype=INT64, to=7)], "above/total", dtype=INT64, keepdims=0
     )
-    batch = em.slice(em.op("Shape", [excess], "excess/shape", dtype=INT64), 0, 1, 0, "batch", dtype=INT64)
-    mean = em.op("Div", [total, batch], "count/mean", dtype=INT64)
-    some = em.op("Greater", [mean, em.constant([0])], "count/some", dtype=BOOL)
-    count = em.op("Where", [some, mean, em.constant([1])], "count", dtype=INT64)
-    contest = em.op("Where", [surgery.valid, excess, em.constant(LOWEST, FLOAT)], "contest")
-    _, best = em.ops("TopK", [contest, count], "best", [(FLOAT, None), (INT64, None)], axis=1, largest=1, sorted=1)
-    index = ascending(em, best, count)
-    keep = em.op("Expand", [some, em.op("Shape", [index], "keep/shape", dtype=INT64)], "keep", dtype=BOOL)
+    batch = emit.slice(emit.op("Shape", [excess], "excess/shape", dtype=INT64), 0, 1, 0, "batch", dtype=INT64)
+    mean = emit.op("Div", [total, batch], "count/mean", dtype=INT64)
+    some = emit.op("Greater", [mean, emit.constant([0])], "count/some", dtype=BOOL)
+    count = emit.op("Where", [some, mean, emit.constant([1])], "count", dtype=INT64)
+    contest = emit.op("Where", [surgery.valid, excess, emit.constant(LOWEST, FLOAT)], "contest")
+    _, best = emit.ops("TopK", [contest, count], "best", [(FLOAT, None), (INT64, None)], axis=1, largest=1, sorted=1)
+    index = ascending(emit, best, count)
+    keep = emit.op("Expand", [some, emit.op("Shape", [index], "keep/shape", dtype=INT64)], "keep", dtype=BOOL)
     return index, keep
 
 
@@ -96,12 +99,12 @@ class AsvitSurgery(GraphPass):
         return True
 
     def _scored_block(self, surgery: Surgery, block: Block, weighted: bool) -> Any:
-        em = surgery.emitter.child(f"block{block.index}/attn")
+        emit = surgery.emitter.child(f"block{block.index}/attn")
         scoring = surgery.emitter.child(f"block{block.index}/score")
         h = surgery.tensors[block.h]
-        key, value = keys(em, block, h), values(em, block, h)
-        context = attend(em, block, queries(em, block, h), key, value, surgery.bias)
-        replace_attention(surgery, block, project(em, block, context))
+        key, value = keys(emit, block, h), values(emit, block, h)
+        context = attend(emit, block, queries(emit, block, h), key, value, surgery.bias)
+        replace_attention(surgery, block, project(emit, block, context))
         row = cls_attention(scoring, block, h, key, surgery.bias)
         score = head_weighted(scoring, block, row, context) if weighted else head_mean(scoring, block, row)
         return scoring.slice(score, surgery.anatomy.prefix, None, 1, "score")
@@ -109,24 +112,24 @@ class AsvitSurgery(GraphPass):
     def _accumulate(self, surgery: Surgery, block: Block, previous: Any, new: Any, mode: str) -> Any:
         if previous is None or mode == "last":
             return new
-        em = surgery.emitter.child(f"block{block.index}/score")
+        emit = surgery.emitter.child(f"block{block.index}/score")
         if mode == "ema":
-            previous = em.op("Mul", [previous, em.constant(asvit.EMA_OLD, FLOAT)], "old")
-            new = em.op("Mul", [new, em.constant(asvit.EMA_NEW, FLOAT)], "new")
-        return em.op("Add", [previous, new], "running")
+            previous = emit.op("Mul", [previous, emit.constant(asvit.EMA_OLD, FLOAT)], "old")
+            new = emit.op("Mul", [new, emit.constant(asvit.EMA_NEW, FLOAT)], "new")
+        return emit.op("Add", [previous, new], "running")
 
     def _drop(self, surgery: Surgery, block: Block, site: Site[AsvitOptions], score: Any) -> Any:
-        em = surgery.emitter.child(f"block{block.index}/prune")
+        emit = surgery.emitter.child(f"block{block.index}/prune")
         theta = gs.Constant(threshold_name(block.index), np.asarray(site.options.theta, np.float32))
-        excess = em.op("Sub", [score, theta], "excess")
-        start(surgery, em, excess)
+        excess = emit.op("Sub", [score, theta], "excess")
+        start(surgery, emit, excess)
         if site.options.infer == "batch_topk":
-            index, keep = batch_top_k(em, surgery, excess)
+            index, keep = batch_top_k(emit, surgery, excess)
         else:
-            index, keep = token_sample(em, surgery, site, excess)
-        rows = update(surgery, em, index, keep)
-        splice(surgery, block.x, lambda x: em.take_rows(x, rows, "x/kept"))
-        return em.op("GatherElements", [score, index], "score/kept", axis=1)
+            index, keep = token_sample(emit, surgery, site, excess)
+        rows = update(surgery, emit, index, keep)
+        splice(surgery, block.x, lambda x: emit.take_rows(x, rows, "x/kept"))
+        return emit.op("GatherElements", [score, index], "score/kept", axis=1)
 
     def ensures(self, surgery: Surgery) -> str:
         """One selection and one threshold per site, and one clean attention chain per block."""

@@ -41,17 +41,17 @@ class AtsSurgery(GraphPass):
         return True
 
     def _site(self, surgery: Surgery, block: Block, site: Site[AtsOptions]) -> None:
-        em = surgery.emitter.child(f"block{block.index}/attn")
+        emit = surgery.emitter.child(f"block{block.index}/attn")
         scoring = surgery.emitter.child(f"block{block.index}/prune")
         h, x = surgery.tensors[block.h], surgery.tensors[block.x]
-        key, value = keys(em, block, h), values(em, block, h)
+        key, value = keys(emit, block, h), values(emit, block, h)
         significance = score(scoring, surgery, block, site.options.score, h, key, value)
         start(surgery, scoring, significance)
         index, keep = token_sample(scoring, surgery, site, significance)
         bias = surgery.bias  # keys are still those of all tokens that entered
         rows = update(surgery, scoring, index, keep)
-        context = attend(em, block, queries(em, block, em.take_rows(h, rows, "h/kept")), key, value, bias)
-        replace_attention(surgery, block, project(em, block, context), scoring.take_rows(x, rows, "x/kept"))
+        context = attend(emit, block, queries(emit, block, emit.take_rows(h, rows, "h/kept")), key, value, bias)
+        replace_attention(surgery, block, project(emit, block, context), scoring.take_rows(x, rows, "x/kept"))
 
     def ensures(self, surgery: Surgery) -> str:
         """One TokenSample per live site and one clean attention chain per block."""

@@ -85,58 +85,58 @@ class DvtSurgery(GraphPass):
 
     def _resampled(self, surgery: Surgery, reuse: Reuse, relations: Any) -> Any:
         """Conv1x1, GELU, Conv1x1 at the low resolution, then Pm R Pm^T: [B,LH,N,N]."""
-        em = surgery.emitter.child("relation")
-        hidden = gelu(em, self._convolve(em, reuse, relations, "relation_reuse_conv.0"), "gelu")
-        mixed = self._convolve(em, reuse, hidden, "relation_reuse_conv.2")
+        emit = surgery.emitter.child("relation")
+        hidden = gelu(emit, self._convolve(emit, reuse, relations, "relation_reuse_conv.0"), "gelu")
+        mixed = self._convolve(emit, reuse, hidden, "relation_reuse_conv.2")
         matrix = relation_matrix(reuse.old, reuse.new)
-        rows = em.op("MatMul", [em.constant(matrix, FLOAT, "resample/rows"), mixed], "queries")
-        return em.op("MatMul", [rows, em.constant(matrix.T, FLOAT, "resample/columns")], "resampled")
+        rows = emit.op("MatMul", [emit.constant(matrix, FLOAT, "resample/rows"), mixed], "queries")
+        return emit.op("MatMul", [rows, emit.constant(matrix.T, FLOAT, "resample/columns")], "resampled")
 
-    def _convolve(self, em: Emitter, reuse: Reuse, x: Any, name: str) -> Any:
-        parameters = [em.constant(reuse.weights[f"{name}.{part}"], FLOAT, f"{name}.{part}") for part in ("weight", "bias")]
-        return em.op("Conv", [x, *parameters], name, kernel_shape=[1, 1])
+    def _convolve(self, emit: Emitter, reuse: Reuse, x: Any, name: str) -> Any:
+        parameters = [emit.constant(reuse.weights[f"{name}.{part}"], FLOAT, f"{name}.{part}") for part in ("weight", "bias")]
+        return emit.op("Conv", [x, *parameters], name, kernel_shape=[1, 1])
 
     def _block(self, surgery: Surgery, block: Block, tokens: Any, relations: Any) -> Any:
         """Rewrite one block; returns its attention logits [B,H,N,N], what it was given included."""
-        em = surgery.emitter.child(f"block{block.index}/attn")
+        emit = surgery.emitter.child(f"block{block.index}/attn")
         h, bias = surgery.tensors[block.h], None
         if relations is not None:
-            bias = em.slice(relations, block.index * block.heads, (block.index + 1) * block.heads, 1, "reused")
-        context = attend(em, block, queries(em, block, h), keys(em, block, h), values(em, block, h), bias)
-        replace_attention(surgery, block, project(em, block, context))
+            bias = emit.slice(relations, block.index * block.heads, (block.index + 1) * block.heads, 1, "reused")
+        context = attend(emit, block, queries(emit, block, h), keys(emit, block, h), values(emit, block, h), bias)
+        replace_attention(surgery, block, project(emit, block, context))
         if self.reuse is not None:
             self._feed_forward(surgery, self.reuse, block, tokens)
-        softmax = next(node for node in surgery.graph.nodes if node.name == f"{em.prefix}/probabilities")
+        softmax = next(node for node in surgery.graph.nodes if node.name == f"{emit.prefix}/probabilities")
         return softmax.inputs[0]
 
     def _feed_forward(self, surgery: Surgery, reuse: Reuse, block: Block, tokens: Any) -> None:
         """fc1(LN2([y | C_l])) in place of fc1(LN2(y))."""
-        em, at = surgery.emitter.child(f"block{block.index}/mlp"), f"blocks.{block.index}"
+        emit, at = surgery.emitter.child(f"block{block.index}/mlp"), f"blocks.{block.index}"
         weights, maker = reuse.weights, f"{at}.feature_resuse_mlp"
-        normed = self._norm(em, reuse, tokens, f"{maker}.0", "features/norm")
-        hidden = gelu(em, self._linear(em, reuse, normed, f"{maker}.1.fc1", "features/fc1"), "features/gelu")
-        made = self._linear(em, reuse, hidden, f"{maker}.1.fc2", "features/fc2")
+        normed = self._norm(emit, reuse, tokens, f"{maker}.0", "features/norm")
+        hidden = gelu(emit, self._linear(emit, reuse, normed, f"{maker}.1.fc1", "features/fc1"), "features/gelu")
+        made = self._linear(emit, reuse, hidden, f"{maker}.1.fc2", "features/fc2")
         matrix = surgery.emitter.constant(feature_matrix(reuse.old, reuse.new), FLOAT)
-        context = em.op("MatMul", [matrix, made], "features/resampled")
+        context = emit.op("MatMul", [matrix, made], "features/resampled")
         attended = surgery.tensors[block.attended]
-        wide = em.op("Concat", [attended, context], "wide", axis=2)
-        normed = self._norm(em, reuse, wide, f"{at}.norm2", "norm")
-        fresh = em.linear(normed, weights[f"{at}.mlp.fc1.weight"].T, weights[f"{at}.mlp.fc1.bias"], "fc1")
+        wide = emit.op("Concat", [attended, context], "wide", axis=2)
+        normed = self._norm(emit, reuse, wide, f"{at}.norm2", "norm")
+        fresh = emit.linear(normed, weights[f"{at}.mlp.fc1.weight"].T, weights[f"{at}.mlp.fc1.bias"], "fc1")
         surgery.replace(hidden_layer(attended, block), fresh)
 
-    def _norm(self, em: Emitter, reuse: Reuse, x: Any, name: str, label: str) -> Any:
-        parameters = [em.constant(reuse.weights[f"{name}.{part}"], FLOAT, f"{label}.{part}") for part in ("weight", "bias")]
-        return em.op("LayerNormalization", [x, *parameters], label, axis=-1, epsilon=reuse.epsilon)
+    def _norm(self, emit: Emitter, reuse: Reuse, x: Any, name: str, label: str) -> Any:
+        parameters = [emit.constant(reuse.weights[f"{name}.{part}"], FLOAT, f"{label}.{part}") for part in ("weight", "bias")]
+        return emit.op("LayerNormalization", [x, *parameters], label, axis=-1, epsilon=reuse.epsilon)
 
-    def _linear(self, em: Emitter, reuse: Reuse, x: Any, name: str, label: str) -> Any:
-        return em.linear(x, reuse.weights[f"{name}.weight"].T, reuse.weights[f"{name}.bias"], label)
+    def _linear(self, emit: Emitter, reuse: Reuse, x: Any, name: str, label: str) -> Any:
+        return emit.linear(x, reuse.weights[f"{name}.weight"].T, reuse.weights[f"{name}.bias"], label)
 
     def _outputs(self, surgery: Surgery, logits: list[Any]) -> None:
         """Outputs z [B,N,C], tokens before the final norm, and r [B,LH,N,N], all logits before their softmax."""
-        anatomy, em = surgery.anatomy, surgery.emitter.child("reuse")
+        anatomy, emit = surgery.anatomy, surgery.emitter.child("reuse")
         batch, count = surgery.graph.inputs[0].shape[0], anatomy.patches + anatomy.prefix
-        tokens = em.op("Identity", [surgery.tensors[anatomy.blocks[-1].output]], "tokens")
-        relations = em.op("Concat", logits, "relations", axis=1)
+        tokens = emit.op("Identity", [surgery.tensors[anatomy.blocks[-1].output]], "tokens")
+        relations = emit.op("Concat", logits, "relations", axis=1)
         tokens.name, tokens.shape = f"z{self.number}", [batch, count, anatomy.width]
         relations.name, relations.shape = f"r{self.number}", [batch, len(logits) * anatomy.blocks[0].heads, count, count]
         surgery.graph.outputs += [tokens, relations]
@@ -154,11 +154,11 @@ class DvtSurgery(GraphPass):
         return "" if len(surgery.graph.outputs) == outputs else f"{len(surgery.graph.outputs)} outputs instead of {outputs}"
 
 
-def gelu(em: Emitter, x: Any, label: str) -> Any:
+def gelu(emit: Emitter, x: Any, label: str) -> Any:
     """The erf GELU, written the way opset 18 can and runtimes recognise."""
-    inner = em.op("Erf", [em.op("Mul", [x, em.constant(math.sqrt(0.5), FLOAT)], f"{label}/scaled")], f"{label}/erf")
-    plus = em.op("Add", [inner, em.constant(1.0, FLOAT)], f"{label}/plus")
-    return em.op("Mul", [em.op("Mul", [x, plus], f"{label}/product"), em.constant(0.5, FLOAT)], label)
+    inner = emit.op("Erf", [emit.op("Mul", [x, emit.constant(math.sqrt(0.5), FLOAT)], f"{label}/scaled")], f"{label}/erf")
+    plus = emit.op("Add", [inner, emit.constant(1.0, FLOAT)], f"{label}/plus")
+    return emit.op("Mul", [emit.op("Mul", [x, plus], f"{label}/product"), emit.constant(0.5, FLOAT)], label)
 
 
 def hidden_layer(attended: Any, block: Block) -> Any:
