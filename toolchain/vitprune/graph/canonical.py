@@ -5,17 +5,16 @@ Every block is written this way, pruned or not, so that no reshape bakes a token
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 
 from vitprune.graph.anatomy.find import Block
 from vitprune.graph.anatomy.projections import HeadNorm
 from vitprune.graph.emit import BOOL, FLOAT, INT64, Emitter
 from vitprune.graph.passes.base import Surgery
+from vitprune.graph.types import Tensor, redirect
 
 
-def _head_norm(emit: Emitter, x: Any, norm: HeadNorm, label: str) -> Any:
+def _head_norm(emit: Emitter, x: Tensor, norm: HeadNorm, label: str) -> Tensor:
     """LayerNorm over the head dimension of [B,N,H,d]."""
     bias = np.zeros_like(norm.weight) if norm.bias is None else norm.bias
     inputs = [x, emit.constant(norm.weight, FLOAT, f"{label}.weight"), emit.constant(bias, FLOAT, f"{label}.bias")]
@@ -28,7 +27,7 @@ def scaled_query(block: Block) -> tuple[np.ndarray, np.ndarray | None]:
     return block.query.weight * factor, None if bias is None else bias * factor
 
 
-def queries(emit: Emitter, block: Block, h: Any, label: str = "q") -> Any:
+def queries(emit: Emitter, block: Block, h: Tensor, label: str = "q") -> Tensor:
     """Scaled queries [B,M,H*d] of rows h [B,M,C]; the scale is folded into the weights unless q/k norm stands between."""
     if block.query_norm is None:
         return emit.linear(h, *scaled_query(block), label)
@@ -39,7 +38,7 @@ def queries(emit: Emitter, block: Block, h: Any, label: str = "q") -> Any:
     return emit.op("Reshape", [scaled, emit.constant([0, 0, block.heads * block.head_dim])], f"{label}/merge")
 
 
-def keys(emit: Emitter, block: Block, h: Any) -> Any:
+def keys(emit: Emitter, block: Block, h: Tensor) -> Tensor:
     """Keys [B,N,H*d] of rows h [B,N,C]."""
     flat = emit.linear(h, block.key.weight, block.key.bias, "k")
     if block.key_norm is None:
@@ -49,17 +48,17 @@ def keys(emit: Emitter, block: Block, h: Any) -> Any:
     return emit.op("Reshape", [normed, emit.constant([0, 0, block.heads * block.head_dim])], "k/merge")
 
 
-def values(emit: Emitter, block: Block, h: Any) -> Any:
+def values(emit: Emitter, block: Block, h: Tensor) -> Tensor:
     """Values [B,N,H*d] of rows h [B,N,C]."""
     return emit.linear(h, block.value.weight, block.value.bias, "v")
 
 
-def _split(emit: Emitter, block: Block, x: Any, perm: list[int], label: str) -> Any:
+def _split(emit: Emitter, block: Block, x: Tensor, perm: list[int], label: str) -> Tensor:
     heads = emit.constant([0, 0, block.heads, block.head_dim])
     return emit.op("Transpose", [emit.op("Reshape", [x, heads], f"{label}/heads")], f"{label}/transpose", perm=perm)
 
 
-def probabilities(emit: Emitter, block: Block, query: Any, key: Any, bias: Any = None) -> Any:
+def probabilities(emit: Emitter, block: Block, query: Tensor, key: Tensor, bias: Tensor | None = None) -> Tensor:
     """Attention probabilities [B,H,M,N] of flat q [B,M,H*d] over flat k [B,N,H*d]; bias [B,1,1,N] or None."""
     logits = emit.op(
         "MatMul", [_split(emit, block, query, [0, 2, 1, 3], "query"), _split(emit, block, key, [0, 2, 3, 1], "key")], "logits"
@@ -69,30 +68,29 @@ def probabilities(emit: Emitter, block: Block, query: Any, key: Any, bias: Any =
     return emit.op("Softmax", [logits], "probabilities", axis=-1)
 
 
-def weigh(emit: Emitter, block: Block, weights: Any, value: Any) -> Any:
+def weigh(emit: Emitter, block: Block, weights: Tensor, value: Tensor) -> Tensor:
     """Context [B,M,H*d]: probabilities [B,H,M,N] times flat values [B,N,H*d]."""
     context = emit.op("MatMul", [weights, _split(emit, block, value, [0, 2, 1, 3], "value")], "context/heads")
     rows = emit.op("Transpose", [context], "context/transpose", perm=[0, 2, 1, 3])
     return emit.op("Reshape", [rows, emit.constant([0, 0, block.heads * block.head_dim])], "context")
 
 
-def attend(emit: Emitter, block: Block, query: Any, key: Any, value: Any, bias: Any = None) -> Any:
+def attend(emit: Emitter, block: Block, query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None = None) -> Tensor:
     """Attention of flat q [B,M,H*d] over flat k, v [B,N,H*d]; bias [B,1,1,N] or None; returns context [B,M,H*d]."""
     return weigh(emit, block, probabilities(emit, block, query, key, bias), value)
 
 
-def project(emit: Emitter, block: Block, context: Any) -> Any:
+def project(emit: Emitter, block: Block, context: Tensor) -> Tensor:
     """The block's output projection of context rows."""
     return emit.linear(context, block.projection.weight, block.projection.bias, "proj")
 
 
-def replace_attention(surgery: Surgery, block: Block, projected: Any, x: Any = None) -> None:
+def replace_attention(surgery: Surgery, block: Block, projected: Tensor, x: Tensor | None = None) -> None:
     """Put a new projection output in the place of the old one; x, if given, becomes the residual input."""
     surgery.replace(surgery.tensors[block.projected], projected)
     if x is not None:
         old = surgery.tensors[block.x]
-        node = surgery.nodes[block.residual_node]
-        node.inputs = [x if tensor is old else tensor for tensor in node.inputs]
+        redirect([surgery.nodes[block.residual_node]], old, x)
 
 
 def canonical(surgery: Surgery, block: Block) -> None:
@@ -103,7 +101,7 @@ def canonical(surgery: Surgery, block: Block) -> None:
     replace_attention(surgery, block, project(emit, block, context))
 
 
-def start(surgery: Surgery, emit: Emitter, score: Any) -> None:
+def start(surgery: Surgery, emit: Emitter, score: Tensor) -> None:
     """Before the first site: all patches are valid and numbered in order; score [B,P] lends its shape."""
     if surgery.valid is not None:
         return
@@ -114,7 +112,7 @@ def start(surgery: Surgery, emit: Emitter, score: Any) -> None:
     surgery.patch = emit.op("Expand", [numbers, shape], "all_patches", dtype=INT64)
 
 
-def _prefix_rows(surgery: Surgery) -> Any:
+def _prefix_rows(surgery: Surgery) -> Tensor:
     """Row numbers of the prefix tokens, int64 [B,prefix]; made once."""
     prefix, batch = surgery.anatomy.prefix, surgery.recipe.graph.static_batch
     if surgery.front is None:
@@ -128,7 +126,7 @@ def _prefix_rows(surgery: Surgery) -> Any:
     return surgery.front
 
 
-def _prefix_bias(surgery: Surgery) -> Any:
+def _prefix_bias(surgery: Surgery) -> Tensor:
     """Zeros float32 [B,prefix]: prefix tokens are never hidden; made once."""
     if surgery.front_bias is None:
         emit = surgery.emitter.child("prefix")
@@ -137,11 +135,16 @@ def _prefix_bias(surgery: Surgery) -> Any:
     return surgery.front_bias
 
 
-def update(surgery: Surgery, emit: Emitter, index: Any, keep: Any) -> Any:
-    """After a selection (index, keep [B,K]): token rows [B,prefix+K,1] to gather; state, key bias and kept output follow."""
-    surgery.patch = emit.op("GatherElements", [surgery.patch, index], "patch", dtype=INT64, axis=1)
+def advance(surgery: Surgery, emit: Emitter, index: Tensor, keep: Tensor) -> None:
+    """After a selection (index, keep [B,K]): patch numbers, valid slots and the kept list follow."""
+    surgery.patch = emit.op("GatherElements", [surgery.slots.patch, index], "patch", dtype=INT64, axis=1)
     surgery.valid = keep
     surgery.kept.append(emit.op("Where", [keep, surgery.patch, emit.constant(-1)], "kept", dtype=INT64))
+
+
+def update(surgery: Surgery, emit: Emitter, index: Tensor, keep: Tensor) -> Tensor:
+    """After a selection (index, keep [B,K]): token rows [B,prefix+K,1] to gather; state, key bias and kept output follow."""
+    advance(surgery, emit, index, keep)
     rows = token_rows(surgery, emit, index)
     if not surgery.single:
         missing = emit.op("Cast", [emit.op("Not", [keep], "bias/pad", dtype=BOOL)], "bias/pad_float", to=1)
@@ -152,7 +155,7 @@ def update(surgery: Surgery, emit: Emitter, index: Any, keep: Any) -> Any:
     return emit.op("Unsqueeze", [rows, emit.constant([2])], "rows/column", dtype=INT64)
 
 
-def token_rows(surgery: Surgery, emit: Emitter, index: Any) -> Any:
+def token_rows(surgery: Surgery, emit: Emitter, index: Tensor) -> Tensor:
     """Token rows [B,prefix+K] of the prefix and of patch slots index [B,K]."""
     prefix = surgery.anatomy.prefix
     if not prefix:

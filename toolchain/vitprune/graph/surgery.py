@@ -11,10 +11,11 @@ import onnx_graphsurgeon as gs
 from vitprune import methods
 from vitprune.errors import ExportError
 from vitprune.graph.anatomy.find import Anatomy, find
-from vitprune.graph.passes.base import Surgery
+from vitprune.graph.passes.base import GraphPass, Surgery, run_all
 from vitprune.graph.passes.outputs import Outputs
 from vitprune.graph.passes.pooling import Pooling
-from vitprune.methods.base import Geometry
+from vitprune.graph.types import Graph
+from vitprune.methods.base import Geometry, Method
 from vitprune.ops.token_sample import DOMAIN
 from vitprune.recipe import Recipe
 
@@ -104,10 +105,13 @@ def rewrite(
         )
     sites = method.sites(recipe.prune, sizes)
     surgery = Surgery(_working_copy(model), anatomy, recipe, method, sites)
-    changed = {}
-    for step in (method.surgery(), Pooling(), Outputs()):
-        changed[step.name] = step.run(surgery)
-    return _finish(surgery), anatomy, {"passes": changed, **surgery.notes}
+    ran = run_all(passes(method), surgery)
+    return _finish(surgery), anatomy, {"passes": ran, **surgery.notes}
+
+
+def passes(method: Method) -> list[GraphPass]:
+    """All that rewrites a dense graph, in order; what concerns the finished graph, such as its types, follows the outputs."""
+    return [method.surgery(), Pooling(), Outputs()]
 
 
 def canonical(model: onnx.ModelProto, recipe: Recipe) -> onnx.ModelProto:
@@ -137,7 +141,7 @@ def _groups(node: onnx.NodeProto) -> int:
     return next((int(attribute.i) for attribute in node.attribute if attribute.name == "group"), 1)
 
 
-def _working_copy(model: onnx.ModelProto) -> gs.Graph:
+def _working_copy(model: onnx.ModelProto) -> Graph:
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
     del copy.graph.value_info[:]
@@ -145,7 +149,8 @@ def _working_copy(model: onnx.ModelProto) -> gs.Graph:
         for dim in list(output.type.tensor_type.shape.dim)[1:]:
             if dim.dim_value <= 0:
                 dim.Clear()
-    return gs.import_onnx(copy)
+    graph: Graph = gs.import_onnx(copy)
+    return graph
 
 
 def _finish(surgery: Surgery) -> onnx.ModelProto:
@@ -156,7 +161,7 @@ def _finish(surgery: Surgery) -> onnx.ModelProto:
     """
     opset = surgery.graph.opset
     surgery.graph.cleanup(remove_unused_graph_inputs=False).toposort()
-    result = gs.export_onnx(surgery.graph, do_type_check=False)
+    result: onnx.ModelProto = gs.export_onnx(surgery.graph, do_type_check=False)
     del result.opset_import[:]
     result.opset_import.append(onnx.helper.make_opsetid("", opset))
     if surgery.functions:

@@ -20,7 +20,7 @@ from vitprune.graph.anatomy import find as vit
 from vitprune.graph.anatomy import projections
 from vitprune.graph.anatomy.find import Anatomy, Block
 from vitprune.graph.anatomy.static import scalar_of, static_copy, value_of
-from vitprune.graph.passes.base import Surgery
+from vitprune.graph.passes.base import Surgery, run_all
 from vitprune.graph.passes.outputs import Outputs
 from vitprune.graph.surgery import _finish, _working_copy, geometry, upgrade
 from vitprune.methods.ats.cvt_surgery import CvtSurgery, incidence
@@ -240,8 +240,8 @@ def rewrite(model: onnx.ModelProto, recipe: Recipe) -> tuple[onnx.ModelProto, Cv
     anatomy = find(model)
     method = methods.get("ats")
     surgery = Surgery(_working_copy(model), anatomy, recipe, method, method.sites(recipe.prune, geometry(anatomy)))
-    changed = {step.name: step.run(surgery) for step in (CvtSurgery(), Outputs())}
-    return _finish(surgery), anatomy, {"passes": changed, **surgery.notes}
+    ran = run_all([CvtSurgery(), Outputs()], surgery)
+    return _finish(surgery), anatomy, {"passes": ran, **surgery.notes}
 
 
 def canonical(model: onnx.ModelProto, recipe: Recipe) -> onnx.ModelProto:

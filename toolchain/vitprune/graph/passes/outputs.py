@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from vitprune.graph.emit import INT64
+from vitprune.graph.emit import INT64, Emitter
 from vitprune.graph.passes.base import GraphPass, Surgery
+from vitprune.graph.types import Tensor
 
 
 def kept_name(block: int) -> str:
@@ -22,7 +23,7 @@ class Outputs(GraphPass):
         """See `GraphPass.apply`."""
         logits = surgery.graph.outputs[0]
         surgery.graph.outputs = [logits]
-        last = None
+        last: Tensor | None = None
         for site, kept in zip(surgery.sites, surgery.kept, strict=True):
             emit = surgery.emitter.child(f"block{site.block}/output")
             if kept is None:
@@ -39,7 +40,7 @@ class Outputs(GraphPass):
             surgery.graph.outputs.append(output)
         return True
 
-    def _all(self, surgery: Surgery, emit):  # type: ignore[no-untyped-def]
+    def _all(self, surgery: Surgery, emit: Emitter) -> Tensor:
         image = surgery.graph.inputs[0]
         shape = emit.op("Shape", [image], "shape", dtype=INT64)
         batch = emit.slice(shape, 0, 1, 0, "batch", dtype=INT64)

@@ -6,6 +6,7 @@ import numpy as np
 
 from vitprune.graph.emit import FLOAT
 from vitprune.graph.passes.base import GraphPass, Surgery
+from vitprune.graph.types import given
 
 
 class Pooling(GraphPass):
@@ -21,7 +22,7 @@ class Pooling(GraphPass):
             pooled = surgery.tensors[name]
             node = pooled.inputs[0]
             emit = surgery.emitter.child(f"pool/{len(surgery.nodes)}")
-            valid = surgery.weight if surgery.valid is None else emit.op("Cast", [surgery.valid], "valid", to=1)
+            valid = given(surgery.weight) if surgery.valid is None else emit.op("Cast", [surgery.valid], "valid", to=1)
             if surgery.weight is not None and surgery.valid is not None:
                 valid = emit.op("Mul", [valid, surgery.weight], "patches")
             ahead = surgery.anatomy.prefix - skipped

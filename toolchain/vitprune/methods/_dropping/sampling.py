@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
+from numpy.typing import DTypeLike
 
 from vitprune.graph.anatomy.find import Block
 from vitprune.graph.canonical import queries, scaled_query
 from vitprune.graph.emit import BOOL, FLOAT, INT64, Emitter
 from vitprune.graph.passes.base import Surgery
+from vitprune.graph.types import Shape, Tensor
 from vitprune.methods.base import SamplingOptions, Site
 from vitprune.ops.function import function
 from vitprune.ops.token_sample import DOMAIN, NAME
@@ -20,7 +20,7 @@ def head_indicator(block: Block) -> np.ndarray:
     return np.repeat(np.eye(block.heads, dtype=np.float32), block.head_dim, axis=0)
 
 
-def cls_attention(emit: Emitter, block: Block, h: Any, key: Any, bias: Any) -> Any:
+def cls_attention(emit: Emitter, block: Block, h: Tensor, key: Tensor, bias: Tensor | None) -> Tensor:
     """CLS row of the attention probabilities, [B,N,H], by its own small product so that the main chain has no second reader.
 
     The product runs on flat keys [B,N,H*d] against a block-diagonal query, which spares a transposed copy of the keys.
@@ -47,7 +47,7 @@ def cls_attention(emit: Emitter, block: Block, h: Any, key: Any, bias: Any) -> A
     return emit.op("Softmax", [logits], "cls_row", axis=1)
 
 
-def _per_head(emit: Emitter, block: Block, row: Any, value: Any) -> Any:
+def _per_head(emit: Emitter, block: Block, row: Tensor, value: Tensor) -> Tensor:
     squares = emit.op(
         "MatMul",
         [emit.op("Mul", [value, value], "value/squares"), emit.constant(head_indicator(block), FLOAT)],
@@ -57,26 +57,26 @@ def _per_head(emit: Emitter, block: Block, row: Any, value: Any) -> Any:
     return emit.op("ReduceSum", [products, emit.constant([2])], "score/all", keepdims=0)
 
 
-def _pooled(emit: Emitter, block: Block, row: Any, value: Any) -> Any:
+def _pooled(emit: Emitter, block: Block, row: Tensor, value: Tensor) -> Tensor:
     squares = emit.op("ReduceSumSquare", [value, emit.constant([2])], "value/squares", keepdims=0)
     total = emit.op("ReduceSum", [row, emit.constant([2])], "cls_row/heads", keepdims=0)
     return emit.op("Mul", [total, emit.op("Sqrt", [squares], "value/norm")], "score/all")
 
 
-def _attention(emit: Emitter, block: Block, row: Any, value: Any) -> Any:
+def _attention(emit: Emitter, block: Block, row: Tensor, value: Tensor) -> Tensor:
     return emit.op("ReduceSum", [row, emit.constant([2])], "score/all", keepdims=0)
 
 
 SCORES = {"per_head": _per_head, "pooled": _pooled, "attention": _attention}
 
 
-def score(emit: Emitter, surgery: Surgery, block: Block, form: str, h: Any, key: Any, value: Any) -> Any:
+def score(emit: Emitter, surgery: Surgery, block: Block, form: str, h: Tensor, key: Tensor, value: Tensor) -> Tensor:
     """Significance score [B,P'] of the patches present, by the named form."""
     row = cls_attention(emit, block, h, key, surgery.bias)
     return emit.slice(SCORES[form](emit, block, row, value), surgery.anatomy.prefix, None, 1, "score")
 
 
-def token_sample(emit: Emitter, surgery: Surgery, site: Site[SamplingOptions], score: Any) -> tuple[Any, Any]:
+def token_sample(emit: Emitter, surgery: Surgery, site: Site[SamplingOptions], score: Tensor) -> tuple[Tensor, Tensor]:
     """One TokenSample node; returns index and keep [B,K]."""
     options = site.options
     capacity = site.limit if surgery.padded else options.capacity
@@ -96,7 +96,7 @@ def token_sample(emit: Emitter, surgery: Surgery, site: Site[SamplingOptions], s
     if wanted and not capacity:
         attributes["capacity"] = site.limit  # the shared body compares with it; the bound never cuts anything here
     width = site.limit if surgery.padded else None
-    shape = None if width is None else ["batch", width]
-    outputs = [(INT64, shape), (BOOL, shape), (INT64, [])]
-    index, keep, _ = emit.ops(NAME, [score, surgery.valid], "sample", outputs, domain=DOMAIN, **attributes)
+    shape: Shape | None = None if width is None else ["batch", width]
+    outputs: list[tuple[DTypeLike, Shape | None]] = [(INT64, shape), (BOOL, shape), (INT64, [])]
+    index, keep, _ = emit.ops(NAME, [score, surgery.slots.valid], "sample", outputs, domain=DOMAIN, **attributes)
     return index, keep

@@ -6,45 +6,37 @@ and MLP the dropped rows become one token by a product with weights that are zer
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 
 from vitprune.graph.anatomy.find import Block
 from vitprune.graph.canonical import attend, canonical, keys, probabilities, project, queries, replace_attention, values, weigh
 from vitprune.graph.emit import FLOAT, Emitter
 from vitprune.graph.passes.base import GraphPass, Surgery
+from vitprune.graph.passes.conditions import attention_chains, sites_in_graph
+from vitprune.graph.types import Tensor
 from vitprune.methods._dropping.sampling import cls_attention
 from vitprune.methods._dropping.selection import append_slot, splice, top_k, track
 from vitprune.methods._dropping.sites import FixedRateOptions
-from vitprune.methods.ats.surgery import attention_chains
 from vitprune.methods.base import Site
 
 
-def reduce(emit: Emitter, kind: str, x: Any, axis: int, label: str, keepdims: int = 0) -> Any:
-    """ReduceMax or ReduceMean over one axis; the axis is an input from opset 18 on, an attribute before."""
-    if emit.graph.opset < 18:
-        return emit.op(kind, [x], label, axes=[axis], keepdims=keepdims)
-    return emit.op(kind, [x, emit.constant([axis])], label, keepdims=keepdims)
-
-
-def cls_score(emit: Emitter, surgery: Surgery, block: Block, h: Any, key: Any) -> Any:
+def cls_score(emit: Emitter, surgery: Surgery, block: Block, h: Tensor, key: Tensor) -> Tensor:
     """Mean over heads of the CLS row, prefix columns cut off: [B,P']."""
     row = cls_attention(emit, block, h, key, surgery.bias)
-    mean = reduce(emit, "ReduceMean", row, 2, "cls_row/mean")
+    mean = emit.reduce("ReduceMean", row, 2, "cls_row/mean")
     return emit.slice(mean, surgery.anatomy.prefix, None, 1, "score")
 
 
-def column_score(emit: Emitter, surgery: Surgery, block: Block, weights: Any, value: Any) -> Any:
+def column_score(emit: Emitter, surgery: Surgery, block: Block, weights: Tensor, value: Tensor) -> Tensor:
     """POMT's score [B,P']: column sums of the largest head over their maximum, plus softmax of the largest head's values."""
     prefix = surgery.anatomy.prefix
-    top = reduce(emit, "ReduceMax", weights, 1, "attention/max_head")
+    top = emit.reduce("ReduceMax", weights, 1, "attention/max_head")
     column = emit.op("ReduceSum", [top, emit.constant([1])], "attention/columns", keepdims=0)
     column = emit.slice(column, prefix, None, 1, "attention/patches")
-    relative = emit.op("Div", [column, reduce(emit, "ReduceMax", column, 1, "attention/largest", keepdims=1)], "attention/term")
+    relative = emit.op("Div", [column, emit.reduce("ReduceMax", column, 1, "attention/largest", keepdims=1)], "attention/term")
     heads = emit.op("Reshape", [value, emit.constant([0, 0, block.heads, block.head_dim])], "value/heads")
     content = emit.op(
-        "ReduceSum", [reduce(emit, "ReduceMax", heads, 2, "value/max_head"), emit.constant([2])], "value/sum", keepdims=0
+        "ReduceSum", [emit.reduce("ReduceMax", heads, 2, "value/max_head"), emit.constant([2])], "value/sum", keepdims=0
     )
     content = emit.slice(content, prefix, None, 1, "value/patches")
     return emit.op("Add", [relative, emit.op("Softmax", [content], "value/term", axis=1)], "score")
@@ -59,8 +51,7 @@ class FixedRateSurgery(GraphPass):
         """Sites must lie in the graph; scores by the CLS row need a prefix token."""
         if surgery.anatomy.prefix < 1 and any(site.options.score == "cls" for site in surgery.sites):
             return "the graph has no prefix token to score by"
-        depth = len(surgery.anatomy.blocks)
-        return next((f"site at block {site.block} of {depth}" for site in surgery.sites if site.block >= depth), "")
+        return sites_in_graph(surgery)
 
     def apply(self, surgery: Surgery) -> bool:
         """See `GraphPass.apply`."""
@@ -102,7 +93,7 @@ class FixedRateSurgery(GraphPass):
         append_slot(surgery, scoring)
         part = score if site.options.combine == "weighted" else self._share(scoring, score, slots - keep)
 
-        def combined(attended: Any) -> Any:
+        def combined(attended: Tensor) -> Tensor:
             none = scoring.op("Sub", [zeros := scoring.op("Cast", [index], "dropped/like", to=1), zeros], "dropped/zeros")
             weight = scoring.op("ScatterElements", [part, index, none], "dropped/weights", axis=1)
             lone = scoring.op("Unsqueeze", [weight, scoring.constant([1])], "dropped/row")
@@ -113,7 +104,7 @@ class FixedRateSurgery(GraphPass):
 
         splice(surgery, block.attended, combined)
 
-    def _share(self, emit: Emitter, score: Any, dropped: int) -> Any:
+    def _share(self, emit: Emitter, score: Tensor, dropped: int) -> Tensor:
         """1 / number of dropped tokens in every slot, shaped like the score."""
         zeros = emit.op("Sub", [score, score], "dropped/blank")
         return emit.op("Add", [zeros, emit.constant(np.float32(1) / np.float32(dropped), FLOAT)], "dropped/share")

@@ -15,9 +15,10 @@ from vitprune.graph.anatomy.find import Block
 from vitprune.graph.canonical import attend, canonical, keys, project, queries, replace_attention, values
 from vitprune.graph.emit import BOOL, FLOAT, INT64, Emitter
 from vitprune.graph.passes.base import GraphPass, Surgery
+from vitprune.graph.passes.conditions import attention_chains, sites_in_graph
+from vitprune.graph.types import Tensor, given, redirect
 from vitprune.methods._merging.keys import MergingOptions
 from vitprune.methods._merging.rule import NORM_FLOOR
-from vitprune.methods.ats.surgery import attention_chains
 from vitprune.methods.base import Site
 
 HIDDEN = -1.0e4
@@ -33,14 +34,16 @@ class MergingSurgery(GraphPass):
     """
 
     def __init__(self) -> None:
-        self.size: Any = None
-        self.group: Any = None
+        self.size: Tensor | None = None
+        self.group: Tensor | None = None
         self.proportional = False
-        self._column: Any = None
-        self._numbers_of_images: Any = None
+        self._column: Tensor | None = None
+        self._numbers_of_images: Tensor | None = None
 
     @abstractmethod
-    def merge(self, surgery: Surgery, emit: Emitter, block: Block, site: Site[Any], x: Any, h: Any, key: Any, value: Any) -> Any:
+    def merge(
+        self, surgery: Surgery, emit: Emitter, block: Block, site: Site[Any], x: Tensor, h: Tensor, key: Tensor, value: Tensor
+    ) -> Tensor:
         """Rows [B,N',C] merged from x [B,N,C]; h, key and value are the block's. Brings size, kept and the key bias up to date."""
 
     def requires(self, surgery: Surgery) -> str:
@@ -56,8 +59,7 @@ class MergingSurgery(GraphPass):
                 cause="it reads neither the CLS token nor the mean of the tokens (attention pooling, for example)",
                 next_step="export the model with global_pool='token' or 'avg'",
             )
-        depth = len(surgery.anatomy.blocks)
-        return next((f"site at block {site.block} of {depth}" for site in surgery.sites if site.block >= depth), "")
+        return sites_in_graph(surgery)
 
     def apply(self, surgery: Surgery) -> bool:
         """See `GraphPass.apply`."""
@@ -95,18 +97,25 @@ class MergingSurgery(GraphPass):
         readers = list(attended.outputs)  # those of the dense graph: LN2 and the second residual sum
         merging = surgery.emitter.child(f"block{block.index}/merge")
         merged = self.merge(surgery, merging, block, site, attended, h, key, value)
-        for node in readers:
-            node.inputs = [merged if tensor is attended else tensor for tensor in node.inputs]
+        redirect(readers, attended, merged)
 
-    def _everyone(self, surgery: Surgery) -> Any:
+    def _everyone(self, surgery: Surgery) -> Tensor:
         emit = surgery.emitter.child("groups")
         return emit.op(
             "Expand", [emit.constant(np.arange(surgery.anatomy.patches)[None]), self.column(surgery)], "all", dtype=INT64
         )
 
     def combine(
-        self, surgery: Surgery, emit: Emitter, x: Any, rows: Any, sources: Any, targets: Any, r: int, active: Any = None
-    ) -> Any:
+        self,
+        surgery: Surgery,
+        emit: Emitter,
+        x: Tensor,
+        rows: Tensor,
+        sources: Tensor,
+        targets: Tensor,
+        r: int,
+        active: Tensor | None = None,
+    ) -> Tensor:
         """Size-weighted means; `self.size` follows.
 
         Only the r rows that something joins change. They are computed by a product of [r,r] weights with the rows that leave and
@@ -158,19 +167,19 @@ class MergingSurgery(GraphPass):
         self.size = emit.op("GatherElements", [sizes, flat], "size", axis=1)
         return merged
 
-    def _first(self, emit: Emitter, same: Any, r: int, active: Any) -> Any:
+    def _first(self, emit: Emitter, same: Tensor, r: int, active: Tensor | None) -> Tensor:
         """Bool [B,r]: sources that leave and are the first to join their target; same [B,r,r] is 1 where two targets are equal."""
         earlier = np.tril(np.ones((r, r), np.float32), -1)
         taken = emit.op("Mul", [same, emit.constant(earlier, FLOAT)], "writes/earlier")
         if active is not None:
             taken = emit.op("Mul", [taken, emit.op("Unsqueeze", [active, emit.constant([1])], "writes/active")], "writes/before")
-        taken = highest(emit, taken, 2, "writes/taken")
+        taken = emit.reduce("ReduceMax", taken, 2, "writes/taken")
         if active is None:
             return emit.op("Less", [taken, emit.constant(0.5, FLOAT)], "writes", dtype=BOOL)
         free = emit.op("Sub", [active, taken], "writes/free")
         return emit.op("Greater", [free, emit.constant(0.5, FLOAT)], "writes", dtype=BOOL)
 
-    def _ones(self, surgery: Surgery) -> Any:
+    def _ones(self, surgery: Surgery) -> Tensor:
         """Sizes [B,N] before anything has merged."""
         emit = surgery.emitter.child("sizes")
         return emit.op(
@@ -179,7 +188,7 @@ class MergingSurgery(GraphPass):
             "ones",
         )
 
-    def _images(self, surgery: Surgery, emit: Emitter, like: Any) -> Any:
+    def _images(self, surgery: Surgery, emit: Emitter, like: Tensor) -> Tensor:
         """Number of its image in the batch for every entry of int64 [B,r,1]."""
         if self._numbers_of_images is None:
             scope = surgery.emitter.child("images")
@@ -195,7 +204,7 @@ class MergingSurgery(GraphPass):
         none = emit.op("Sub", [like, like], "rows/none", dtype=INT64)
         return emit.op("Add", [none, self._numbers_of_images], "rows/images", dtype=INT64)
 
-    def rename(self, emit: Emitter, numbers: Any, sources: Any, targets: Any, active: Any = None) -> None:
+    def rename(self, emit: Emitter, numbers: Tensor, sources: Tensor, targets: Tensor, active: Tensor | None = None) -> None:
         """Let patches represented by slot sources [B,r] be represented by slot targets [B,r]; numbers int64 [B,P'] of the slots."""
         if self.group is None:
             return
@@ -217,9 +226,9 @@ class MergingSurgery(GraphPass):
             "Add", [self.group, emit.op("Cast", [total], "trace/whole", dtype=INT64, to=7)], "trace/group", dtype=INT64
         )
 
-    def hide(self, surgery: Surgery, emit: Emitter, keep: Any = None) -> None:
+    def hide(self, surgery: Surgery, emit: Emitter, keep: Tensor | None = None) -> None:
         """Key bias of later blocks: log(size) where asked for, and pad slots (keep bool [B,K] false) out of sight."""
-        flat = emit.op("Log", [self.size], "bias/log_size") if self.proportional else None
+        flat = emit.op("Log", [given(self.size)], "bias/log_size") if self.proportional else None
         if keep is not None and not surgery.single:
             pad = emit.op("Cast", [emit.op("Not", [keep], "bias/pad", dtype=BOOL)], "bias/pad_float", to=1)
             hidden = self.in_front(
@@ -228,7 +237,7 @@ class MergingSurgery(GraphPass):
             flat = hidden if flat is None else emit.op("Add", [flat, hidden], "bias/flat")
         surgery.bias = None if flat is None else emit.op("Unsqueeze", [flat, emit.constant([1, 2])], "bias")
 
-    def column(self, surgery: Surgery) -> Any:
+    def column(self, surgery: Surgery) -> Tensor:
         """Shape [B,1], to spread constants over the batch; written once."""
         if self._column is None:
             emit = surgery.emitter.child("batch")
@@ -237,7 +246,7 @@ class MergingSurgery(GraphPass):
             self._column = emit.op("Concat", [batch, emit.constant([1])], "column", dtype=INT64, axis=0)
         return self._column
 
-    def in_front(self, surgery: Surgery, emit: Emitter, value: float, x: Any, label: str) -> Any:
+    def in_front(self, surgery: Surgery, emit: Emitter, value: float, x: Tensor, label: str) -> Tensor:
         """X [B,K] behind a constant for every prefix token: [B,prefix+K]."""
         prefix = surgery.anatomy.prefix
         if not prefix:
@@ -245,7 +254,7 @@ class MergingSurgery(GraphPass):
         front = emit.op("Expand", [emit.constant(np.full((1, prefix), value), FLOAT), self.column(surgery)], f"{label}/prefix")
         return emit.op("Concat", [front, x], label, axis=1)
 
-    def token_rows(self, surgery: Surgery, emit: Emitter, behind: Any) -> Any:
+    def token_rows(self, surgery: Surgery, emit: Emitter, behind: Tensor) -> Tensor:
         """Token rows int64 [B,prefix+K,1] of the prefix and of patch rows [B,K]."""
         if surgery.anatomy.prefix:
             front = emit.constant(np.arange(surgery.anatomy.prefix)[None])
@@ -254,7 +263,7 @@ class MergingSurgery(GraphPass):
         return emit.op("Unsqueeze", [behind, emit.constant([2])], "stay/column", dtype=INT64)
 
 
-def metric(emit: Emitter, block: Block, key: Any) -> Any:
+def metric(emit: Emitter, block: Block, key: Tensor) -> Tensor:
     """Mean over heads of flat keys [B,N,H*d], to unit length: [B,N,d] (the sum: a mean has the same direction)."""
     heads = emit.op("Reshape", [key, emit.constant([0, 0, block.heads, block.head_dim])], "metric/heads")
     total = emit.op("ReduceSum", [heads, emit.constant([2])], "metric/sum", keepdims=0)
@@ -263,10 +272,3 @@ def metric(emit: Emitter, block: Block, key: Any) -> Any:
     )
     floor = emit.constant(NORM_FLOOR * block.heads, FLOAT)
     return emit.op("Div", [total, emit.op("Max", [emit.op("Sqrt", [squares], "metric/norm"), floor], "metric/length")], "metric")
-
-
-def highest(emit: Emitter, x: Any, axis: int, label: str, keepdims: int = 0) -> Any:
-    """ReduceMax over one axis; the axis is an input from opset 18 on."""
-    if emit.graph.opset < 18:
-        return emit.op("ReduceMax", [x], label, axes=[axis], keepdims=keepdims)
-    return emit.op("ReduceMax", [x, emit.constant([axis])], label, keepdims=keepdims)

@@ -15,6 +15,7 @@ import numpy as np
 from vitprune.graph.canonical import attend, keys, project, queries, replace_attention, start, update, values
 from vitprune.graph.emit import BOOL, FLOAT, INT64, Emitter
 from vitprune.graph.passes.base import GraphPass, Surgery
+from vitprune.graph.types import Tensor
 from vitprune.methods._dropping.sampling import score, token_sample
 from vitprune.methods.ats.keys import AtsOptions
 from vitprune.methods.base import Site
@@ -36,9 +37,9 @@ def incidence(grid: tuple[int, int], kernel: int, stride: int, padding: int) -> 
 class _Grid:
     """Cells [B,C,H,W] of LN1(x); live float [B,P] and count [B,cells] of present tokens, None while all are present."""
 
-    cells: Any
-    live: Any = None
-    count: Any = None
+    cells: Tensor
+    live: Tensor | None = None
+    count: Tensor | None = None
 
 
 class CvtSurgery(GraphPass):
@@ -88,15 +89,15 @@ class CvtSurgery(GraphPass):
         x = None if rows is None else emit.take_rows(surgery.tensors[block.x], rows, "x/kept")
         replace_attention(surgery, block, project(emit, block, context), x)
 
-    def _grid(self, surgery: Surgery, emit: Emitter, h: Any, window: np.ndarray) -> _Grid:
+    def _grid(self, surgery: Surgery, emit: Emitter, h: Tensor, window: np.ndarray) -> _Grid:
         """Put the token rows of h [B,1+K,C] into their cells."""
         height, width = surgery.anatomy.grid  # type: ignore[attr-defined]
         patches, channels = surgery.anatomy.patches, surgery.anatomy.width
         if surgery.patch is None:
             rows, live, count = emit.slice(h, 1, None, 1, "tokens"), None, None
         else:
-            spare = emit.op("Where", [surgery.valid, surgery.patch, emit.constant(patches)], "cell", dtype=INT64)
-            present = emit.op("Cast", [surgery.valid], "present", dtype=INT64, to=7)
+            spare = emit.op("Where", [surgery.slots.valid, surgery.slots.patch, emit.constant(patches)], "cell", dtype=INT64)
+            present = emit.op("Cast", [surgery.slots.valid], "present", dtype=INT64, to=7)
             number = emit.op(
                 "CumSum", [present, emit.constant(1)], "row", dtype=INT64
             )  # row of h: slots are packed, CLS is row 0
@@ -115,7 +116,7 @@ class CvtSurgery(GraphPass):
         columns = emit.op("Transpose", [rows], "columns", perm=[0, 2, 1])
         return _Grid(emit.op("Reshape", [columns, emit.constant([0, channels, height, width])], "cells"), live, count)
 
-    def _bias(self, emit: Emitter, grid: _Grid) -> Any:
+    def _bias(self, emit: Emitter, grid: _Grid) -> Tensor | None:
         """Key bias [B,1,1,1+cells]: cells without a present token are hidden, CLS is not; None while all are present."""
         if grid.count is None:
             return None
@@ -125,7 +126,7 @@ class CvtSurgery(GraphPass):
         flat = emit.op("Concat", [zero, hidden], "bias/flat", axis=1)
         return emit.op("Unsqueeze", [flat, emit.constant([1, 2])], "bias")
 
-    def _lift(self, emit: Emitter, significance: Any, grid: _Grid, window: np.ndarray) -> Any:
+    def _lift(self, emit: Emitter, significance: Tensor, grid: _Grid, window: np.ndarray) -> Tensor:
         """Share every cell's score equally among the present tokens in its window: [B,cells] -> [B,P]."""
         if grid.count is None:
             divisor = emit.constant(np.maximum(window.sum(axis=1), 1)[None], FLOAT)
@@ -144,7 +145,7 @@ class CvtSurgery(GraphPass):
         return "" if found == len(live) else f"{found} TokenSample nodes for {len(live)} sites"
 
 
-def _convolve(emit: Emitter, cells: Any, convolution: Any, label: str) -> Any:
+def _convolve(emit: Emitter, cells: Tensor, convolution: Any, label: str) -> Tensor:
     """Depthwise convolution of cells [B,C,H,W] as rows [B,cells,C]."""
     size, pad = convolution.weight.shape[2], convolution.padding
     inputs = [
@@ -163,5 +164,5 @@ def _convolve(emit: Emitter, cells: Any, convolution: Any, label: str) -> Any:
     return emit.op("Transpose", [flat], f"{label}/rows", perm=[0, 2, 1])
 
 
-def _join(emit: Emitter, cls: Any, rows: Any, label: str) -> Any:
+def _join(emit: Emitter, cls: Tensor, rows: Tensor, label: str) -> Tensor:
     return emit.op("Concat", [cls, rows], f"{label}/joined", axis=1)

@@ -9,6 +9,7 @@ from __future__ import annotations
 from vitprune.graph.anatomy.find import Block
 from vitprune.graph.canonical import attend, canonical, keys, project, queries, replace_attention, start, update, values
 from vitprune.graph.passes.base import GraphPass, Surgery
+from vitprune.graph.passes.conditions import attention_chains, sites_in_graph
 from vitprune.methods._dropping.sampling import score, token_sample
 from vitprune.methods.ats.keys import AtsOptions
 from vitprune.methods.base import Site
@@ -24,8 +25,7 @@ class AtsSurgery(GraphPass):
         """Sites must lie in the graph and it must have prefix tokens to score by."""
         if surgery.anatomy.prefix < 1:
             return "the graph has no prefix token to score by"
-        depth = len(surgery.anatomy.blocks)
-        return next((f"site at block {site.block} of {depth}" for site in surgery.sites if site.block >= depth), "")
+        return sites_in_graph(surgery)
 
     def apply(self, surgery: Surgery) -> bool:
         """See `GraphPass.apply`."""
@@ -60,16 +60,3 @@ class AtsSurgery(GraphPass):
         if found != len(live):
             return f"{found} TokenSample nodes for {len(live)} sites"
         return attention_chains(surgery)
-
-
-def attention_chains(surgery: Surgery, shared: int = 0) -> str:
-    """Check that every block has exactly one MatMul–(Add)–Softmax–MatMul chain without other readers, save `shared` blocks."""
-    clean = 0
-    for node in surgery.graph.nodes:
-        if node.op == "Softmax" and node.attrs.get("axis") == -1 and node.name.endswith("/probabilities"):
-            reader = node.outputs[0].outputs
-            above = node.inputs[0].inputs[0]
-            above = above.inputs[0].inputs[0] if above.op == "Add" else above
-            clean += len(reader) == 1 and reader[0].op == "MatMul" and above.op == "MatMul" and len(above.outputs[0].outputs) == 1
-    wanted = len(surgery.anatomy.blocks) - shared
-    return "" if clean == wanted else f"{clean} clean attention chains for {wanted} blocks"

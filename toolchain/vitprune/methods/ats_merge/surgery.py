@@ -6,19 +6,17 @@ All rows are computed in attention. Merging is one product of an [kept, patches]
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 
 from vitprune.graph.anatomy.find import Block
-from vitprune.graph.canonical import start
+from vitprune.graph.canonical import advance, start
 from vitprune.graph.emit import BOOL, FLOAT, INT64, Emitter
 from vitprune.graph.passes.base import Surgery
+from vitprune.graph.types import Tensor
 from vitprune.methods._dropping.sampling import score, token_sample
-from vitprune.methods._merging.surgery import IMPOSSIBLE, MergingSurgery, highest, metric
+from vitprune.methods._merging.surgery import IMPOSSIBLE, MergingSurgery, metric
 from vitprune.methods.ats_merge.keys import AtsMergeOptions
 from vitprune.methods.base import Site
-from vitprune.methods.tome_threshold.surgery import advance
 from vitprune.ops.token_sample import NAME
 
 
@@ -28,8 +26,16 @@ class AtsMergeSurgery(MergingSurgery):
     name = "sampled_merging"
 
     def merge(
-        self, surgery: Surgery, emit: Emitter, block: Block, site: Site[AtsMergeOptions], x: Any, h: Any, key: Any, value: Any
-    ) -> Any:
+        self,
+        surgery: Surgery,
+        emit: Emitter,
+        block: Block,
+        site: Site[AtsMergeOptions],
+        x: Tensor,
+        h: Tensor,
+        key: Tensor,
+        value: Tensor,
+    ) -> Tensor:
         """See `MergingSurgery.merge`."""
         prefix = surgery.anatomy.prefix
         significance = score(emit, surgery, block, site.options.score, h, key, value)
@@ -54,8 +60,8 @@ class AtsMergeSurgery(MergingSurgery):
         return merged
 
     def _assign(
-        self, surgery: Surgery, emit: Emitter, site: Site[AtsMergeOptions], unit: Any, index: Any, keep: Any
-    ) -> tuple[Any, Any]:
+        self, surgery: Surgery, emit: Emitter, site: Site[AtsMergeOptions], unit: Tensor, index: Tensor, keep: Tensor
+    ) -> tuple[Tensor, Tensor]:
         """Float [B,K,P'], 1 where slot k is the home of patch p, and the most similar kept slot of every patch, int64 [B,1,P']."""
         at = emit.op("Unsqueeze", [index, emit.constant([2])], "index/column", dtype=INT64)
         rows = emit.take_rows(unit, at, "metric/kept")
@@ -77,15 +83,17 @@ class AtsMergeSurgery(MergingSurgery):
         )
         if not surgery.single:
             own = emit.op("Mul", [own, real], "own")
-        live = emit.op("Unsqueeze", [emit.op("Cast", [surgery.valid], "live", to=1), emit.constant([1])], "live/row")
-        leaves = emit.op("Sub", [live, highest(emit, own, 1, "stays", keepdims=1)], "leaves")
+        live = emit.op("Unsqueeze", [emit.op("Cast", [surgery.slots.valid], "live", to=1), emit.constant([1])], "live/row")
+        leaves = emit.op("Sub", [live, emit.reduce("ReduceMax", own, 1, "stays", keepdims=1)], "leaves")
         places = emit.op(
             "Unsqueeze", [self._ramp(emit, index, site.limit, "slots"), emit.constant([1])], "slots/column", dtype=INT64
         )
         home = emit.op("Cast", [emit.op("Equal", [into, places], "home/same", dtype=BOOL)], "home/float", to=1)
         return emit.op("Add", [own, emit.op("Mul", [home, leaves], "joins")], "owners"), into
 
-    def _assign_single(self, emit: Emitter, site: Site[AtsMergeOptions], unit: Any, index: Any, rows: Any) -> tuple[Any, Any]:
+    def _assign_single(
+        self, emit: Emitter, site: Site[AtsMergeOptions], unit: Tensor, index: Tensor, rows: Tensor
+    ) -> tuple[Tensor, Tensor]:
         """`_assign` for graphs of one image: without pads every slot's own patch is told by writing slot numbers over the matches."""
         columns = emit.op("Transpose", [rows], "metric/kept_columns", perm=[0, 2, 1])
         nearest = emit.op(
@@ -98,25 +106,27 @@ class AtsMergeSurgery(MergingSurgery):
         same = emit.op("Equal", [into, places], "owners/same", dtype=BOOL)
         return emit.op("Cast", [same], "owners", to=1), into
 
-    def _ramp(self, emit: Emitter, like: Any, bound: int, label: str) -> Any:
+    def _ramp(self, emit: Emitter, like: Tensor, bound: int, label: str) -> Tensor:
         """0, 1, ... along axis 1 of a tensor of at most `bound` columns (Range would leave builders without a bound)."""
         shape = emit.op("Shape", [like], f"{label}/shape", dtype=INT64)
         length = emit.slice(shape, 1, 2, 0, f"{label}/length", dtype=INT64)
         zero = emit.constant([0])
         return emit.op("Slice", [emit.constant(np.arange(bound)), zero, length, zero], f"{label}/ramp", dtype=INT64)
 
-    def _trace(self, surgery: Surgery, emit: Emitter, site: Site[AtsMergeOptions], index: Any, into: Any, owners: Any) -> None:
+    def _trace(
+        self, surgery: Surgery, emit: Emitter, site: Site[AtsMergeOptions], index: Tensor, into: Tensor, owners: Tensor
+    ) -> None:
         """Groups follow the homes of all slots."""
         flat = emit.op("Squeeze", [into, emit.constant([1])], "trace/into", dtype=INT64)
         targets = emit.op("GatherElements", [index, flat], "trace/targets", dtype=INT64, axis=1)
         ramp, shape = (
-            self._ramp(emit, surgery.patch, site.patches, "trace/slots"),
-            emit.op("Shape", [surgery.patch], "trace/s", dtype=INT64),
+            self._ramp(emit, surgery.slots.patch, site.patches, "trace/slots"),
+            emit.op("Shape", [surgery.slots.patch], "trace/s", dtype=INT64),
         )
         slots = emit.op("Expand", [ramp, shape], "trace/own", dtype=INT64)
-        self.rename(emit, surgery.patch, slots, targets, self._moves(emit, index, owners, slots))
+        self.rename(emit, surgery.slots.patch, slots, targets, self._moves(emit, index, owners, slots))
 
-    def _moves(self, emit: Emitter, index: Any, owners: Any, slots: Any) -> Any:
+    def _moves(self, emit: Emitter, index: Tensor, owners: Tensor, slots: Tensor) -> Tensor:
         """Float [B,P'], 1 for slots whose home is another slot."""
         homes = emit.op(
             "Cast", [emit.op("Unsqueeze", [index, emit.constant([2])], "trace/home", dtype=INT64)], "trace/home_float", to=1

@@ -9,7 +9,6 @@ halts) removes them at the sites. Everything that decides is float32.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
@@ -17,9 +16,11 @@ from vitprune.graph.anatomy.find import Block
 from vitprune.graph.canonical import canonical, start, update
 from vitprune.graph.emit import BOOL, FLOAT, Emitter
 from vitprune.graph.passes.base import GraphPass, Surgery
+from vitprune.graph.passes.conditions import attention_chains
+from vitprune.graph.types import Tensor, given, redirect
 from vitprune.methods._dropping.sampling import token_sample
-from vitprune.methods.ats.surgery import attention_chains
-from vitprune.methods.base import SamplingOptions, Site
+from vitprune.methods.avit.keys import Params
+from vitprune.methods.base import SamplingOptions, Site, keys_of
 from vitprune.ops.token_sample import NAME
 
 HIDDEN = -1.0e4
@@ -30,10 +31,10 @@ PAD = 2.0
 class _Carried:
     """cumulated [B,N], prefix_active bool [B,p], remainder [B,p], output [B,p,C]; None while nothing has been cumulated."""
 
-    cumulated: Any = None
-    prefix_active: Any = None
-    remainder: Any = None
-    output: Any = None
+    cumulated: Tensor | None = None
+    prefix_active: Tensor | None = None
+    remainder: Tensor | None = None
+    output: Tensor | None = None
 
 
 class AvitSurgery(GraphPass):
@@ -62,9 +63,9 @@ class AvitSurgery(GraphPass):
             last = block is blocks[-1]
             self._halt(surgery, block, carried, last)
             if last:
-                _redirect(readers, output, carried.output)
+                redirect(readers, output, given(carried.output))
             elif block.index + 1 in sites:
-                _redirect(readers, output, self._compact(surgery, sites[block.index + 1], output, carried))
+                redirect(readers, output, self._compact(surgery, sites[block.index + 1], output, carried))
             if not last:
                 self._hide(surgery, block, carried)
         return True
@@ -72,7 +73,7 @@ class AvitSurgery(GraphPass):
     def _halt(self, surgery: Surgery, block: Block, carried: _Carried, last: bool) -> None:
         """Cumulate the score of every token; add the prefix tokens' weighted output (methods.md §6.1)."""
         emit = surgery.emitter.child(f"block{block.index}/halt")
-        params: Any = surgery.recipe.prune
+        params = keys_of(surgery.recipe.prune, Params)
         prefix = surgery.anatomy.prefix
         x = surgery.tensors[block.output]
         front = emit.slice(x, 0, prefix, 1, "prefix")
@@ -86,14 +87,14 @@ class AvitSurgery(GraphPass):
         share = emit.op("Mul", [front, emit.op("Unsqueeze", [weight, emit.constant([2])], "weight/column")], "share")
         carried.output = share if carried.output is None else emit.op("Add", [carried.output, share], "output")
 
-    def _score(self, emit: Emitter, x: Any, params: Any) -> Any:
+    def _score(self, emit: Emitter, x: Tensor, params: Params) -> Tensor:
         """Halting scores sigmoid(gamma * x[:, :, channel] - beta), [B,N]."""
         column = emit.slice(x, params.channel, params.channel + 1, 2, "channel/column")
         channel = emit.op("Squeeze", [column, emit.constant([2])], "channel")
         scaled = emit.op("Mul", [channel, emit.constant(params.gate_scale, FLOAT)], "scaled")
         return emit.op("Sigmoid", [emit.op("Sub", [scaled, emit.constant(params.gate_center, FLOAT)], "centred")], "score")
 
-    def _weight(self, emit: Emitter, params: Any, prefix: int, carried: _Carried, h: Any, cumulated: Any) -> Any:
+    def _weight(self, emit: Emitter, params: Params, prefix: int, carried: _Carried, h: Tensor, cumulated: Tensor) -> Tensor:
         """Weights [B,p] of this block's prefix outputs: the remainder at the halt, the score before it, nothing after it."""
         limit, zero = emit.constant(1 - params.eps, FLOAT), emit.constant(0.0, FLOAT)
         h, total = emit.slice(h, 0, prefix, 1, "prefix/score"), emit.slice(cumulated, 0, prefix, 1, "prefix/cumulated")
@@ -106,7 +107,7 @@ class AvitSurgery(GraphPass):
             weight = emit.op("Where", [goes_on, h, emit.op("Cast", [over], "prefix/whole", to=1)], "prefix/weight")
             carried.remainder = emit.op("Where", [goes_on, rest, one], "prefix/remainder")
         else:
-            halts = emit.op("And", [carried.prefix_active, over], "prefix/halts", dtype=BOOL)
+            halts = emit.op("And", [given(carried.prefix_active), over], "prefix/halts", dtype=BOOL)
             at_halt = emit.op("Where", [halts, carried.remainder, zero], "prefix/at_halt")
             rest = emit.op("Sub", [carried.remainder, h], "prefix/rest")
             # c never falls, so a token below the limit has been active all the time
@@ -115,25 +116,25 @@ class AvitSurgery(GraphPass):
         carried.prefix_active = goes_on
         return weight
 
-    def _last_weight(self, emit: Emitter, carried: _Carried, front: Any) -> Any:
+    def _last_weight(self, emit: Emitter, carried: _Carried, front: Tensor) -> Tensor:
         """H := 1 in the last block: whoever is active halts with its remainder."""
         if carried.remainder is None:
             return emit.op(
                 "ConstantOfShape", [emit.op("Shape", [front], "shape", dtype=np.int64, end=2)], "one", value=np.ones(1, FLOAT)
             )
-        return emit.op("Where", [carried.prefix_active, carried.remainder, emit.constant(0.0, FLOAT)], "prefix/weight")
+        return emit.op("Where", [given(carried.prefix_active), carried.remainder, emit.constant(0.0, FLOAT)], "prefix/weight")
 
-    def _compact(self, surgery: Surgery, site: Site[SamplingOptions], x: Any, carried: _Carried) -> Any:
+    def _compact(self, surgery: Surgery, site: Site[SamplingOptions], x: Tensor, carried: _Carried) -> Tensor:
         """Remove halted patches before the site's block; returns the rows [B,p+K,C] that remain."""
         emit = surgery.emitter.child(f"block{site.block}/prune")
-        params: Any = surgery.recipe.prune
+        params = keys_of(surgery.recipe.prune, Params)
         prefix = surgery.anatomy.prefix
-        ahead = emit.slice(carried.cumulated, 0, prefix, 1, "cumulated/prefix")
-        behind = emit.slice(carried.cumulated, prefix, None, 1, "cumulated/patches")
+        ahead = emit.slice(given(carried.cumulated), 0, prefix, 1, "cumulated/prefix")
+        behind = emit.slice(given(carried.cumulated), prefix, None, 1, "cumulated/patches")
         left = emit.op("Sub", [emit.constant(1 - params.eps, FLOAT), behind], "score")
         if params.cls_exit:
             # Once no prefix token goes on, nothing can reach the logits any more: all patches of the image leave.
-            going = emit.op("Cast", [carried.prefix_active], "exit/going", to=1)
+            going = emit.op("Cast", [given(carried.prefix_active)], "exit/going", to=1)
             most = emit.op("ReduceMax", [going, emit.constant([1])], "exit/most", keepdims=1)
             alive = emit.op("Greater", [most, emit.constant(0.5, FLOAT)], "exit/alive", dtype=BOOL)
             left = emit.op("Where", [alive, left, emit.constant(-1.0, FLOAT)], "score/exit")
@@ -152,8 +153,8 @@ class AvitSurgery(GraphPass):
         yields has weight 0.
         """
         emit = surgery.emitter.child(f"block{block.index}/hide")
-        limit = emit.constant(1 - surgery.recipe.prune.eps, FLOAT)  # type: ignore[attr-defined]
-        active = emit.op("Less", [carried.cumulated, limit], "active", dtype=BOOL)
+        limit = emit.constant(1 - keys_of(surgery.recipe.prune, Params).eps, FLOAT)
+        active = emit.op("Less", [given(carried.cumulated), limit], "active", dtype=BOOL)
         flat = emit.op("Where", [active, emit.constant(0.0, FLOAT), emit.constant(HIDDEN, FLOAT)], "flat")
         surgery.bias = emit.op("Unsqueeze", [flat, emit.constant([1, 2])], "bias")
 
@@ -167,9 +168,3 @@ class AvitSurgery(GraphPass):
         if strangers:
             return f"the head still reads the last block's output at '{strangers[0]}'"
         return attention_chains(surgery)
-
-
-def _redirect(readers: list[Any], old: Any, new: Any) -> None:
-    """Let these nodes read `new` where they read `old`."""
-    for node in readers:
-        node.inputs = [new if tensor is old else tensor for tensor in node.inputs]

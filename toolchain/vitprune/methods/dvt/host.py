@@ -16,7 +16,8 @@ from vitprune import backends
 from vitprune.backends import Result
 from vitprune.backends._inputs import images
 from vitprune.errors import LoadError
-from vitprune.methods.dvt.keys import EXITS
+from vitprune.methods.base import keys_of
+from vitprune.methods.dvt.keys import EXITS, Params
 
 if TYPE_CHECKING:
     from vitprune.bundle import Bundle
@@ -101,7 +102,7 @@ class Session:
 
     def __init__(self, bundle: Bundle, members: Sequence[Member]) -> None:
         self._shape = tuple(bundle.manifest.preprocessing["input_size"])
-        self.thresholds: Sequence[float | None] = bundle.recipe.prune.thresholds  # type: ignore[attr-defined]
+        self.thresholds: Sequence[float | None] = keys_of(bundle.recipe.prune, Params).thresholds
         static = bundle.recipe.graph.static_batch
         self.members = [in_fixed_batches(member, static) if static else member for member in members]
 

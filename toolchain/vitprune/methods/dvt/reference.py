@@ -7,7 +7,6 @@ average adaptively); the graph uses constant matrices instead.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +14,7 @@ from torch.nn import functional
 
 from vitprune.methods.dvt import rule as dvt
 from vitprune.methods.dvt.cost import embedding
-from vitprune.methods.dvt.keys import EXITS
+from vitprune.methods.dvt.keys import EXITS, Params
 from vitprune.vit.t2t import sinusoids
 from vitprune.vit.tokenizing import TokensToToken
 
@@ -86,7 +85,7 @@ class Attention(nn.Module):
 class Block(nn.Module):
     """Pre-norm block; with reuse its MLP also reads features made from the tokens of the model before."""
 
-    def __init__(self, shape: Backbone, params: Any, old: int | None, new: int) -> None:
+    def __init__(self, shape: Backbone, params: Params, old: int | None, new: int) -> None:
         super().__init__()
         self.old, self.new = old, new
         wide = shape.width + (params.feature_dim if old else 0)
@@ -127,7 +126,7 @@ class PatchEmbed(nn.Module):
 class Member(nn.Module):
     """One model of the cascade; `old` is the grid of the one before, None for the first."""
 
-    def __init__(self, shape: Backbone, params: Any, old: int | None, grid: int) -> None:
+    def __init__(self, shape: Backbone, params: Params, old: int | None, grid: int) -> None:
         super().__init__()
         self.heads, self.old, self.grid = shape.heads, old, grid
         self.cls_token = nn.Parameter(torch.zeros(1, 1, shape.width))
@@ -165,7 +164,7 @@ class Member(nn.Module):
 class Cascade(nn.Module):
     """Three members under their official names; forward(image) -> the logits [B,classes] of every exit."""
 
-    def __init__(self, shape: Backbone, params: Any) -> None:
+    def __init__(self, shape: Backbone, params: Params) -> None:
         super().__init__()
         self.shape = shape
         old: int | None = None
@@ -194,7 +193,7 @@ class EarlyExit(nn.Module):
     the confidence at exits 1 and 2 (infinite where not reached), and `kept`, `margin`, `overflow` are empty: no tokens leave.
     """
 
-    def __init__(self, cascade: Cascade, params: Any) -> None:
+    def __init__(self, cascade: Cascade, params: Params) -> None:
         super().__init__()
         self.cascade, self.thresholds = cascade, params.thresholds
         self.exits, self.certainty = torch.zeros(0, dtype=torch.int64), torch.zeros(0, EXITS - 1)

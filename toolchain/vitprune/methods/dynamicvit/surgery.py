@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-from typing import Any
 
 import numpy as np
 
@@ -11,22 +10,23 @@ from vitprune.graph.anatomy.find import Block
 from vitprune.graph.canonical import canonical
 from vitprune.graph.emit import FLOAT, Emitter
 from vitprune.graph.passes.base import GraphPass, Surgery
+from vitprune.graph.passes.conditions import attention_chains, sites_in_graph
+from vitprune.graph.types import Tensor
 from vitprune.methods._dropping.selection import splice, top_k, track
-from vitprune.methods.ats.surgery import attention_chains
-from vitprune.methods.base import Site
+from vitprune.methods.base import Site, keys_of
 from vitprune.methods.dynamicvit import weights as predictor
-from vitprune.methods.dynamicvit.keys import NORM_EPS, DynamicVitOptions
+from vitprune.methods.dynamicvit.keys import NORM_EPS, DynamicVitOptions, Params
 from vitprune.support.resources import located
 
 
-def gelu(emit: Emitter, x: Any, label: str) -> Any:
+def gelu(emit: Emitter, x: Tensor, label: str) -> Tensor:
     """x/2 * (1 + erf(x / sqrt 2))."""
     bent = emit.op("Erf", [emit.op("Mul", [x, emit.constant(np.sqrt(0.5), FLOAT)], f"{label}/scaled")], f"{label}/erf")
     gate = emit.op("Add", [bent, emit.constant(1.0, FLOAT)], f"{label}/gate")
     return emit.op("Mul", [emit.op("Mul", [x, gate], f"{label}/gated"), emit.constant(0.5, FLOAT)], label)
 
 
-def predicted(emit: Emitter, x: Any, weights: predictor.Weights, slots: int, prefix: int) -> Any:
+def predicted(emit: Emitter, x: Tensor, weights: predictor.Weights, slots: int, prefix: int) -> Tensor:
     """How much likelier keeping is than dropping, as a difference of logits [B,slots], for the patches of x [B,prefix+slots,C].
 
     Ranks are those of the log-probability of keeping, which rises with this difference. All rows go through the network, since the
@@ -35,10 +35,10 @@ def predicted(emit: Emitter, x: Any, weights: predictor.Weights, slots: int, pre
     """
     half = len(weights["in_conv.0.weight"]) // 2
 
-    def linear(x: Any, name: str) -> Any:
+    def linear(x: Tensor, name: str) -> Tensor:
         return emit.linear(x, weights[f"{name}.weight"].T, weights[f"{name}.bias"], name)
 
-    def entered(part: slice, label: str) -> Any:
+    def entered(part: slice, label: str) -> Tensor:
         w, b = weights["in_conv.1.weight"][part], weights["in_conv.1.bias"][part]
         return gelu(emit, emit.linear(x, w.T, b, f"in_conv.1.{label}"), f"in_gelu.{label}")
 
@@ -63,12 +63,11 @@ class DynamicVitSurgery(GraphPass):
 
     def requires(self, surgery: Surgery) -> str:
         """Sites must lie in the graph."""
-        depth = len(surgery.anatomy.blocks)
-        return next((f"site at block {site.block} of {depth}" for site in surgery.sites if site.block >= depth), "")
+        return sites_in_graph(surgery)
 
     def apply(self, surgery: Surgery) -> bool:
         """See `GraphPass.apply`."""
-        params: Any = surgery.recipe.prune
+        params = keys_of(surgery.recipe.prune, Params)
         weights = predictor.load(params, surgery.sites)
         self._note(surgery, params)
         sites = {site.block: site for site in surgery.sites}
@@ -79,11 +78,11 @@ class DynamicVitSurgery(GraphPass):
             canonical(surgery, block)
         return True
 
-    def _note(self, surgery: Surgery, params: Any) -> None:
+    def _note(self, surgery: Surgery, params: Params) -> None:
         if text := predictor.warning(params):
             surgery.notes.setdefault("warnings", []).append(text)
             surgery.notes["predictor"] = {"source": predictor.UNTRAINED, "seed": params.predictor_seed, "trained": False}
-        else:
+        elif params.predictor is not None:  # None has been refused with the weights
             path = located(params.predictor)
             digest = hashlib.sha256(path.read_bytes()).hexdigest()
             surgery.notes["predictor"] = {"source": path.name, "sha256": digest, "trained": True}
@@ -94,7 +93,7 @@ class DynamicVitSurgery(GraphPass):
         emit = surgery.emitter.child(f"block{block.index}/prune")
         network = surgery.emitter.child(f"block{block.index}/predictor" + ("_untrained" if untrained else ""))
 
-        def reduced(x: Any) -> Any:
+        def reduced(x: Tensor) -> Tensor:
             score = predicted(network, x, weights, site.options.slots, surgery.anatomy.prefix)
             rows = track(surgery, emit, top_k(emit, score, site.options.keep))
             return emit.take_rows(x, rows, "x/kept")

@@ -5,15 +5,14 @@ Rows are laid out as ToMe does, what is left of A and then B, because the next s
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 
 from vitprune.graph.anatomy.find import Block
 from vitprune.graph.emit import FLOAT, INT64, Emitter
 from vitprune.graph.passes.base import Surgery
+from vitprune.graph.types import Tensor
 from vitprune.methods._merging.matching import partners, similarity, spread, starts
-from vitprune.methods._merging.surgery import MergingSurgery, highest, metric
+from vitprune.methods._merging.surgery import MergingSurgery, metric
 from vitprune.methods.base import Site
 from vitprune.methods.tome.keys import TomeOptions
 
@@ -24,13 +23,21 @@ class TomeSurgery(MergingSurgery):
     name = "bipartite_merging"
 
     def merge(
-        self, surgery: Surgery, emit: Emitter, block: Block, site: Site[TomeOptions], x: Any, h: Any, key: Any, value: Any
-    ) -> Any:
+        self,
+        surgery: Surgery,
+        emit: Emitter,
+        block: Block,
+        site: Site[TomeOptions],
+        x: Tensor,
+        h: Tensor,
+        key: Tensor,
+        value: Tensor,
+    ) -> Tensor:
         """See `MergingSurgery.merge`."""
         prefix = surgery.anatomy.prefix
         first_a, first_b = starts(prefix)
         cosines = similarity(emit, metric(emit, block, key), prefix)
-        leaving, staying = self._rank(emit, highest(emit, cosines, 2, "best"), site, first_a - prefix)
+        leaving, staying = self._rank(emit, emit.reduce("ReduceMax", cosines, 2, "best"), site, first_a - prefix)
         sources = spread(emit, leaving, first_a, "sources")
         targets = spread(emit, partners(emit, cosines, leaving), first_b, "targets")
         fixed = np.arange(first_b, prefix + site.patches, 2)[None]
@@ -42,7 +49,7 @@ class TomeSurgery(MergingSurgery):
         self.hide(surgery, emit)
         return merged
 
-    def _rank(self, emit: Emitter, best: Any, site: Site[TomeOptions], offset: int) -> tuple[Any, Any]:
+    def _rank(self, emit: Emitter, best: Tensor, site: Site[TomeOptions], offset: int) -> tuple[Tensor, Tensor | None]:
         """Members of A that leave, int64 [B,r], and that stay, ascending int64 [B,|A|-r] or None when all leave."""
         members, r = (site.patches - offset + 1) // 2, site.options.r
         if members == r:
@@ -54,10 +61,10 @@ class TomeSurgery(MergingSurgery):
         ordered, _ = emit.ops("TopK", [rest, emit.constant([members - r])], "rank/ordered", outputs, axis=1, largest=0)
         return emit.slice(ranked, 0, r, 1, "leaving", dtype=INT64), emit.op("Cast", [ordered], "staying", dtype=INT64, to=7)
 
-    def _numbers(self, surgery: Surgery, emit: Emitter, stay: Any, sources: Any, targets: Any) -> None:
+    def _numbers(self, surgery: Surgery, emit: Emitter, stay: Tensor, sources: Tensor, targets: Tensor) -> None:
         """Kept list and groups; token rows [B,K] and [B,r]."""
 
-        def slots(rows: Any, label: str) -> Any:
+        def slots(rows: Tensor, label: str) -> Tensor:
             prefix = surgery.anatomy.prefix
             return emit.op("Sub", [rows, emit.constant(prefix)], label, dtype=INT64) if prefix else rows
 

@@ -6,17 +6,16 @@ are packed by a TokenSample node over "stays / leaves" scores, in ascending patc
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 
 from vitprune.graph.anatomy.find import Block
-from vitprune.graph.canonical import start
+from vitprune.graph.canonical import advance, start
 from vitprune.graph.emit import BOOL, FLOAT, INT64, Emitter
 from vitprune.graph.passes.base import Surgery
+from vitprune.graph.types import Tensor
 from vitprune.methods._dropping.sampling import token_sample
 from vitprune.methods._merging.matching import every_second, partners, similarity, spread, starts
-from vitprune.methods._merging.surgery import IMPOSSIBLE, MergingSurgery, highest, metric
+from vitprune.methods._merging.surgery import IMPOSSIBLE, MergingSurgery, metric
 from vitprune.methods.base import Site
 from vitprune.methods.tome_threshold.keys import TomeThresholdOptions
 
@@ -32,11 +31,11 @@ class TomeThresholdSurgery(MergingSurgery):
         emit: Emitter,
         block: Block,
         site: Site[TomeThresholdOptions],
-        x: Any,
-        h: Any,
-        key: Any,
-        value: Any,
-    ) -> Any:
+        x: Tensor,
+        h: Tensor,
+        key: Tensor,
+        value: Tensor,
+    ) -> Tensor:
         """See `MergingSurgery.merge`."""
         prefix, r = surgery.anatomy.prefix, site.options.r_max
         first_a, first_b = starts(prefix)
@@ -47,11 +46,11 @@ class TomeThresholdSurgery(MergingSurgery):
             emit,
             emit.slice(emit.op("ReduceSum", [unit, emit.constant([2])], "rows", keepdims=0), prefix, None, 1, "slots"),
         )
-        live = emit.op("Cast", [surgery.valid], "live", to=1)
+        live = emit.op("Cast", [surgery.slots.valid], "live", to=1)
         cosines = similarity(emit, unit, prefix)
         if padded:
             cosines = emit.op("Sub", [cosines, self._absent(emit, live, first_b - prefix, "b", 1)], "similarity/live")
-        best = highest(emit, cosines, 2, "best")
+        best = emit.reduce("ReduceMax", cosines, 2, "best")
         if padded:
             best = emit.op("Sub", [best, self._absent(emit, live, first_a - prefix, "a", None)], "best/live")
         alike, members = emit.ops("TopK", [best, emit.constant([r])], "rank", [(FLOAT, None), (INT64, None)], axis=1)
@@ -64,20 +63,20 @@ class TomeThresholdSurgery(MergingSurgery):
         index, keep = token_sample(emit, surgery, site, score)
         if self.group is not None:
             slots = emit.op("Sub", [targets, emit.constant(prefix)], "trace/targets", dtype=INT64)
-            self.rename(emit, surgery.patch, leaving, slots, active)
+            self.rename(emit, surgery.slots.patch, leaving, slots, active)
         advance(surgery, emit, index, keep)
         stay = emit.op("Add", [index, emit.constant(prefix)], "stay/patches", dtype=INT64)
         merged = self.combine(surgery, emit, x, self.token_rows(surgery, emit, stay), sources, targets, r, active)
         self.hide(surgery, emit, keep)
         return merged
 
-    def _absent(self, emit: Emitter, live: Any, first: int, label: str, axis: int | None) -> Any:
+    def _absent(self, emit: Emitter, live: Tensor, first: int, label: str, axis: int | None) -> Tensor:
         """IMPOSSIBLE on pads of one set, 0 elsewhere: [B,S], or [B,1,S] with axis 1."""
         missing = emit.op("Sub", [emit.constant(1.0, FLOAT), every_second(emit, live, first, f"live/{label}")], f"absent/{label}")
         penalty = emit.op("Mul", [missing, emit.constant(IMPOSSIBLE, FLOAT)], f"penalty/{label}")
         return penalty if axis is None else emit.op("Unsqueeze", [penalty, emit.constant([axis])], f"penalty/{label}_row")
 
-    def _merges(self, emit: Emitter, site: Site[TomeThresholdOptions], alike: Any, live: Any) -> Any:
+    def _merges(self, emit: Emitter, site: Site[TomeThresholdOptions], alike: Tensor, live: Tensor) -> Tensor:
         """Which of the r_max best pairs [B,r] merge: those above tau, and those that a capacity demands."""
         above = emit.op("Greater", [alike, emit.constant(site.options.tau, FLOAT)], "above", dtype=BOOL)
         most = site.options.most
@@ -87,10 +86,3 @@ class TomeThresholdSurgery(MergingSurgery):
         excess = emit.op("Sub", [count, emit.constant(float(most), FLOAT)], "excess")
         places = emit.constant(np.arange(site.options.r_max)[None], FLOAT)
         return emit.op("Or", [above, emit.op("Less", [places, excess], "forced", dtype=BOOL)], "merges", dtype=BOOL)
-
-
-def advance(surgery: Surgery, emit: Emitter, index: Any, keep: Any) -> None:
-    """After a selection (index, keep [B,K]): patch numbers, valid slots and the kept list follow."""
-    surgery.patch = emit.op("GatherElements", [surgery.patch, index], "patch", dtype=INT64, axis=1)
-    surgery.valid = keep
-    surgery.kept.append(emit.op("Where", [keep, surgery.patch, emit.constant(-1)], "kept", dtype=INT64))
