@@ -8,7 +8,7 @@ hidden by an additive bias. Definition: `vitprune.methods.ats.cvt_reference`.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 
@@ -20,6 +20,9 @@ from vitprune.methods._dropping.sampling import score, token_sample
 from vitprune.methods.ats.keys import AtsOptions
 from vitprune.methods.base import Site
 from vitprune.ops.token_sample import NAME
+
+if TYPE_CHECKING:
+    from vitprune.graph.families.cvt import ConvBlock, Convolution, CvtAnatomy
 
 
 def incidence(grid: tuple[int, int], kernel: int, stride: int, padding: int) -> np.ndarray:
@@ -51,7 +54,7 @@ class CvtSurgery(GraphPass):
         """See `GraphPass.apply`."""
         sites = {site.block: site for site in surgery.sites}
         for block in surgery.anatomy.blocks:
-            self._block(surgery, block, sites.get(block.index))
+            self._block(surgery, cast("ConvBlock", block), sites.get(block.index))
         last = surgery.tensors[surgery.anatomy.blocks[-1].output]
         for node in [n for n in last.outputs if n.op == "Split"]:
             # the head splits CLS from a fixed number of tokens
@@ -59,11 +62,12 @@ class CvtSurgery(GraphPass):
             surgery.replace(node.outputs[0], emit.slice(last, 0, 1, 1, "cls"))
         return True
 
-    def _block(self, surgery: Surgery, block: Any, site: Site[AtsOptions] | None) -> None:
+    def _block(self, surgery: Surgery, block: ConvBlock, site: Site[AtsOptions] | None) -> None:
         emit = surgery.emitter.child(f"block{block.index}/attn")
         h = surgery.tensors[block.h]
         cls = emit.slice(h, 0, 1, 1, "cls")
-        window = incidence(surgery.anatomy.grid, block.convolve_key.weight.shape[2], block.convolve_key.stride, block.convolve_key.padding)  # type: ignore[attr-defined] # fmt: skip
+        reduced = block.convolve_key
+        window = incidence(_extent(surgery), reduced.weight.shape[2], reduced.stride, reduced.padding)
         grid = self._grid(surgery, emit.child("grid"), h, window)
         surgery.bias = self._bias(emit.child("grid"), grid)
         key = keys(emit, block, _join(emit, cls, _convolve(emit, grid.cells, block.convolve_key, "k"), "k"))
@@ -91,7 +95,7 @@ class CvtSurgery(GraphPass):
 
     def _grid(self, surgery: Surgery, emit: Emitter, h: Tensor, window: np.ndarray) -> _Grid:
         """Put the token rows of h [B,1+K,C] into their cells."""
-        height, width = surgery.anatomy.grid  # type: ignore[attr-defined]
+        height, width = _extent(surgery)
         patches, channels = surgery.anatomy.patches, surgery.anatomy.width
         if surgery.patch is None:
             rows, live, count = emit.slice(h, 1, None, 1, "tokens"), None, None
@@ -145,7 +149,12 @@ class CvtSurgery(GraphPass):
         return "" if found == len(live) else f"{found} TokenSample nodes for {len(live)} sites"
 
 
-def _convolve(emit: Emitter, cells: Tensor, convolution: Any, label: str) -> Tensor:
+def _extent(surgery: Surgery) -> tuple[int, int]:
+    """Height and width of the last stage in tokens."""
+    return cast("CvtAnatomy", surgery.anatomy).grid
+
+
+def _convolve(emit: Emitter, cells: Tensor, convolution: Convolution, label: str) -> Tensor:
     """Depthwise convolution of cells [B,C,H,W] as rows [B,cells,C]."""
     size, pad = convolution.weight.shape[2], convolution.padding
     inputs = [

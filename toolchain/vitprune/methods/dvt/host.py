@@ -34,7 +34,8 @@ def member_file(number: int) -> str:
 def confidence(logits: NDArray[np.float32]) -> NDArray[np.float64]:
     """Largest softmax probability [B] of logits [B,classes], in double precision."""
     wide = logits.astype(np.float64)
-    return 1.0 / np.exp(wide - wide.max(axis=1, keepdims=True)).sum(axis=1)
+    total: NDArray[np.float64] = np.exp(wide - wide.max(axis=1, keepdims=True)).sum(axis=1)
+    return 1.0 / total
 
 
 def fires(certainty: NDArray[np.float64], threshold: float | None) -> NDArray[np.bool_]:

@@ -60,7 +60,8 @@ class Mlp(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., width] -> [..., out]."""
-        return self.fc2(functional.gelu(self.fc1(x)))
+        out: Tensor = self.fc2(functional.gelu(self.fc1(x)))
+        return out
 
 
 class Attention(nn.Module):
@@ -120,7 +121,8 @@ class PatchEmbed(nn.Module):
 
     def forward(self, image: Tensor) -> Tensor:
         """[B,channels,S,S] -> [B,grid*grid,C]."""
-        return self.proj(image).flatten(2).transpose(1, 2)
+        rows: Tensor = self.proj(image).flatten(2).transpose(1, 2)
+        return rows
 
 
 class Member(nn.Module):
@@ -153,7 +155,7 @@ class Member(nn.Module):
         if relations is not None:
             assert self.old is not None
             maps = resample_relation(self.relation_reuse_conv(relations), self.old, self.grid)
-            shared = list(maps.split(self.heads, dim=1))
+            shared = list(torch.split(maps, self.heads, dim=1))
         given = []
         for block, relation in zip(self.blocks, shared, strict=True):
             x, logits = block(x, features, relation)

@@ -35,7 +35,8 @@ class Predictor(nn.Module):
         half = x.shape[-1] // 2
         weight = policy[:, :, None].to(x.dtype)
         whole = (x[..., half:] * weight).sum(dim=1, keepdim=True) / weight.sum(dim=1, keepdim=True).clamp(min=1e-6)
-        return self.out_conv(torch.cat([x[..., :half], whole.expand(-1, x.shape[1], -1)], dim=-1)).log_softmax(dim=-1)
+        chances: Tensor = self.out_conv(torch.cat([x[..., :half], whole.expand(-1, x.shape[1], -1)], dim=-1)).log_softmax(dim=-1)
+        return chances
 
 
 class DynamicVitTraining(Behaviour):
