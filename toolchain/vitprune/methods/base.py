@@ -210,7 +210,8 @@ def keys_of(keys: BaseModel, kind: type[K]) -> K:
         TypeError: the section belongs to another method.
     """
     if not isinstance(keys, kind):
-        raise TypeError(f"keys of {kind.__name__} expected, these are of {type(keys).__name__}")
+        expected, found = (f"{one.__module__}.{one.__qualname__}" for one in (kind, type(keys)))
+        raise TypeError(f"{expected} expected, these are of {found}")
     return keys
 
 
