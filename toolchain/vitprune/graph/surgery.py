@@ -13,7 +13,8 @@ from vitprune.errors import ExportError, RecipeError
 from vitprune.graph import families
 from vitprune.graph.anatomy.find import Anatomy
 from vitprune.graph.families.base import Family
-from vitprune.graph.passes.base import GraphPass, Surgery
+from vitprune.graph.passes.base import GraphPass, Surgery, run_all
+from vitprune.graph.types import Graph
 from vitprune.methods.base import Geometry, Method
 from vitprune.ops.token_sample import DOMAIN
 from vitprune.recipe import Recipe
@@ -81,7 +82,6 @@ def rewrite(
     """
     model = upgrade(model, recipe.graph.opset)
     family, method = families.of(model), methods.get(recipe.prune.method)
-    step = _pass_of(method, family)
     anatomy = family.find(model)
     if has_cls is not None:
         anatomy = replace(anatomy, reads_cls=has_cls)
@@ -95,8 +95,13 @@ def rewrite(
         )
     sites = method.sites(recipe.prune, sizes)
     surgery = Surgery(working_copy(model), anatomy, recipe, method, sites)
-    changed = {one.name: one.run(surgery) for one in (step, *(following() for following in family.passes))}
-    return finish(surgery), anatomy, {"passes": changed, **surgery.notes}
+    ran = run_all(passes(method, family), surgery)
+    return finish(surgery), anatomy, {"passes": ran, **surgery.notes}
+
+
+def passes(method: Method, family: Family) -> list[GraphPass]:
+    """All that rewrites a dense graph, in order; what concerns the finished graph, such as its types, follows the outputs."""
+    return [_pass_of(method, family), *(following() for following in family.passes)]
 
 
 def canonical(model: onnx.ModelProto, recipe: Recipe) -> onnx.ModelProto:
@@ -130,7 +135,7 @@ def _pass_of(method: Method, family: Family) -> GraphPass:
     return method.surgery_for(family.name)()
 
 
-def working_copy(model: onnx.ModelProto) -> gs.Graph:
+def working_copy(model: onnx.ModelProto) -> Graph:
     """A graph to change, without the shapes that a rewrite makes wrong."""
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
@@ -139,7 +144,8 @@ def working_copy(model: onnx.ModelProto) -> gs.Graph:
         for dim in list(output.type.tensor_type.shape.dim)[1:]:
             if dim.dim_value <= 0:
                 dim.Clear()
-    return gs.import_onnx(copy)
+    graph: Graph = gs.import_onnx(copy)
+    return graph
 
 
 def finish(surgery: Surgery) -> onnx.ModelProto:
@@ -150,7 +156,7 @@ def finish(surgery: Surgery) -> onnx.ModelProto:
     """
     opset = surgery.graph.opset
     surgery.graph.cleanup(remove_unused_graph_inputs=False).toposort()
-    result = gs.export_onnx(surgery.graph, do_type_check=False)
+    result: onnx.ModelProto = gs.export_onnx(surgery.graph, do_type_check=False)
     del result.opset_import[:]
     result.opset_import.append(onnx.helper.make_opsetid("", opset))
     if surgery.functions:

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from vitprune.vit.reference_method import ReferenceMethod
 
 T = TypeVar("T")
+K = TypeVar("K", bound=BaseModel)
 
 
 @dataclass(frozen=True)
@@ -205,6 +206,18 @@ class Method(ABC):
                 cause=f"the model has {geometry.depth} blocks, numbered 0 to {geometry.depth - 1}; prune.stages is {params.stages}",
                 next_step=f"--set 'prune.stages={[stage for stage in params.stages if stage < geometry.depth]}'",
             )
+
+
+def keys_of(keys: BaseModel, kind: type[K]) -> K:
+    """A recipe's section as what it is: `keys_of(recipe.prune, AtsParams)` has the keys of ATS, and a type checker knows.
+
+    Raises:
+        TypeError: the section belongs to another method.
+    """
+    if not isinstance(keys, kind):
+        expected, found = (f"{one.__module__}.{one.__qualname__}" for one in (kind, type(keys)))
+        raise TypeError(f"{expected} expected, these are of {found}")
+    return keys
 
 
 def per_stage(value: T | Sequence[T], stages: Sequence[int], key: str) -> list[T]:

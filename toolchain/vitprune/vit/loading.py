@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -50,9 +51,10 @@ def weights_path(text: str) -> Path:
 
 def preprocessing_of(module: Any, section: ModelSection) -> dict[str, Any]:
     """Input size, mean, std, interpolation and crop of a timm model; the recipe's mean and std win."""
-    from timm.data import resolve_data_config
+    from timm import data
 
-    config = resolve_data_config(model=module)  # timm's defaults (ImageNet) for a model that carries no pretrained_cfg
+    resolve: Callable[..., dict[str, Any]] = data.resolve_data_config
+    config = resolve(model=module)  # timm's defaults (ImageNet) for a model that carries no pretrained_cfg
     embed = module.patch_embed
     size = embed.img_size or config["input_size"][1:]
     channels = image_channels(module) or config["input_size"][0]

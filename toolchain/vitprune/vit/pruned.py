@@ -118,7 +118,8 @@ class PrunedViT(nn.Module):
     def _head(self, x: Tensor, state: TokenState) -> Tensor:
         model = self.model
         if model.global_pool != "avg" or hasattr(model, "head_dist"):
-            return model.forward_head(x)
+            logits: Tensor = model.forward_head(x)
+            return logits
         present = torch.cat([torch.ones_like(state.valid[:, :1]).expand(-1, state.prefix), state.valid], dim=1)
         start = 0 if model.pool_include_prefix else state.prefix
         weight = present[:, start:, None].to(x.dtype)
@@ -126,4 +127,5 @@ class PrunedViT(nn.Module):
             ahead = weight.shape[1] - state.extra["size"].shape[1]
             weight = torch.cat([weight[:, :ahead], weight[:, ahead:] * state.extra["size"][:, :, None].to(x.dtype)], dim=1)
         pooled = (x[:, start:] * weight).sum(1) / weight.sum(1).clamp(min=1)
-        return model.head(model.head_drop(model.fc_norm(pooled)))
+        logits = model.head(model.head_drop(model.fc_norm(pooled)))
+        return logits

@@ -6,6 +6,7 @@ import numpy as np
 
 from vitprune.graph.emit import FLOAT
 from vitprune.graph.passes.base import GraphPass, Surgery
+from vitprune.graph.types import given
 
 
 class Pooling(GraphPass):
@@ -20,28 +21,30 @@ class Pooling(GraphPass):
         for name, skipped in surgery.anatomy.mean_pools.items():
             pooled = surgery.tensors[name]
             node = pooled.inputs[0]
-            em = surgery.emitter.child(f"pool/{len(surgery.nodes)}")
-            valid = surgery.weight if surgery.valid is None else em.op("Cast", [surgery.valid], "valid", to=1)
+            emit = surgery.emitter.child(f"pool/{len(surgery.nodes)}")
+            valid = given(surgery.weight) if surgery.valid is None else emit.op("Cast", [surgery.valid], "valid", to=1)
             if surgery.weight is not None and surgery.valid is not None:
-                valid = em.op("Mul", [valid, surgery.weight], "patches")
+                valid = emit.op("Mul", [valid, surgery.weight], "patches")
             ahead = surgery.anatomy.prefix - skipped
             if ahead > 0:
-                first = em.slice(valid, 0, 1, 1, "first")
-                ones = em.op(
+                first = emit.slice(valid, 0, 1, 1, "first")
+                ones = emit.op(
                     "Add",
-                    [em.op("Mul", [first, em.constant(0.0, FLOAT)], "zero"), em.constant(np.ones((1, ahead)), FLOAT)],
+                    [emit.op("Mul", [first, emit.constant(0.0, FLOAT)], "zero"), emit.constant(np.ones((1, ahead)), FLOAT)],
                     "prefix",
                 )
-                valid = em.op("Concat", [ones, valid], "live", axis=1)
-            weight = em.op("Unsqueeze", [valid, em.constant([2])], "weight")
-            total = em.op("ReduceSum", [em.op("Mul", [node.inputs[0], weight], "masked"), em.constant([1])], "sum", keepdims=1)
-            count = em.op(
+                valid = emit.op("Concat", [ones, valid], "live", axis=1)
+            weight = emit.op("Unsqueeze", [valid, emit.constant([2])], "weight")
+            total = emit.op(
+                "ReduceSum", [emit.op("Mul", [node.inputs[0], weight], "masked"), emit.constant([1])], "sum", keepdims=1
+            )
+            count = emit.op(
                 "Max",
-                [em.op("ReduceSum", [weight, em.constant([1])], "count", keepdims=1), em.constant(1.0, FLOAT)],
+                [emit.op("ReduceSum", [weight, emit.constant([1])], "count", keepdims=1), emit.constant(1.0, FLOAT)],
                 "at_least_one",
             )
-            mean = em.op("Div", [total, count], "mean")
+            mean = emit.op("Div", [total, count], "mean")
             if not node.attrs.get("keepdims", 1):
-                mean = em.op("Squeeze", [mean, em.constant([1])], "flat")
+                mean = emit.op("Squeeze", [mean, emit.constant([1])], "flat")
             surgery.replace(pooled, mean)
         return True

@@ -20,7 +20,8 @@ def metric(key: Tensor) -> Tensor:
         float32 [B,P,d] of unit length.
     """
     mean = key.float().mean(dim=1)
-    return mean / mean.norm(dim=-1, keepdim=True).clamp(min=NORM_FLOOR)
+    unit: Tensor = mean / mean.norm(dim=-1, keepdim=True).clamp(min=NORM_FLOOR)
+    return unit
 
 
 def side(valid: Tensor, prefix: int) -> Tensor:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import onnx
 
@@ -12,19 +11,21 @@ from vitprune.exporting.dense import dense_onnx
 from vitprune.graph.anatomy.find import find
 from vitprune.graph.passes.base import Surgery
 from vitprune.graph.surgery import finish, working_copy
+from vitprune.methods.base import keys_of
 from vitprune.methods.dvt import surgery as reuse
-from vitprune.methods.dvt.keys import EXITS
+from vitprune.methods.dvt.keys import EXITS, Params
 from vitprune.methods.dvt.members import dense_member, weights_of
+from vitprune.methods.dvt.reference import Cascade
 from vitprune.recipe import Recipe
 
 
-def member_graphs(cascade: Any, recipe: Recipe, report: Callable[[str], None] = lambda text: None) -> list[onnx.ModelProto]:
+def member_graphs(cascade: Cascade, recipe: Recipe, report: Callable[[str], None] = lambda text: None) -> list[onnx.ModelProto]:
     """The three graphs: image -> logits, z1, r1; image, z1, r1 -> logits, z2, r2; image, z2, r2 -> logits.
 
     Raises:
         ExportError: VP304 torch cannot export a member, VP32x the graph is not understood.
     """
-    shape, grids, graphs = cascade.shape, recipe.prune.grids, []  # type: ignore[attr-defined]
+    shape, grids, graphs = cascade.shape, keys_of(recipe.prune, Params).grids, []
     for number, grid in enumerate(grids):
         report(f"exporting member {number + 1} of {EXITS}")
         weights = weights_of(cascade, number)
