@@ -29,8 +29,8 @@ demo: $(VENV)/.installed
 	$(BIN)/vitprune demo --method $(METHOD) --output demo-output
 
 lint: $(VENV)/.installed
-	$(BIN)/ruff check toolchain tests benchmarks recipes
-	$(BIN)/ruff format --check toolchain tests benchmarks recipes
+	$(BIN)/ruff check toolchain tests benchmarks recipes docs
+	$(BIN)/ruff format --check toolchain tests benchmarks recipes docs
 	$(BIN)/mypy
 
 # Only folders that are there are named: a wrong name is an error, none is "not found".

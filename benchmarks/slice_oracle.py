@@ -49,13 +49,13 @@ def slice_oracle(dense: onnx.ModelProto, recipe: Recipe, kept: list[int]) -> onn
     sites = method.sites(recipe.prune, surgery.geometry(anatomy))
     sizes = surgery.geometry(anatomy)
     cuts = places(method.block_tokens(sites, sizes, [float(count) for count in kept]), sizes.tokens)
-    work = Surgery(surgery._working_copy(model), anatomy, recipe, method, [])
+    work = Surgery(surgery.working_copy(model), anatomy, recipe, method, [])
     for block in work.anatomy.blocks:
         where, rows = cuts[block.index]
-        em = work.emitter.child(f"block{block.index}/cut")
+        emit = work.emitter.child(f"block{block.index}/cut")
 
-        def cut(x: Any, em: Any = em, rows: int = rows) -> Any:
-            return em.slice(x, 0, rows, 1, "rows")
+        def cut(x: Any, emit: Any = emit, rows: int = rows) -> Any:
+            return emit.slice(x, 0, rows, 1, "rows")
 
         if where == "before":
             splice(work, block.x, cut)
@@ -65,13 +65,13 @@ def slice_oracle(dense: onnx.ModelProto, recipe: Recipe, kept: list[int]) -> onn
             parts.canonical(work, block)
         if where == "attended":
             splice(work, block.attended, cut)
-    return surgery._finish(work)
+    return surgery.finish(work)
 
 
 def _cut_queries(work: Surgery, block: Block, rows: int) -> None:
-    em = work.emitter.child(f"block{block.index}/attn")
+    emit = work.emitter.child(f"block{block.index}/attn")
     h, x = work.tensors[block.h], work.tensors[block.x]
-    key, value = parts.keys(em, block, h), parts.values(em, block, h)
-    query = parts.queries(em, block, em.slice(h, 0, rows, 1, "h/cut"))
-    context = parts.attend(em, block, query, key, value)
-    parts.replace_attention(work, block, parts.project(em, block, context), em.slice(x, 0, rows, 1, "x/cut"))
+    key, value = parts.keys(emit, block, h), parts.values(emit, block, h)
+    query = parts.queries(emit, block, emit.slice(h, 0, rows, 1, "h/cut"))
+    context = parts.attend(emit, block, query, key, value)
+    parts.replace_attention(work, block, parts.project(emit, block, context), emit.slice(x, 0, rows, 1, "x/cut"))

@@ -9,13 +9,14 @@ from typing import Any
 import pytest
 
 from vitprune import cli, console
-from vitprune.bundle import Bundle, open_bundle, sha256_of
+from vitprune.bundle import Bundle, open_bundle
 from vitprune.device import collect as collecting
 from vitprune.device import preparing
 from vitprune.device.build import PACKAGED, package_engine
 from vitprune.device.collect import collect
 from vitprune.device.package import read_manifest
 from vitprune.errors import BuildError, RecipeError, TargetError
+from vitprune.support.hashing import sha256_of
 from vitprune.targets import choose, load
 
 TARGET = "jetson-orin"

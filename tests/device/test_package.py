@@ -12,11 +12,12 @@ import pytest
 from device_package import run_sh
 
 from vitprune import targets
-from vitprune.bundle import Bundle, open_bundle, sha256_of
+from vitprune.bundle import Bundle, open_bundle
 from vitprune.device import entry
 from vitprune.device.hardware import capability_of, is_device, machine_of, why_no_device
 from vitprune.device.package import job_of, package_name, read_manifest, write_package
 from vitprune.errors import LoadError
+from vitprune.support.hashing import sha256_of
 
 TARGET = "jetson-orin"
 

@@ -14,8 +14,8 @@ import pytest
 from vitprune import backends, cli, console, targets
 from vitprune.bundle import Bundle
 from vitprune.device import hardware
-from vitprune.environment.doctor import target_states
 from vitprune.pipelines import open_bundle
+from vitprune.reports.doctor import target_states
 from vitprune.support.gpus import Gpu
 
 Here = Callable[..., None]

@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 from vitprune.errors import ExportError, RecipeError
 from vitprune.graph import surgery
 from vitprune.graph.families import cvt
+from vitprune.graph.families.cvt import incidence
 from vitprune.methods.ats import rule as ats
 from vitprune.methods.ats.cvt_reference import lift, reference, windows
-from vitprune.methods.ats.cvt_surgery import incidence
 from vitprune.recipe import Recipe
 
 SIDE, GRID = 112, (7, 7)
@@ -177,7 +177,7 @@ def test_bypass_gives_the_dense_logits(model, dense, images):
     with torch.no_grad():
         expected = model(images).logits
         assert float((reference(model, chosen, SIDE)(images) - expected).abs().max()) <= 1e-5
-    assert np.abs(run(cvt.rewrite(dense, chosen)[0], images.numpy())[0] - expected.numpy()).max() <= 1e-4
+    assert np.abs(run(surgery.rewrite(dense, chosen)[0], images.numpy())[0] - expected.numpy()).max() <= 1e-4
 
 
 # ---- graph against reference
@@ -212,7 +212,7 @@ def test_graph_agrees_with_the_reference(model, dense, images, shapes, keys):
 
 def test_single_image_graph(model, dense, images):
     chosen = recipe(batch="1")
-    graph = cvt.rewrite(dense, chosen)[0]
+    graph = surgery.rewrite(dense, chosen)[0]
     module = reference(model, chosen, SIDE)
     for image in images.split(1):
         with torch.no_grad():
@@ -233,7 +233,7 @@ def test_result_of_an_image_does_not_depend_on_its_batch(dense, images, shapes):
             assert float((part - whole[picked]).abs().max()) <= 1e-5
             for few, many in zip(module.kept, kept, strict=True):
                 assert sets(few) == [sets(many)[image] for image in picked]
-    graph = cvt.rewrite(dense, chosen)[0]
+    graph = surgery.rewrite(dense, chosen)[0]
     outputs = run(graph, images.numpy())
     for picked in ([0], [3, 1]):
         part = run(graph, images[picked].numpy())
@@ -291,7 +291,7 @@ def test_canonical_form_computes_the_dense_logits(model, dense, images):
 
 def test_refusals(model, dense):
     with pytest.raises(RecipeError) as error:
-        cvt.rewrite(dense, Recipe.load({"prune": {"method": "avit", "gate_scale": 1, "gate_center": 1, "compact_at": [1]}}))
+        surgery.rewrite(dense, Recipe.load({"prune": {"method": "avit", "gate_scale": 1, "gate_center": 1, "compact_at": [1]}}))
     assert error.value.code == "VP144"
     with pytest.raises(RecipeError) as error:
         reference(model, recipe(stages=[4]), SIDE)
@@ -313,4 +313,4 @@ def test_builds_on_tensorrt_rtx(dense, shapes):
     pytest.importorskip("tensorrt_rtx", reason="tensorrt_rtx is not installed")
     from avit_support import builds_on_rtx
 
-    assert builds_on_rtx(cvt.rewrite(dense, recipe(shapes, stages=[1, 3]))[0], (3, SIDE, SIDE)) is True
+    assert builds_on_rtx(surgery.rewrite(dense, recipe(shapes, stages=[1, 3]))[0], (3, SIDE, SIDE)) is True

@@ -13,8 +13,9 @@ from vitprune.cli import run as cli
 from vitprune.errors import PreflightError, TargetError
 from vitprune.preflight import check as checking
 from vitprune.preflight.check import check, require
+from vitprune.preflight.findings import Finding, Report, Verdict
 from vitprune.preflight.memory import estimate
-from vitprune.preflight.rules import Finding, Report, Verdict, all_rules, rule
+from vitprune.preflight.rules import all_rules, rule
 from vitprune.support.gpus import Gpu
 
 # Ids are promises: a new rule gets a new id, a rule that goes leaves a gap.

@@ -13,7 +13,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
+from vitprune.support.about import VERSION
+
+__version__ = VERSION
 
 __all__ = ["Bundle", "Recipe", "Result", "VitpruneError", "__version__", "export", "open_bundle", "reference", "rewrite"]
 

@@ -27,9 +27,10 @@ import yaml
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from vitprune import __version__
 from vitprune.errors import LoadError, RecipeError
 from vitprune.recipe import Recipe
+from vitprune.support.about import VERSION
+from vitprune.support.hashing import sha256_of
 
 SCHEMA = 1
 ENGINES = "engines/"
@@ -46,7 +47,7 @@ class Manifest(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     schema_version: int = SCHEMA
-    tool_version: str = __version__
+    tool_version: str = VERSION
     name: str
     model: dict[str, Any]
     preprocessing: dict[str, Any]
@@ -69,15 +70,6 @@ class Manifest(BaseModel):
     def text(self) -> str:
         """The file's exact text."""
         return json.dumps(self.model_dump(mode="json"), indent=2) + "\n"
-
-
-def sha256_of(path: Path) -> str:
-    """sha256 of a file, read in pieces."""
-    digest = hashlib.sha256()
-    with path.open("rb") as stream:
-        while piece := stream.read(1 << 20):
-            digest.update(piece)
-    return digest.hexdigest()
 
 
 def write_atomic(path: Path, data: bytes) -> None:

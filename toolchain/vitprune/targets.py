@@ -160,11 +160,11 @@ class Choice:
     def stated(self, architecture: str = "") -> dict[str, str]:
         """What was said about the device, {} when nothing was: module, jetpack, tensorrt, sm."""
         release = self.release if self.release_stated else None
-        said = {
+        stated = {
             "module": self.module_name, "jetpack": release.jetpack if release else "", "tensorrt": release.tensorrt if release else "",
             "sm": architecture,
         }  # fmt: skip
-        return {name: value for name, value in said.items() if value}
+        return {name: value for name, value in stated.items() if value}
 
 
 def capability(text: str) -> str:

@@ -9,9 +9,10 @@ from typing import Annotated, Any
 
 import typer
 
-from vitprune import __version__, console
+from vitprune import console
 from vitprune.errors import RecipeError, VitpruneError
 from vitprune.support import registry
+from vitprune.support.about import VERSION
 
 app = typer.Typer(
     name="vitprune",
@@ -26,7 +27,7 @@ INTERRUPTED = 130  # what shells report for Ctrl-C
 
 def _version(wanted: bool) -> None:
     if wanted:
-        typer.echo(f"vitprune {__version__}")
+        typer.echo(f"vitprune {VERSION}")
         raise typer.Exit
 
 

@@ -14,7 +14,7 @@ def command(
     root: Annotated[Path, typer.Option(hidden=True, help="Where the system's files lie.")] = Path("/"),
 ) -> None:
     """Show what is installed, which targets can be built here, and on a Jetson the module, JetPack and power mode."""
-    from vitprune.environment.doctor import examine
+    from vitprune.reports.doctor import examine
 
     found = examine(root)
     console.table("machine", ["what", "found"], _machine(found))

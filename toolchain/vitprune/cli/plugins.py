@@ -70,8 +70,8 @@ def command(
 
 
 def _info() -> None:
-    from vitprune.environment.doctor import plugin_state
     from vitprune.plugins import PluginError, find_sources, load
+    from vitprune.reports.doctor import plugin_state
 
     try:
         sources = str(find_sources())

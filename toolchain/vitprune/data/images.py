@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vitprune.errors import LoadError
+from vitprune.support import extras
 
 
 @dataclass(frozen=True)
@@ -96,9 +97,7 @@ def _npz(path: Path, preprocessing: dict[str, Any], limit: int) -> Images:
 
 
 def _folder(path: Path, preprocessing: dict[str, Any], limit: int) -> Images:
-    from vitprune.vit.loading import require_torch
-
-    require_torch("reading an image folder")
+    extras.import_torch("reading an image folder")
     from timm.data import create_transform
     from torchvision.datasets import ImageFolder
 

@@ -8,9 +8,10 @@ import tempfile
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from vitprune.bundle import Bundle, sha256_of, write_atomic
+from vitprune.bundle import Bundle, write_atomic
 from vitprune.device.driver import RESULT
 from vitprune.errors import RecipeError, TargetError
+from vitprune.support.hashing import sha256_of
 from vitprune.support.replacing import replaced
 
 PACKAGE_REPORT = "package-report.json"

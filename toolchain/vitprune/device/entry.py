@@ -135,7 +135,7 @@ def main(root: Path, given: list[str], machine: str = "") -> int:
     sys.path.insert(0, str(root / "lib"))
     from vitprune.device.driver import run
 
-    return run(root, manifest, options)
+    return run(root, manifest, options, show)
 
 
 def _manifest(root: Path) -> dict[str, Any]:

@@ -98,9 +98,9 @@ def run_script(
     if code == _BROKEN or code < 0:
         raise broken(remote, complaint)
     if code:
-        said = complaint or (lines[-1] if lines else "it said nothing")
+        reason = complaint or (lines[-1] if lines else "it said nothing")
         raise TargetError(
-            235, f"a step on {remote.host} failed", cause=said, next_step=f"look at {remote.folder} on {remote.host}"
+            235, f"a step on {remote.host} failed", cause=reason, next_step=f"look at {remote.folder} on {remote.host}"
         )
     return lines
 

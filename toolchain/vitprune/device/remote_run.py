@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from vitprune.device.driver import OUTPUTS
-from vitprune.device.entry import sha256_of
 from vitprune.device.remote import Remote, copy, local, run_script, sanitised
 from vitprune.errors import TargetError
+from vitprune.support.hashing import sha256_of
 
 _LOOK = """
 set -eu

@@ -12,11 +12,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from vitprune import __version__, backends
-from vitprune.bundle import Bundle, sha256_of
+from vitprune import backends
+from vitprune.bundle import Bundle
 from vitprune.engines import building
 from vitprune.errors import BuildError, RecipeError, TargetError
 from vitprune.graph.lowering.logits import with_logits_only
+from vitprune.support.about import VERSION
+from vitprune.support.hashing import sha256_of
 from vitprune.support.replacing import replaced
 from vitprune.support.versions import Version
 from vitprune.targets import Choice, Target
@@ -119,7 +121,7 @@ def build_engine(
     try:
         document = {
             "schema_version": 1, "target": target.name, "backend": target.backend, "backend_version": backend.version(),
-            "tool_version": __version__, "host": platform.machine(), "batch": profile, "precision": bundle.recipe.precision.mode,
+            "tool_version": VERSION, "host": platform.machine(), "batch": profile, "precision": bundle.recipe.precision.mode,
         }  # fmt: skip
         _take_timing_cache(folder, temporary)
         options: dict[str, Any] = {

@@ -35,8 +35,8 @@ def output_of(program: Path | None, arguments: Sequence[str] = (), timeout: floa
     finally:
         _end(process)
     if process.returncode:
-        said = (complaint.strip() or output.strip() or "it said nothing").splitlines()[0]
-        return "", f"exit code {process.returncode}: {said}"
+        reason = (complaint.strip() or output.strip() or "it said nothing").splitlines()[0]
+        return "", f"exit code {process.returncode}: {reason}"
     return output.strip(), ""
 
 

@@ -12,7 +12,6 @@ from typing import Any
 import onnx
 
 from vitprune.errors import ExportError, LoadError
-from vitprune.graph.surgery import MAX_IR
 from vitprune.recipe import Recipe
 
 

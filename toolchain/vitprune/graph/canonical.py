@@ -5,21 +5,20 @@ Every block is written this way, pruned or not, so that no reshape bakes a token
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 
 from vitprune.graph.anatomy.find import Block
 from vitprune.graph.anatomy.projections import HeadNorm
 from vitprune.graph.emit import BOOL, FLOAT, INT64, Emitter
 from vitprune.graph.passes.base import Surgery
+from vitprune.graph.types import Tensor, redirect
 
 
-def _head_norm(em: Emitter, x: Any, norm: HeadNorm, label: str) -> Any:
+def _head_norm(emit: Emitter, x: Tensor, norm: HeadNorm, label: str) -> Tensor:
     """LayerNorm over the head dimension of [B,N,H,d]."""
     bias = np.zeros_like(norm.weight) if norm.bias is None else norm.bias
-    inputs = [x, em.constant(norm.weight, FLOAT, f"{label}.weight"), em.constant(bias, FLOAT, f"{label}.bias")]
-    return em.op("LayerNormalization", inputs, label, axis=-1, epsilon=norm.epsilon)
+    inputs = [x, emit.constant(norm.weight, FLOAT, f"{label}.weight"), emit.constant(bias, FLOAT, f"{label}.bias")]
+    return emit.op("LayerNormalization", inputs, label, axis=-1, epsilon=norm.epsilon)
 
 
 def scaled_query(block: Block) -> tuple[np.ndarray, np.ndarray | None]:
@@ -28,134 +27,138 @@ def scaled_query(block: Block) -> tuple[np.ndarray, np.ndarray | None]:
     return block.query.weight * factor, None if bias is None else bias * factor
 
 
-def queries(em: Emitter, block: Block, h: Any, label: str = "q") -> Any:
+def queries(emit: Emitter, block: Block, h: Tensor, label: str = "q") -> Tensor:
     """Scaled queries [B,M,H*d] of rows h [B,M,C]; the scale is folded into the weights unless q/k norm stands between."""
     if block.query_norm is None:
-        return em.linear(h, *scaled_query(block), label)
-    flat = em.linear(h, block.query.weight, block.query.bias, label)
-    split = em.op("Reshape", [flat, em.constant([0, 0, block.heads, block.head_dim])], f"{label}/split")
-    normed = _head_norm(em, split, block.query_norm, f"{label}/norm")
-    scaled = em.op("Mul", [normed, em.constant(block.scale, FLOAT)], f"{label}/scale")
-    return em.op("Reshape", [scaled, em.constant([0, 0, block.heads * block.head_dim])], f"{label}/merge")
+        return emit.linear(h, *scaled_query(block), label)
+    flat = emit.linear(h, block.query.weight, block.query.bias, label)
+    split = emit.op("Reshape", [flat, emit.constant([0, 0, block.heads, block.head_dim])], f"{label}/split")
+    normed = _head_norm(emit, split, block.query_norm, f"{label}/norm")
+    scaled = emit.op("Mul", [normed, emit.constant(block.scale, FLOAT)], f"{label}/scale")
+    return emit.op("Reshape", [scaled, emit.constant([0, 0, block.heads * block.head_dim])], f"{label}/merge")
 
 
-def keys(em: Emitter, block: Block, h: Any) -> Any:
+def keys(emit: Emitter, block: Block, h: Tensor) -> Tensor:
     """Keys [B,N,H*d] of rows h [B,N,C]."""
-    flat = em.linear(h, block.key.weight, block.key.bias, "k")
+    flat = emit.linear(h, block.key.weight, block.key.bias, "k")
     if block.key_norm is None:
         return flat
-    split = em.op("Reshape", [flat, em.constant([0, 0, block.heads, block.head_dim])], "k/split")
-    normed = _head_norm(em, split, block.key_norm, "k/norm")
-    return em.op("Reshape", [normed, em.constant([0, 0, block.heads * block.head_dim])], "k/merge")
+    split = emit.op("Reshape", [flat, emit.constant([0, 0, block.heads, block.head_dim])], "k/split")
+    normed = _head_norm(emit, split, block.key_norm, "k/norm")
+    return emit.op("Reshape", [normed, emit.constant([0, 0, block.heads * block.head_dim])], "k/merge")
 
 
-def values(em: Emitter, block: Block, h: Any) -> Any:
+def values(emit: Emitter, block: Block, h: Tensor) -> Tensor:
     """Values [B,N,H*d] of rows h [B,N,C]."""
-    return em.linear(h, block.value.weight, block.value.bias, "v")
+    return emit.linear(h, block.value.weight, block.value.bias, "v")
 
 
-def _split(em: Emitter, block: Block, x: Any, perm: list[int], label: str) -> Any:
-    heads = em.constant([0, 0, block.heads, block.head_dim])
-    return em.op("Transpose", [em.op("Reshape", [x, heads], f"{label}/heads")], f"{label}/transpose", perm=perm)
+def _split(emit: Emitter, block: Block, x: Tensor, perm: list[int], label: str) -> Tensor:
+    heads = emit.constant([0, 0, block.heads, block.head_dim])
+    return emit.op("Transpose", [emit.op("Reshape", [x, heads], f"{label}/heads")], f"{label}/transpose", perm=perm)
 
 
-def probabilities(em: Emitter, block: Block, query: Any, key: Any, bias: Any = None) -> Any:
+def probabilities(emit: Emitter, block: Block, query: Tensor, key: Tensor, bias: Tensor | None = None) -> Tensor:
     """Attention probabilities [B,H,M,N] of flat q [B,M,H*d] over flat k [B,N,H*d]; bias [B,1,1,N] or None."""
-    logits = em.op(
-        "MatMul", [_split(em, block, query, [0, 2, 1, 3], "query"), _split(em, block, key, [0, 2, 3, 1], "key")], "logits"
+    logits = emit.op(
+        "MatMul", [_split(emit, block, query, [0, 2, 1, 3], "query"), _split(emit, block, key, [0, 2, 3, 1], "key")], "logits"
     )
     if bias is not None:
-        logits = em.op("Add", [logits, bias], "masked_logits")
-    return em.op("Softmax", [logits], "probabilities", axis=-1)
+        logits = emit.op("Add", [logits, bias], "masked_logits")
+    return emit.op("Softmax", [logits], "probabilities", axis=-1)
 
 
-def weigh(em: Emitter, block: Block, weights: Any, value: Any) -> Any:
+def weigh(emit: Emitter, block: Block, weights: Tensor, value: Tensor) -> Tensor:
     """Context [B,M,H*d]: probabilities [B,H,M,N] times flat values [B,N,H*d]."""
-    context = em.op("MatMul", [weights, _split(em, block, value, [0, 2, 1, 3], "value")], "context/heads")
-    rows = em.op("Transpose", [context], "context/transpose", perm=[0, 2, 1, 3])
-    return em.op("Reshape", [rows, em.constant([0, 0, block.heads * block.head_dim])], "context")
+    context = emit.op("MatMul", [weights, _split(emit, block, value, [0, 2, 1, 3], "value")], "context/heads")
+    rows = emit.op("Transpose", [context], "context/transpose", perm=[0, 2, 1, 3])
+    return emit.op("Reshape", [rows, emit.constant([0, 0, block.heads * block.head_dim])], "context")
 
 
-def attend(em: Emitter, block: Block, query: Any, key: Any, value: Any, bias: Any = None) -> Any:
+def attend(emit: Emitter, block: Block, query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None = None) -> Tensor:
     """Attention of flat q [B,M,H*d] over flat k, v [B,N,H*d]; bias [B,1,1,N] or None; returns context [B,M,H*d]."""
-    return weigh(em, block, probabilities(em, block, query, key, bias), value)
+    return weigh(emit, block, probabilities(emit, block, query, key, bias), value)
 
 
-def project(em: Emitter, block: Block, context: Any) -> Any:
+def project(emit: Emitter, block: Block, context: Tensor) -> Tensor:
     """The block's output projection of context rows."""
-    return em.linear(context, block.projection.weight, block.projection.bias, "proj")
+    return emit.linear(context, block.projection.weight, block.projection.bias, "proj")
 
 
-def replace_attention(surgery: Surgery, block: Block, projected: Any, x: Any = None) -> None:
+def replace_attention(surgery: Surgery, block: Block, projected: Tensor, x: Tensor | None = None) -> None:
     """Put a new projection output in the place of the old one; x, if given, becomes the residual input."""
     surgery.replace(surgery.tensors[block.projected], projected)
     if x is not None:
         old = surgery.tensors[block.x]
-        node = surgery.nodes[block.residual_node]
-        node.inputs = [x if tensor is old else tensor for tensor in node.inputs]
+        redirect([surgery.nodes[block.residual_node]], old, x)
 
 
 def canonical(surgery: Surgery, block: Block) -> None:
     """Write a block without a site: all rows attend to all live keys."""
-    em = surgery.emitter.child(f"block{block.index}/attn")
+    emit = surgery.emitter.child(f"block{block.index}/attn")
     h = surgery.tensors[block.h]
-    context = attend(em, block, queries(em, block, h), keys(em, block, h), values(em, block, h), surgery.bias)
-    replace_attention(surgery, block, project(em, block, context))
+    context = attend(emit, block, queries(emit, block, h), keys(emit, block, h), values(emit, block, h), surgery.bias)
+    replace_attention(surgery, block, project(emit, block, context))
 
 
-def start(surgery: Surgery, em: Emitter, score: Any) -> None:
+def start(surgery: Surgery, emit: Emitter, score: Tensor) -> None:
     """Before the first site: all patches are valid and numbered in order; score [B,P] lends its shape."""
     if surgery.valid is not None:
         return
-    shape = em.op("Shape", [score], "shape", dtype=INT64)
-    none = em.op("Cast", [em.op("ConstantOfShape", [shape], "zeros", dtype=FLOAT)], "none", dtype=BOOL, to=9)
-    surgery.valid = em.op("Not", [none], "valid", dtype=BOOL)
-    numbers = em.constant(np.arange(surgery.anatomy.patches)[None])
-    surgery.patch = em.op("Expand", [numbers, shape], "all_patches", dtype=INT64)
+    shape = emit.op("Shape", [score], "shape", dtype=INT64)
+    none = emit.op("Cast", [emit.op("ConstantOfShape", [shape], "zeros", dtype=FLOAT)], "none", dtype=BOOL, to=9)
+    surgery.valid = emit.op("Not", [none], "valid", dtype=BOOL)
+    numbers = emit.constant(np.arange(surgery.anatomy.patches)[None])
+    surgery.patch = emit.op("Expand", [numbers, shape], "all_patches", dtype=INT64)
 
 
-def _prefix_rows(surgery: Surgery) -> Any:
+def _prefix_rows(surgery: Surgery) -> Tensor:
     """Row numbers of the prefix tokens, int64 [B,prefix]; made once."""
     prefix, batch = surgery.anatomy.prefix, surgery.recipe.graph.static_batch
     if surgery.front is None:
-        em = surgery.emitter.child("prefix")
+        emit = surgery.emitter.child("prefix")
         if batch is not None:
-            surgery.front = em.constant(np.tile(np.arange(prefix), (batch, 1)))
+            surgery.front = emit.constant(np.tile(np.arange(prefix), (batch, 1)))
         else:
-            shape = em.op("Shape", [surgery.graph.inputs[0]], "batch", dtype=INT64, start=0, end=1)
-            full = em.op("Concat", [shape, em.constant([prefix])], "shape", dtype=INT64, axis=0)
-            surgery.front = em.op("Expand", [em.constant(np.arange(prefix)[None]), full], "rows", dtype=INT64)
+            shape = emit.op("Shape", [surgery.graph.inputs[0]], "batch", dtype=INT64, start=0, end=1)
+            full = emit.op("Concat", [shape, emit.constant([prefix])], "shape", dtype=INT64, axis=0)
+            surgery.front = emit.op("Expand", [emit.constant(np.arange(prefix)[None]), full], "rows", dtype=INT64)
     return surgery.front
 
 
-def _prefix_bias(surgery: Surgery) -> Any:
+def _prefix_bias(surgery: Surgery) -> Tensor:
     """Zeros float32 [B,prefix]: prefix tokens are never hidden; made once."""
     if surgery.front_bias is None:
-        em = surgery.emitter.child("prefix")
-        none = em.op("Sub", [_prefix_rows(surgery), _prefix_rows(surgery)], "none", dtype=INT64)
-        surgery.front_bias = em.op("Cast", [none], "bias", to=1)
+        emit = surgery.emitter.child("prefix")
+        none = emit.op("Sub", [_prefix_rows(surgery), _prefix_rows(surgery)], "none", dtype=INT64)
+        surgery.front_bias = emit.op("Cast", [none], "bias", to=1)
     return surgery.front_bias
 
 
-def update(surgery: Surgery, em: Emitter, index: Any, keep: Any) -> Any:
-    """After a selection (index, keep [B,K]): token rows [B,prefix+K,1] to gather; state, key bias and kept output follow."""
-    surgery.patch = em.op("GatherElements", [surgery.patch, index], "patch", dtype=INT64, axis=1)
+def advance(surgery: Surgery, emit: Emitter, index: Tensor, keep: Tensor) -> None:
+    """After a selection (index, keep [B,K]): patch numbers, valid slots and the kept list follow."""
+    surgery.patch = emit.op("GatherElements", [surgery.slots.patch, index], "patch", dtype=INT64, axis=1)
     surgery.valid = keep
-    surgery.kept.append(em.op("Where", [keep, surgery.patch, em.constant(-1)], "kept", dtype=INT64))
-    rows = token_rows(surgery, em, index)
+    surgery.kept.append(emit.op("Where", [keep, surgery.patch, emit.constant(-1)], "kept", dtype=INT64))
+
+
+def update(surgery: Surgery, emit: Emitter, index: Tensor, keep: Tensor) -> Tensor:
+    """After a selection (index, keep [B,K]): token rows [B,prefix+K,1] to gather; state, key bias and kept output follow."""
+    advance(surgery, emit, index, keep)
+    rows = token_rows(surgery, emit, index)
     if not surgery.single:
-        missing = em.op("Cast", [em.op("Not", [keep], "bias/pad", dtype=BOOL)], "bias/pad_float", to=1)
-        flat = em.op("Mul", [missing, em.constant(-1.0e4, FLOAT)], "bias/patches")
+        missing = emit.op("Cast", [emit.op("Not", [keep], "bias/pad", dtype=BOOL)], "bias/pad_float", to=1)
+        flat = emit.op("Mul", [missing, emit.constant(-1.0e4, FLOAT)], "bias/patches")
         if surgery.anatomy.prefix:
-            flat = em.op("Concat", [_prefix_bias(surgery), flat], "bias/flat", axis=1)
-        surgery.bias = em.op("Unsqueeze", [flat, em.constant([1, 2])], "bias")
-    return em.op("Unsqueeze", [rows, em.constant([2])], "rows/column", dtype=INT64)
+            flat = emit.op("Concat", [_prefix_bias(surgery), flat], "bias/flat", axis=1)
+        surgery.bias = emit.op("Unsqueeze", [flat, emit.constant([1, 2])], "bias")
+    return emit.op("Unsqueeze", [rows, emit.constant([2])], "rows/column", dtype=INT64)
 
 
-def token_rows(surgery: Surgery, em: Emitter, index: Any) -> Any:
+def token_rows(surgery: Surgery, emit: Emitter, index: Tensor) -> Tensor:
     """Token rows [B,prefix+K] of the prefix and of patch slots index [B,K]."""
     prefix = surgery.anatomy.prefix
     if not prefix:
         return index
-    behind = em.op("Add", [index, em.constant(prefix)], "rows/patches", dtype=INT64)
-    return em.op("Concat", [_prefix_rows(surgery), behind], "rows", dtype=INT64, axis=1)
+    behind = emit.op("Add", [index, emit.constant(prefix)], "rows/patches", dtype=INT64)
+    return emit.op("Concat", [_prefix_rows(surgery), behind], "rows", dtype=INT64, axis=1)

@@ -7,18 +7,18 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import onnx_graphsurgeon as gs
-from onnx_graphsurgeon.logger import G_LOGGER
+from numpy.typing import ArrayLike, DTypeLike
 
-G_LOGGER.severity = G_LOGGER.ERROR  # its warnings are about colours and names, and would land in users' terminals
-Tensor = Any  # a graphsurgeon Variable or Constant
+from vitprune.graph import types
+from vitprune.graph.types import Graph, Shape, Tensor
+
 FLOAT, INT64, BOOL = np.float32, np.int64, np.bool_
 
 
 class Emitter:
     """Appends nodes under a readable prefix such as "block3/attn"; the graph is sorted once at the end."""
 
-    def __init__(self, graph: gs.Graph, prefix: str, constants: dict[tuple[str, str, bytes], gs.Constant] | None = None) -> None:
+    def __init__(self, graph: Graph, prefix: str, constants: dict[tuple[str, str, bytes], Tensor] | None = None) -> None:
         self.graph, self.prefix = graph, prefix
         self._constants = {} if constants is None else constants
         self._count = 0
@@ -27,14 +27,14 @@ class Emitter:
         """An emitter for a sub-scope that shares small constants."""
         return Emitter(self.graph, f"{self.prefix}/{name}", self._constants)
 
-    def constant(self, value: Any, dtype: Any = INT64, name: str | None = None) -> gs.Constant:
+    def constant(self, value: ArrayLike, dtype: DTypeLike = INT64, name: str | None = None) -> Tensor:
         """An initialiser; unnamed ones are shared by value."""
         array = np.asarray(value, dtype=dtype, order="C")
         if name is not None:
-            return gs.Constant(f"{self.prefix}/{name}", array)
+            return types.constant(f"{self.prefix}/{name}", array)
         key = (str(array.dtype), str(array.shape), array.tobytes())
         if key not in self._constants:
-            self._constants[key] = gs.Constant(f"vitprune/const_{len(self._constants)}", array)
+            self._constants[key] = types.constant(f"vitprune/const_{len(self._constants)}", array)
         return self._constants[key]
 
     def op(
@@ -43,11 +43,11 @@ class Emitter:
         inputs: Sequence[Tensor],
         label: str,
         *,
-        dtype: Any = FLOAT,
-        shape: Sequence[int | str] | None = None,
+        dtype: DTypeLike = FLOAT,
+        shape: Shape | None = None,
         domain: str | None = None,
         **attrs: Any,
-    ) -> gs.Variable:
+    ) -> Tensor:
         """One node with one output named after its label; returns the output."""
         return self.ops(kind, inputs, label, [(dtype, shape)], domain=domain, **attrs)[0]
 
@@ -56,40 +56,44 @@ class Emitter:
         kind: str,
         inputs: Sequence[Tensor],
         label: str,
-        outputs: Sequence[tuple[Any, Any]],
+        outputs: Sequence[tuple[DTypeLike, Shape | None]],
         *,
         domain: str | None = None,
         **attrs: Any,
-    ) -> list[gs.Variable]:
+    ) -> list[Tensor]:
         """One node with several outputs given as (dtype, shape)."""
         self._count += 1
         name = f"{self.prefix}/{label}"
-        results = [
-            gs.Variable(f"{name}:{i}" if i else name, dtype=dtype, shape=shape) for i, (dtype, shape) in enumerate(outputs)
-        ]
-        self.graph.nodes.append(gs.Node(op=kind, name=name, attrs=attrs, inputs=list(inputs), outputs=results, domain=domain))
+        results = [types.variable(f"{name}:{i}" if i else name, dtype, shape) for i, (dtype, shape) in enumerate(outputs)]
+        self.graph.nodes.append(types.node(kind, name, inputs, results, domain=domain, attrs=attrs))
         return results
 
-    def linear(self, x: Tensor, weight: np.ndarray, bias: np.ndarray | None, label: str) -> gs.Variable:
+    def linear(self, x: Tensor, weight: np.ndarray, bias: np.ndarray | None, label: str) -> Tensor:
         """X @ weight + bias; weight [in,out]."""
         y = self.op("MatMul", [x, self._shared(weight, f"{label}.weight")], f"{label}/matmul")
         if bias is None:
             return y
         return self.op("Add", [y, self._shared(bias, f"{label}.bias")], label)
 
-    def _shared(self, array: np.ndarray, name: str) -> gs.Constant:
+    def _shared(self, array: np.ndarray, name: str) -> Tensor:
         """A named initialiser, written once however often its values are used."""
         array = np.ascontiguousarray(array, dtype=FLOAT)
         key = ("shared", str(array.shape), hashlib.sha256(array.tobytes()).digest())
         if key not in self._constants:
-            self._constants[key] = gs.Constant(f"{self.prefix}/{name}", array)
+            self._constants[key] = types.constant(f"{self.prefix}/{name}", array)
         return self._constants[key]
 
-    def slice(self, x: Tensor, start: int, end: int | None, axis: int, label: str, dtype: Any = FLOAT) -> gs.Variable:
+    def slice(self, x: Tensor, start: int, end: int | None, axis: int, label: str, dtype: DTypeLike = FLOAT) -> Tensor:
         """x[start:end] along one axis; end None = to the end."""
         stop = np.iinfo(np.int64).max if end is None else end
         return self.op("Slice", [x, self.constant([start]), self.constant([stop]), self.constant([axis])], label, dtype=dtype)
 
-    def take_rows(self, x: Tensor, rows: Tensor, label: str) -> gs.Variable:
+    def take_rows(self, x: Tensor, rows: Tensor, label: str) -> Tensor:
         """X [B,N,C], rows int64 [B,M,1] -> [B,M,C]."""
         return self.op("GatherND", [x, rows], label, batch_dims=1)
+
+    def reduce(self, kind: str, x: Tensor, axis: int, label: str, keepdims: int = 0) -> Tensor:
+        """ReduceMax or ReduceMean over one axis; the axis is an input from opset 18 on, an attribute before."""
+        if self.graph.opset < 18:
+            return self.op(kind, [x], label, axes=[axis], keepdims=keepdims)
+        return self.op(kind, [x, self.constant([axis])], label, keepdims=keepdims)

@@ -173,7 +173,8 @@ def _relabelled(model: onnx.ModelProto, current: int, opset: int) -> onnx.ModelP
             324,
             f"the graph uses operators of opset {current} that opset {opset} does not have",
             cause=str(error).splitlines()[0][:200],
-            next_step=f"export the dense model with opset {opset}" + (f", or --set graph.opset={current}" if 17 <= current <= 20 else ""),
+            next_step=f"export the dense model with opset {opset}"
+            + (f", or --set graph.opset={current}" if 17 <= current <= 20 else ""),
         ) from error
     return older
 

@@ -9,14 +9,14 @@ import onnx
 import onnx_graphsurgeon as gs
 
 from vitprune import methods
-from vitprune.errors import ExportError
-from vitprune.graph.anatomy.find import Anatomy, find
+from vitprune.errors import ExportError, RecipeError
+from vitprune.graph import families
+from vitprune.graph.anatomy.find import Anatomy
+from vitprune.graph.families.base import Family
 from vitprune.graph.intake import take_in
-from vitprune.graph.passes.base import Surgery
-from vitprune.graph.passes.heads import Heads
-from vitprune.graph.passes.outputs import Outputs
-from vitprune.graph.passes.pooling import Pooling
-from vitprune.methods.base import Geometry
+from vitprune.graph.passes.base import GraphPass, Surgery, run_all
+from vitprune.graph.types import Graph
+from vitprune.methods.base import Geometry, Method
 from vitprune.ops.token_sample import DOMAIN
 from vitprune.recipe import Recipe
 
@@ -49,74 +49,72 @@ def rewrite(
 
     Raises:
         ExportError: VP32x when the graph is not understood; VP312 without a CLS token for a method that needs one.
+        RecipeError: VP144 when the method has no pass for the graph's family, VP11x when it does not fit the model.
     """
     taken = take_in(model, recipe)
     model, recipe = taken.model, taken.recipe
-    if (family := _other_family(model)) is not None:
-        pruned: tuple[onnx.ModelProto, Anatomy, dict[str, Any]] = family.rewrite(model, recipe)
-        return pruned
-    anatomy = find(model)
+    family, method = families.of(model), methods.get(recipe.prune.method)
+    anatomy = family.find(model)
     if has_cls is not None:
         anatomy = replace(anatomy, reads_cls=has_cls)
-    method = methods.get(recipe.prune.method)
     sizes = geometry(anatomy)
     if method.needs_cls and not sizes.has_cls:
-        others = methods.without_cls()
-        offer = (
-            f"methods that work without a CLS token: {', '.join(others)}"
-            if others
-            else "use a model with a CLS token such as deit_small_patch16_224"
-        )
-        raise ExportError(
-            312,
-            f"{method.name} needs a CLS token",
-            cause="this graph has no class token that its head reads"
+        raise methods.needs_a_cls_token(
+            method.name,
+            "this graph has no class token that its head reads"
             if not anatomy.prefix
             else "the head of this graph does not read token 0",
-            next_step=offer,
         )
     sites = method.sites(recipe.prune, sizes)
-    surgery = Surgery(_working_copy(model), anatomy, recipe, method, sites)
-    changed = {}
-    for step in (method.surgery(), Heads(), Pooling(), Outputs()):
-        changed[step.name] = step.run(surgery)
-    return _finish(surgery), anatomy, {"passes": changed, **taken.notes, **surgery.notes}
+    surgery = Surgery(working_copy(model), anatomy, recipe, method, sites)
+    ran = run_all(passes(method, family), surgery)
+    return finish(surgery), anatomy, {"passes": ran, **taken.notes, **surgery.notes}
+
+
+def passes(method: Method, family: Family) -> list[GraphPass]:
+    """All that rewrites a dense graph, in order; what concerns the finished graph, such as its types, follows the outputs."""
+    return [_pass_of(method, family), *(following() for following in family.passes)]
 
 
 def canonical(model: onnx.ModelProto, recipe: Recipe) -> onnx.ModelProto:
-    """The dense graph with every block in canonical form and nothing pruned; it must compute what the dense graph computes."""
-    from vitprune.graph import canonical as attention
+    """The dense graph with every block in canonical form and nothing pruned; it must compute what the dense graph computes.
 
+    Raises:
+        ExportError: VP32x when the graph is not understood. RecipeError: VP144 when the method has no pass for its family.
+    """
     taken = take_in(model, recipe)
     model, recipe = taken.model, taken.recipe
-    if (family := _other_family(model)) is not None:
-        same: onnx.ModelProto = family.canonical(model, recipe)
-        return same
-    surgery = Surgery(_working_copy(model), find(model), recipe, methods.get(recipe.prune.method), [])
-    for block in surgery.anatomy.blocks:
-        attention.canonical(surgery, block)
-    return _finish(surgery)
+    family, method = families.of(model), methods.get(recipe.prune.method)
+    _pass_of(method, family)
+    surgery = Surgery(working_copy(model), family.find(model), recipe, method, [])
+    family.canonical(surgery)
+    return finish(surgery)
 
 
 def is_plain(model: onnx.ModelProto) -> bool:
     """Whether a graph is a plain ViT, not one of another family."""
-    return _other_family(model) is None
+    return families.of(model) is families.VIT
 
 
-def _other_family(model: onnx.ModelProto) -> Any:
-    """The module that rewrites graphs of another family than plain ViTs, or None."""
-    if not any(node.op_type == "Conv" and _groups(node) > 1 for node in model.graph.node):
-        return None
-    from vitprune.graph.families import cvt
+def _pass_of(method: Method, family: Family) -> GraphPass:
+    """A method's pass for a family.
 
-    return cvt if cvt.matches(model) else None
+    Raises:
+        RecipeError: VP144 when it has none.
+    """
+    if family.name not in method.families:
+        able = [name for name in methods.names() if family.name in methods.get(name).families]
+        raise RecipeError(
+            144,
+            f"{method.name} is not available for {family.name}",
+            cause=f"only {', '.join(able)} has a definition for {family.blocks}",
+            next_step=f"--set prune.method={able[0]}",
+        )
+    return method.surgery_for(family.name)()
 
 
-def _groups(node: onnx.NodeProto) -> int:
-    return next((int(attribute.i) for attribute in node.attribute if attribute.name == "group"), 1)
-
-
-def _working_copy(model: onnx.ModelProto) -> gs.Graph:
+def working_copy(model: onnx.ModelProto) -> Graph:
+    """A graph to change, without the shapes that a rewrite makes wrong."""
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
     del copy.graph.value_info[:]
@@ -124,10 +122,11 @@ def _working_copy(model: onnx.ModelProto) -> gs.Graph:
         for dim in list(output.type.tensor_type.shape.dim)[1:]:
             if dim.dim_value <= 0:
                 dim.Clear()
-    return gs.import_onnx(copy)
+    graph: Graph = gs.import_onnx(copy)
+    return graph
 
 
-def _finish(surgery: Surgery) -> onnx.ModelProto:
+def finish(surgery: Surgery) -> onnx.ModelProto:
     """Export, attach functions, check.
 
     Raises:
@@ -135,7 +134,7 @@ def _finish(surgery: Surgery) -> onnx.ModelProto:
     """
     opset = surgery.graph.opset
     surgery.graph.cleanup(remove_unused_graph_inputs=False).toposort()
-    result = gs.export_onnx(surgery.graph, do_type_check=False)
+    result: onnx.ModelProto = gs.export_onnx(surgery.graph, do_type_check=False)
     del result.opset_import[:]
     result.opset_import.append(onnx.helper.make_opsetid("", opset))
     if surgery.functions:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from functools import cache
 
-from vitprune.errors import RecipeError
+from vitprune.errors import ExportError, RecipeError
 from vitprune.methods.base import Method as Method
 from vitprune.support import registry
 from vitprune.support.suggestions import did_you_mean
@@ -55,3 +55,16 @@ def _unusable(name: str, module: str, cause: str) -> RecipeError:
 def without_cls() -> list[str]:
     """Names of the methods that work on models without a CLS token."""
     return [name for name in names() if not get(name).needs_cls]
+
+
+def needs_a_cls_token(name: str, cause: str) -> ExportError:
+    """VP312 for a method that scores by the CLS row on a model (or a graph) without one; cause: why there is none."""
+    others = without_cls()
+    return ExportError(
+        312,
+        f"{name} needs a CLS token",
+        cause=cause,
+        next_step=f"methods that work without a CLS token: {', '.join(others)}"
+        if others
+        else "use a model with a CLS token such as deit_small_patch16_224",
+    )

@@ -16,11 +16,12 @@ from vitprune.methods.train_keys import TrainKeys
 if TYPE_CHECKING:
     from vitprune.graph.passes.base import GraphPass
     from vitprune.methods.knob import Knob
-    from vitprune.pipelines.base import Pipeline
+    from vitprune.methods.pipeline import Pipeline
     from vitprune.training.behaviour import Behaviour
     from vitprune.vit.reference_method import ReferenceMethod
 
 T = TypeVar("T")
+K = TypeVar("K", bound=BaseModel)
 
 
 @dataclass(frozen=True)
@@ -135,7 +136,7 @@ class Method(ABC):
         params: pydantic model of its recipe keys.
         needs_cls: scores come from the CLS row. training_need: whether results make sense without training.
         train: pydantic model of the recipe's `train:` section, with the method's published defaults and loss weights.
-        varies: what differs between images.
+        varies: what differs between images. families: of graphs that its surgery knows (`vitprune.graph.families`).
     """
 
     name: ClassVar[str]
@@ -146,6 +147,7 @@ class Method(ABC):
     training_need: ClassVar[Literal["none", "optional", "required"]] = "none"
     train: ClassVar[type[TrainKeys]] = TrainKeys
     varies: ClassVar[str] = "tokens per image and site"
+    families: ClassVar[tuple[str, ...]] = ("ViT",)
 
     @abstractmethod
     def sites(self, params: Any, geometry: Geometry) -> list[Site[Any]]:
@@ -168,6 +170,10 @@ class Method(ABC):
     def surgery(self) -> type[GraphPass]:
         """What the method does to the graph of a dense ViT."""
         raise self._of_several_models("no surgery for one graph")
+
+    def surgery_for(self, family: str) -> type[GraphPass]:
+        """The surgery on graphs of one of `families`; methods that know several override this."""
+        return self.surgery
 
     @property
     def knob(self) -> Knob | None:
@@ -200,6 +206,18 @@ class Method(ABC):
                 cause=f"the model has {geometry.depth} blocks, numbered 0 to {geometry.depth - 1}; prune.stages is {params.stages}",
                 next_step=f"--set 'prune.stages={[stage for stage in params.stages if stage < geometry.depth]}'",
             )
+
+
+def keys_of(keys: BaseModel, kind: type[K]) -> K:
+    """A recipe's section as what it is: `keys_of(recipe.prune, AtsParams)` has the keys of ATS, and a type checker knows.
+
+    Raises:
+        TypeError: the section belongs to another method.
+    """
+    if not isinstance(keys, kind):
+        expected, found = (f"{one.__module__}.{one.__qualname__}" for one in (kind, type(keys)))
+        raise TypeError(f"{expected} expected, these are of {found}")
+    return keys
 
 
 def per_stage(value: T | Sequence[T], stages: Sequence[int], key: str) -> list[T]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from vitprune import bundle as bundles
 from vitprune import methods
 from vitprune.bundle import Bundle, check_output
-from vitprune.pipelines.base import Pipeline, Report, Session
+from vitprune.methods.pipeline import Pipeline, Report, Session
 from vitprune.pipelines.single import SingleModelPipeline
 
 if TYPE_CHECKING:

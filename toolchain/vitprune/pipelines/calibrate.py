@@ -13,7 +13,7 @@ from vitprune import pipelines
 from vitprune.bundle import open_bundle, write_atomic
 from vitprune.data import images as image_data
 from vitprune.errors import LoadError, RecipeError
-from vitprune.pipelines.base import Goal
+from vitprune.methods.pipeline import Goal
 from vitprune.recipe import Recipe
 from vitprune.vit.loading import require_torch
 

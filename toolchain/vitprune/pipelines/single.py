@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vitprune.pipelines.base import Calibration, Goal, Pipeline, Report, Session
+from vitprune.methods.pipeline import Calibration, Goal, Pipeline, Report, Session
 
 if TYPE_CHECKING:
     from vitprune.bundle import Bundle

@@ -7,7 +7,8 @@ import platform
 from vitprune.bundle import Bundle
 from vitprune.errors import PreflightError
 from vitprune.preflight.context import Context
-from vitprune.preflight.rules import Report, Verdict, all_rules
+from vitprune.preflight.findings import Report, Verdict
+from vitprune.preflight.rules import all_rules
 from vitprune.support.gpus import local_gpus
 from vitprune.targets import Choice, capability
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from vitprune.backends._engines import BuiltEngine, list_engines
 from vitprune.backends._tensorrt.support import engine_mismatch
-from vitprune.preflight.rules import Verdict
+from vitprune.preflight.findings import Verdict
 from vitprune.support.gpus import Gpu
 from vitprune.targets import Choice
 

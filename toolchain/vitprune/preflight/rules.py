@@ -1,50 +1,16 @@
-"""Rules, what they find, and the verdict that follows."""
+"""Rules: functions that look at a bundle and a target, registered by a stable id."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
-from enum import Enum
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
 
-if TYPE_CHECKING:
-    from vitprune.preflight.context import Context
+from vitprune.preflight.context import Context
+from vitprune.preflight.findings import Finding, Verdict
 from vitprune.support import registry
 
-
-class Verdict(str, Enum):
-    """What a pre-flight can say, worst first.
-
-    blocked: the build or the load fails. unverified: it may work, and there is reason to doubt it. likely: documents say that it
-    works, nobody ran it. verified: it was run.
-    """
-
-    BLOCKED = "blocked"
-    UNVERIFIED = "unverified"
-    LIKELY = "likely"
-    VERIFIED = "verified"
-
-
-ORDER = list(Verdict)
-
-
-@dataclass(frozen=True)
-class Finding:
-    """What one rule says. mend: what to do about it, "" when there is nothing to do."""
-
-    rule: str
-    title: str
-    verdict: Verdict
-    text: str
-    mend: str = ""
-
-    def document(self) -> dict[str, str]:
-        """JSON-ready form."""
-        return {**asdict(self), "verdict": self.verdict.value}
-
-
-Said = tuple[Verdict, str, str]
-Check = Callable[["Context"], "Said | None"]
+Opinion = tuple[Verdict, str, str]  # verdict, text, how to mend it
+Check = Callable[[Context], "Opinion | None"]
 
 
 @dataclass(frozen=True)
@@ -57,8 +23,8 @@ class Rule:
 
     def find(self, context: Context) -> Finding | None:
         """The rule's finding, None where it does not apply."""
-        said = self.check(context)
-        return None if said is None else Finding(self.id, self.title, *said)
+        opinion = self.check(context)
+        return None if opinion is None else Finding(self.id, self.title, *opinion)
 
 
 _RULES: dict[str, Rule] = {}
@@ -82,27 +48,3 @@ def all_rules() -> list[Rule]:
         if name.startswith("rules_"):
             registry.module(f"vitprune.preflight.{name}")
     return [_RULES[name] for name in sorted(_RULES)]
-
-
-@dataclass(frozen=True)
-class Report:
-    """A pre-flight: what was looked at, for what, and all findings."""
-
-    bundle: str
-    target: str
-    runtime: str
-    module: str
-    findings: list[Finding]
-
-    @property
-    def verdict(self) -> Verdict:
-        """The worst verdict found."""
-        return min((finding.verdict for finding in self.findings), key=ORDER.index, default=Verdict.LIKELY)
-
-    def document(self) -> dict[str, Any]:
-        """JSON-ready form."""
-        blocked = self.verdict is Verdict.BLOCKED
-        return {
-            "status": self.verdict.value, "exit_code": 1 if blocked else 0, "bundle": self.bundle, "target": self.target,
-            "runtime": self.runtime, "module": self.module, "findings": [finding.document() for finding in self.findings],
-        }  # fmt: skip

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from vitprune.preflight.context import NVIDIA, Context
+from vitprune.preflight.findings import Verdict
 from vitprune.preflight.memory import PROCESS_MIB, SYSTEM_MIB, Estimate, estimate
-from vitprune.preflight.rules import Said, Verdict, rule
+from vitprune.preflight.rules import Opinion, rule
 from vitprune.targets import Module
 
 PROTOBUF_LIMIT = 2 << 30
@@ -13,7 +14,7 @@ SINCE = {"tf32": 80, "bf16": 80, "fp8": 89}
 
 
 @rule("VP409", "memory")
-def memory(context: Context) -> Said | None:
+def memory(context: Context) -> Opinion | None:
     """Weights, activations and the builder's scratch memory fit the module."""
     target, module = context.choice.target, context.choice.module
     if not target.modules:
@@ -38,7 +39,7 @@ def _need(context: Context, module: Module) -> Estimate:
     return estimate(context.bundle, context.model, context.batch[2], context.choice.target.workspace_for(module))
 
 
-def _fits(need: Estimate, module: Module) -> Said:
+def _fits(need: Estimate, module: Module) -> Opinion:
     there = int(module.memory_gib * 1024)
     if need.least + PROCESS_MIB > there:
         text = f"weights and activations take {need.least} MiB, the process about {PROCESS_MIB}; {module.title} has {there} MiB"
@@ -49,7 +50,7 @@ def _fits(need: Estimate, module: Module) -> Said:
 
 
 @rule("VP410", "known wrong results")
-def known_wrong(context: Context) -> Said | None:
+def known_wrong(context: Context) -> Opinion | None:
     """This TensorRT version is not known to compute Vision Transformers wrongly."""
     version = context.choice.runtime_version
     if context.backend != "tensorrt" or version is None:
@@ -70,7 +71,7 @@ def known_wrong(context: Context) -> Said | None:
 
 
 @rule("VP411", "compute capability")
-def architecture(context: Context) -> Said | None:
+def architecture(context: Context) -> Opinion | None:
     """The GPU is one that the target's engines run on."""
     wanted = context.choice.architectures
     target = context.choice.target
@@ -92,7 +93,7 @@ def architecture(context: Context) -> Said | None:
 
 
 @rule("VP412", "number types")
-def precision(context: Context) -> Said | None:
+def precision(context: Context) -> Opinion | None:
     """The hardware computes with the recipe's number type."""
     if context.backend not in NVIDIA:
         return None
@@ -117,7 +118,7 @@ def _capabilities(context: Context) -> list[str]:
 
 
 @rule("VP413", "release and module")
-def release(context: Context) -> Said | None:
+def release(context: Context) -> Opinion | None:
     """NVIDIA documents the release for the module."""
     found, module = context.choice.release, context.choice.module_name
     if found is None or not found.modules:
@@ -129,7 +130,7 @@ def release(context: Context) -> Said | None:
 
 
 @rule("VP414", "data-dependent shapes")
-def shapes(context: Context) -> Said | None:
+def shapes(context: Context) -> Opinion | None:
     """Token counts that depend on the data cost a copy to the host at every site."""
     live = [site for site in context.bundle.manifest.sites if not site["bypass"]]
     if context.backend not in NVIDIA or not live:
@@ -143,7 +144,7 @@ def shapes(context: Context) -> Said | None:
 
 
 @rule("VP415", "file size")
-def size(context: Context) -> Said | None:
+def size(context: Context) -> Opinion | None:
     """The model fits into one protobuf message."""
     found = context.bundle.model_path.stat().st_size
     if found >= PROTOBUF_LIMIT:
@@ -152,7 +153,7 @@ def size(context: Context) -> Said | None:
 
 
 @rule("VP416", "a builder of NVIDIA takes the graph")
-def builder(context: Context) -> Said | None:
+def builder(context: Context) -> Opinion | None:
     """Some engine was really built from this model."""
     if context.backend not in NVIDIA:
         return None
@@ -173,7 +174,7 @@ def builder(context: Context) -> Said | None:
 
 
 @rule("VP417", "results on the device")
-def results(context: Context) -> Said:
+def results(context: Context) -> Opinion:
     """The runtime was seen to give the reference's results."""
     if _validated(context):
         return Verdict.VERIFIED, f"reports/validate.json: {context.backend} passed its gates", ""

@@ -8,14 +8,15 @@ from vitprune.backends._tensorrt.support import CUMULATIVE_LAYER
 from vitprune.graph.lowering import tensorrt as variants
 from vitprune.preflight import operators as tables
 from vitprune.preflight.context import NVIDIA, Context
-from vitprune.preflight.rules import Said, Verdict, rule
+from vitprune.preflight.findings import Verdict
+from vitprune.preflight.rules import Opinion, rule
 
 if TYPE_CHECKING:
     import onnx
 
 
 @rule("VP401", "opset")
-def opset(context: Context) -> Said:
+def opset(context: Context) -> Opinion:
     """The parser takes the graph's opset."""
     version, found = context.choice.runtime_version, variants.opset(context.model)
     limit = tables.max_opset(version) if context.backend == "tensorrt" and version else context.choice.target.max_opset
@@ -26,7 +27,7 @@ def opset(context: Context) -> Said:
 
 
 @rule("VP402", "IR version")
-def ir(context: Context) -> Said:
+def ir(context: Context) -> Opinion:
     """The runtime reads the file's IR version."""
     found, limit = context.model.ir_version, context.choice.target.max_ir
     if found > limit:
@@ -39,7 +40,7 @@ def ir(context: Context) -> Said:
 
 
 @rule("VP403", "operators")
-def operators(context: Context) -> Said | None:
+def operators(context: Context) -> Opinion | None:
     """The parser knows every operator."""
     version, used = context.choice.runtime_version, sorted(context.operators)
     if context.backend == "tensorrt_rtx":
@@ -56,7 +57,7 @@ def operators(context: Context) -> Said | None:
 
 
 @rule("VP404", "forms of operators")
-def forms(context: Context) -> Said | None:
+def forms(context: Context) -> Opinion | None:
     """No operator is used in a form that the parser refuses."""
     if context.backend not in NVIDIA:
         return None
@@ -86,7 +87,7 @@ def _refused_form(node: onnx.NodeProto, backend: str) -> str:
 
 
 @rule("VP405", "TopK")
-def topk(context: Context) -> Said | None:
+def topk(context: Context) -> Opinion | None:
     """No TopK asks for more than the runtime's limit."""
     if context.backend not in NVIDIA or not context.operators["TopK"]:
         return None
@@ -112,23 +113,23 @@ def _largest_choice(context: Context) -> int:
 
 
 @rule("VP406", "CumSum")
-def cumsum(context: Context) -> Said | None:
+def cumsum(context: Context) -> Opinion | None:
     """CumSum is a layer of its own from TensorRT 10.8 on."""
     version = context.choice.runtime_version
     if context.backend != "tensorrt" or version is None or version >= CUMULATIVE_LAYER or not context.operators["CumSum"]:
         return None
-    said = f"TensorRT {version} runs CumSum as a loop, and its operator table lists it for floating point alone"
+    reason = f"TensorRT {version} runs CumSum as a loop, and its operator table lists it for floating point alone"
     if any(node.op_type == "CumSum" for node in context.model.graph.node):
-        return Verdict.UNVERIFIED, f"{said}; the graph itself has one", "a newer JetPack, or measure it on the device"
+        return Verdict.UNVERIFIED, f"{reason}; the graph itself has one", "a newer JetPack, or measure it on the device"
     return (
         context.accepted,
-        f"{said}; only the function of TokenSample has one, which the plugin replaces",
+        f"{reason}; only the function of TokenSample has one, which the plugin replaces",
         "do not build with --plugin none",
     )
 
 
 @rule("VP407", "function or plugin")
-def function(context: Context) -> Said | None:
+def function(context: Context) -> Opinion | None:
     """Something on the device can carry out TokenSample."""
     nodes = variants.token_samples(context.model)
     if not nodes:
@@ -153,7 +154,7 @@ def function(context: Context) -> Said | None:
 
 
 @rule("VP408", "plugin namespace")
-def namespace(context: Context) -> Said | None:
+def namespace(context: Context) -> Opinion | None:
     """Every TokenSample node names the namespace its plugin is registered in."""
     if context.backend != "tensorrt" or not variants.token_samples(context.model):
         return None

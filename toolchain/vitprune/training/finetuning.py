@@ -13,8 +13,9 @@ from typing import Any
 
 from vitprune import methods
 from vitprune.bundle import write_atomic
-from vitprune.errors import RecipeError, TargetError
+from vitprune.errors import RecipeError
 from vitprune.recipe import Recipe
+from vitprune.support import extras
 from vitprune.vit.loading import LoadedModel, require_torch
 
 RECIPE, FACTS, MARKER = "recipe.yaml", "train.json", ".vitprune-finetune"
@@ -31,15 +32,7 @@ class Result:
 
 def require_accelerate() -> None:
     """Raise TargetError VP201 when accelerate is not installed."""
-    import importlib.util
-
-    if importlib.util.find_spec("accelerate") is None:
-        raise TargetError(
-            201,
-            "finetune needs accelerate",
-            cause="the extra 'train' is not installed",
-            next_step="pip install 'vitprune[train]'",
-        )
+    extras.require("finetune", "train", "accelerate")
 
 
 def prepare(folder: Path, resume: bool, force: bool) -> None:
@@ -49,15 +42,15 @@ def prepare(folder: Path, resume: bool, force: bool) -> None:
         RecipeError: VP106 it holds something, VP107 it cannot be written, VP163 there is nothing to resume.
     """
     filled = folder.exists() and (not folder.is_dir() or any(folder.iterdir()))
-    own = (folder / MARKER).is_file()
-    if filled and not (own and (resume or force)):
+    begun_by_us = (folder / MARKER).is_file()
+    if filled and not (begun_by_us and (resume or force)):
         raise RecipeError(
             106,
             f"output '{folder}' exists",
-            cause="it holds a run already" if own else "it holds something other than a run",
-            next_step="--resume to go on, --force to start again" if own else "choose another -o",
+            cause="it holds a run already" if begun_by_us else "it holds something other than a run",
+            next_step="--resume to go on, --force to start again" if begun_by_us else "choose another -o",
         )
-    if resume and not own:
+    if resume and not begun_by_us:
         raise RecipeError(
             163, f"nothing to resume in '{folder}'", cause="it holds no run", next_step="run without --resume to start"
         )

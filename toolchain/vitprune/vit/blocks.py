@@ -28,12 +28,14 @@ def merge_heads(context: Tensor) -> Tensor:
 
 def attention_output(block: Any, context: Tensor) -> Tensor:
     """Projection and LayerScale of merged context rows [B,M,C]."""
-    return block.ls1(block.attn.proj(block.attn.norm(context)))
+    rows: Tensor = block.ls1(block.attn.proj(block.attn.norm(context)))
+    return rows
 
 
 def feed_forward(block: Any, x: Tensor) -> Tensor:
     """X + LayerScale(MLP(LN2(x)))."""
-    return x + block.ls2(block.mlp(block.norm2(x)))
+    out: Tensor = x + block.ls2(block.mlp(block.norm2(x)))
+    return out
 
 
 def run_block(block: Any, x: Tensor, bias: Tensor | None) -> Tensor:

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from vitprune.bundle import sha256_of
 from vitprune.errors import ExportError
 from vitprune.recipe import ModelSection
-from vitprune.support import interrupts, registry
+from vitprune.support import extras
+from vitprune.support.hashing import sha256_of
 from vitprune.support.resources import SHIPPED as SHIPPED
 from vitprune.support.resources import located
 from vitprune.support.suggestions import did_you_mean
@@ -38,22 +39,9 @@ class LoadedModel:
 
 
 def require_torch(purpose: str) -> None:
-    """Import torch and timm; raise TargetError VP201 when one is not installed."""
-    import importlib.util
-
-    from vitprune.errors import TargetError
-
-    missing = [name for name in ("torch", "timm") if importlib.util.find_spec(name) is None]
-    if missing:
-        raise TargetError(
-            201,
-            f"{purpose} needs {' and '.join(missing)}",
-            cause="the extra 'torch' is not installed",
-            next_step="pip install 'vitprune[torch]'",
-        )
-    with interrupts.deferred():
-        registry.module("timm")  # brings torch
-        registry.module("vitprune.vit.t2t")  # adds T2T-ViT to the names timm knows
+    """Import torch and timm, with T2T-ViT among the models timm knows; raise TargetError VP201 when one is not installed."""
+    extras.import_torch(purpose)
+    from vitprune.vit import t2t as t2t
 
 
 def weights_path(text: str) -> Path:
@@ -63,9 +51,10 @@ def weights_path(text: str) -> Path:
 
 def preprocessing_of(module: Any, section: ModelSection) -> dict[str, Any]:
     """Input size, mean, std, interpolation and crop of a timm model; the recipe's mean and std win."""
-    from timm.data import resolve_data_config
+    from timm import data
 
-    config = resolve_data_config(model=module)  # timm's defaults (ImageNet) for a model that carries no pretrained_cfg
+    resolve: Callable[..., dict[str, Any]] = data.resolve_data_config
+    config = resolve(model=module)  # timm's defaults (ImageNet) for a model that carries no pretrained_cfg
     embed = module.patch_embed
     size = embed.img_size or config["input_size"][1:]
     channels = image_channels(module) or config["input_size"][0]

@@ -45,17 +45,8 @@ def check_supported(model: nn.Module, method: methods.Method) -> None:
             next_step="use a model with timm's standard Block and Attention",
         )
     if method.needs_cls and model.cls_token is None:
-        others = methods.without_cls()
-        offer = (
-            f"methods that work without a CLS token: {', '.join(others)}"
-            if others
-            else "use a model with a CLS token such as deit_small_patch16_224"
-        )
-        raise ExportError(
-            312,
-            f"{method.name} needs a CLS token",
-            cause=f"{method.name} scores patches by the CLS row of attention and this model has none",
-            next_step=offer,
+        raise methods.needs_a_cls_token(
+            method.name, f"{method.name} scores patches by the CLS row of attention and this model has none"
         )
     if model.attn_pool is not None or model.global_pool not in ("token", "avg", ""):
         pool = "attention pooling" if model.attn_pool is not None else f"'{model.global_pool}' pooling"

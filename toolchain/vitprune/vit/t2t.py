@@ -84,7 +84,8 @@ class Performer(nn.Module):
         total = query @ key.sum(1, keepdim=True).transpose(1, 2)
         context = query @ (key.transpose(1, 2) @ value) / (total + STABLE)
         x = value + self.proj(context)
-        return x + self.mlp(self.norm2(x))
+        out: Tensor = x + self.mlp(self.norm2(x))
+        return out
 
 
 class TokensToToken(nn.Module):
@@ -112,12 +113,14 @@ class TokensToToken(nn.Module):
         first, second, _ = self.sizes
         x = self.attention1(self.split0(image))
         x = self.attention2(self.split1(as_map(x, first.after)))
-        return self.proj(as_map(x, second.after)).flatten(2).transpose(1, 2)
+        tokens: Tensor = self.proj(as_map(x, second.after)).flatten(2).transpose(1, 2)
+        return tokens
 
 
 def as_map(rows: Tensor, side: int) -> Tensor:
     """Rows [B,side*side,64] as cells [B,64,side,side]."""
-    return rows.transpose(1, 2).unflatten(2, (side, side))
+    cells: Tensor = rows.transpose(1, 2).unflatten(2, (side, side))  # type: ignore[no-untyped-call]
+    return cells
 
 
 class T2TViT(VisionTransformer):

@@ -32,4 +32,5 @@ class TokensToToken(nn.Module):
         first, second, third = self.sizes
         x = as_map(self.attention1(unfold(image, first)), first.after)
         x = as_map(self.attention2(unfold(x, second)), second.after)
-        return self.project(unfold(x, third))
+        tokens: Tensor = self.project(unfold(x, third))
+        return tokens

@@ -77,8 +77,8 @@ def _layer(entry: Any) -> Layer:
 
 
 def _type(tensor: dict[str, Any]) -> str:
-    said = " ".join(str(value) for key, value in tensor.items() if re.search(r"format|data_?type", key, re.IGNORECASE))
-    return next((name for name, pattern in _TYPES if pattern.search(said)), "")
+    spelled = " ".join(str(value) for key, value in tensor.items() if re.search(r"format|data_?type", key, re.IGNORECASE))
+    return next((name for name, pattern in _TYPES if pattern.search(spelled)), "")
 
 
 def audit(layers: Sequence[Layer], asked: str, keep_fp32: Sequence[str] = ()) -> Audit:

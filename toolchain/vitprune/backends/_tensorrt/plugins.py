@@ -99,11 +99,11 @@ def register(registry: trt.IPluginRegistry, library: Path, fail: Fail, number: i
     try:
         handle = registry.load_library(str(library.resolve()))
     except Exception as error:
-        handle, said = None, str(error).splitlines()[0] if str(error) else type(error).__name__
+        handle, reason = None, str(error).splitlines()[0] if str(error) else type(error).__name__
     else:
-        said = "TensorRT gave no reason; its log has one"
+        reason = "TensorRT gave no reason; its log has one"
     if handle is None:
-        raise fail(number, f"plugin {identity} cannot be loaded", cause=f"{where}: {said}", next_step=step)
+        raise fail(number, f"plugin {identity} cannot be loaded", cause=f"{where}: {reason}", next_step=step)
     if not present(registry):
         seen = (
             ", ".join(sorted(_text(creator) for creator in registry.all_creators if _identity(creator)[0] == NAME))

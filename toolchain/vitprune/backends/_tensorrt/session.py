@@ -136,17 +136,17 @@ class Session:
         return (array.astype(np.uint32) << 16).view(np.float32) if kind == self._trt.DataType.BF16 else array
 
     def _refused(self, built: BuiltEngine) -> LoadError:
-        said = self._log[-1] if self._log else "it gave no reason"
+        reason = self._log[-1] if self._log else "it gave no reason"
         return LoadError(
             635,
             f"TensorRT refuses the engine '{built.path.name}'",
-            cause=said,
+            cause=reason,
             next_step="build it again on this device with --force",
         )
 
     def _failed(self, why: str) -> LoadError:
-        said = f"; TensorRT: {self._log[-1]}" if self._log else ""
-        return LoadError(637, "the engine failed", cause=f"{why}{said}", next_step="build it again, or report the lines above")
+        reason = f"; TensorRT: {self._log[-1]}" if self._log else ""
+        return LoadError(637, "the engine failed", cause=f"{why}{reason}", next_step="build it again, or report the lines above")
 
 
 def _bytes(path: Path) -> bytes:

@@ -72,7 +72,7 @@ def _rows(tensor: Any, count: int, image: Any, patches: int) -> list[bool]:
 
 def _may_have(part: Any, count: int, rank: int) -> bool:
     """Whether an operand runs over `count` rows; shape inference leaves sizes open where a batch is expanded."""
-    shape = part.shape or ()
+    shape: list[int] = list(part.shape or ())
     return len(shape) == rank and (shape[-2] == count or not isinstance(shape[-2], int))
 
 

@@ -1,4 +1,4 @@
-"""ATS on the last stage of a dense CvT graph: find its blocks, rewrite them.
+"""The last stage of a dense CvT graph: find its blocks.
 
 CvT's queries, keys and values are linear maps of depthwise convolutions over the token grid, CLS beside it. The definition of
 sampling under such projections is that of `vitprune.methods.ats.cvt_reference`; here it is written with plain operators. Earlier stages have no
@@ -14,19 +14,18 @@ import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 
-from vitprune import methods
-from vitprune.errors import ExportError, RecipeError
+from vitprune.errors import ExportError
 from vitprune.graph.anatomy import find as vit
 from vitprune.graph.anatomy import projections
 from vitprune.graph.anatomy.find import Anatomy, Block
 from vitprune.graph.anatomy.static import scalar_of, static_copy, value_of
+from vitprune.graph.families.base import Family
 from vitprune.graph.passes.base import Surgery
 from vitprune.graph.passes.outputs import Outputs
-from vitprune.graph.surgery import _finish, _working_copy, geometry
-from vitprune.methods.ats.cvt_surgery import CvtSurgery, incidence
 from vitprune.methods.base import BlockTokens
 from vitprune.methods.cost import block_macs
-from vitprune.recipe import Recipe
+
+NAME = "CvT"
 
 
 @dataclass(frozen=True)
@@ -56,6 +55,17 @@ class CvtAnatomy(Anatomy):
     """
 
     grid: tuple[int, int] = (0, 0)
+
+
+def incidence(grid: tuple[int, int], kernel: int, stride: int, padding: int) -> np.ndarray:
+    """Float32 [cells, patches]: 1 where a patch lies in the kernel window of an output cell; both row-major."""
+    height, width = grid
+    rows = range(-padding, height + padding - kernel + 1, stride)
+    columns = range(-padding, width + padding - kernel + 1, stride)
+    window = np.zeros((len(rows) * len(columns), height, width), np.float32)
+    for cell, (top, left) in enumerate((r, c) for r in rows for c in columns):
+        window[cell, max(top, 0) : top + kernel, max(left, 0) : left + kernel] = 1
+    return window.reshape(len(window), -1)
 
 
 def _fail(index: int, seen: str, expected: str) -> ExportError:
@@ -194,7 +204,12 @@ def _total_macs(graph: gs.Graph) -> int:
 
 def matches(model: onnx.ModelProto) -> bool:
     """Whether a graph is a CvT with a CLS token."""
-    return bool(_attentions(static_copy(model)))
+    depthwise = any(node.op_type == "Conv" and _groups(node) > 1 for node in model.graph.node)
+    return depthwise and bool(_attentions(static_copy(model)))
+
+
+def _groups(node: onnx.NodeProto) -> int:
+    return next((int(attribute.i) for attribute in node.attribute if attribute.name == "group"), 1)
 
 
 def find(model: onnx.ModelProto) -> CvtAnatomy:
@@ -226,37 +241,9 @@ def find(model: onnx.ModelProto) -> CvtAnatomy:
     )  # fmt: skip
 
 
-def rewrite(model: onnx.ModelProto, recipe: Recipe) -> tuple[onnx.ModelProto, CvtAnatomy, dict[str, Any]]:
-    """Insert ATS into the last stage of a dense CvT; `prune.stages` counts that stage's blocks.
-
-    Returns:
-        The pruned model, the anatomy of the last stage and notes for the report.
-
-    Raises:
-        ExportError: VP32x when the graph is not understood.
-        RecipeError: VP144 another method than ATS, VP11x when the recipe does not fit.
-    """
-    _check(recipe)
-    anatomy = find(model)
-    method = methods.get("ats")
-    surgery = Surgery(_working_copy(model), anatomy, recipe, method, method.sites(recipe.prune, geometry(anatomy)))
-    changed = {step.name: step.run(surgery) for step in (CvtSurgery(), Outputs())}
-    return _finish(surgery), anatomy, {"passes": changed, **surgery.notes}
+def _canonical(surgery: Surgery) -> None:
+    """The pass of a method that knows CvT writes every block canonically; without sites nothing leaves."""
+    surgery.method.surgery_for(NAME)().run(surgery)
 
 
-def canonical(model: onnx.ModelProto, recipe: Recipe) -> onnx.ModelProto:
-    """The dense graph with the last stage in canonical form and nothing pruned; it must compute what the dense graph computes."""
-    _check(recipe)
-    surgery = Surgery(_working_copy(model), find(model), recipe, methods.get("ats"), [])
-    CvtSurgery().run(surgery)
-    return _finish(surgery)
-
-
-def _check(recipe: Recipe) -> None:
-    if recipe.prune.method != "ats":
-        raise RecipeError(
-            144,
-            f"{recipe.prune.method} is not available for CvT",
-            cause="only ATS has a definition for convolutional projections",
-            next_step="--set prune.method=ats",
-        )
+FAMILY = Family(NAME, "convolutional projections", matches, find, _canonical, (Outputs,))

@@ -13,7 +13,9 @@ import onnx
 import onnx.inliner
 import onnx_graphsurgeon as gs
 
+from vitprune.graph import types
 from vitprune.graph.anatomy.static import scalar_of, value_of
+from vitprune.graph.types import Graph, Node, Tensor, dims
 from vitprune.ops.function import function
 from vitprune.ops.token_sample import NAME
 
@@ -31,14 +33,14 @@ def specialise(model: onnx.ModelProto, keep_outputs: bool) -> tuple[onnx.ModelPr
         The specialised model and how many of each fusion were made.
     """
     flat = onnx.shape_inference.infer_shapes(onnx.inliner.inline_local_functions(_shorter_sampling(model)))
-    graph = gs.import_onnx(flat)
+    graph: Graph = gs.import_onnx(flat)
     if not keep_outputs:
         graph.outputs = graph.outputs[:1]
         graph.cleanup(remove_unused_graph_inputs=False)
     _sort_integers(graph)
     facts = {"attention": _fuse_attention(graph), "gelu": _fuse_gelu(graph), "gemm": _fuse_gemm(graph)}
     graph.cleanup(remove_unused_graph_inputs=False).toposort()
-    result = gs.export_onnx(graph, do_type_check=False)
+    result: onnx.ModelProto = gs.export_onnx(graph, do_type_check=False)
     del result.opset_import[:]
     result.opset_import.append(onnx.helper.make_opsetid("", graph.opset))
     result.opset_import.append(onnx.helper.make_opsetid(CONTRIB, 1))
@@ -46,7 +48,7 @@ def specialise(model: onnx.ModelProto, keep_outputs: bool) -> tuple[onnx.ModelPr
     return result, facts
 
 
-def _sort_integers(graph: gs.Graph) -> None:
+def _sort_integers(graph: Graph) -> None:
     """Positions are sorted as floats, which every builder takes; ONNX Runtime sorts int64 as it is and saves two Casts."""
     for key in [node for node in graph.nodes if node.op == "Cast" and node.name.endswith("/top/key")]:
         topk = key.outputs[0].outputs[0]
@@ -56,12 +58,12 @@ def _sort_integers(graph: gs.Graph) -> None:
         topk.inputs[0], topk.outputs[0] = key.inputs[0], sorted_index
 
 
-def _above(tensor: Any, *kinds: str) -> gs.Node | None:
+def _above(tensor: Tensor, *kinds: str) -> Node | None:
     node = tensor.inputs[0] if tensor.inputs else None
     return node if node is not None and node.op in kinds else None
 
 
-def _flat_heads(tensor: Any, perm: list[int]) -> tuple[Any, int] | None:
+def _flat_heads(tensor: Tensor, perm: list[int]) -> tuple[Tensor, int] | None:
     """Undo Reshape [B,N,H,d] + Transpose: the flat tensor [B,N,H*d] and H."""
     transpose = _above(tensor, "Transpose")
     reshape = _above(transpose.inputs[0], "Reshape") if transpose is not None and transpose.attrs.get("perm") == perm else None
@@ -69,10 +71,10 @@ def _flat_heads(tensor: Any, perm: list[int]) -> tuple[Any, int] | None:
     return None if reshape is None or shape is None or len(shape) != 4 else (reshape.inputs[0], int(shape[2]))
 
 
-def _fuse_attention(graph: gs.Graph) -> int:
+def _fuse_attention(graph: Graph) -> int:
     """Canonical chains -> MultiHeadAttention with a key padding mask."""
     made = 0
-    masks: dict[int, Any] = {}
+    masks: dict[int, Tensor] = {}
     for softmax in [node for node in graph.nodes if node.op == "Softmax" and node.name.endswith("/probabilities")]:
         add = _above(softmax.inputs[0], "Add")
         bias = add.inputs[1] if add is not None else None
@@ -91,16 +93,16 @@ def _fuse_attention(graph: gs.Graph) -> int:
             continue
         inputs = [query[0], key[0], value[0]]
         if bias is not None and _is_sized(bias):
-            inputs += [gs.Variable.empty(), gs.Variable.empty(), _row_bias(graph, bias, query[0], softmax.name)]
+            inputs += [types.absent(), types.absent(), _row_bias(graph, bias, query[0], softmax.name)]
         elif bias is not None and _above(bias, "Unsqueeze") is None:
-            inputs += [gs.Variable.empty(), gs.Variable.empty(), bias]  # one value per query and key, not a padding mask
+            inputs += [types.absent(), types.absent(), bias]  # one value per query and key, not a padding mask
         elif bias is not None:
-            inputs += [gs.Variable.empty(), _padding_mask(graph, bias, masks)]
+            inputs += [types.absent(), _padding_mask(graph, bias, masks)]
         output = flat.outputs[0]
         flat.outputs.clear()
         attributes = {"num_heads": query[1], "scale": 1.0, "mask_filter_value": -10000.0}
         graph.nodes.append(
-            gs.Node(
+            types.node(
                 "MultiHeadAttention",
                 name=f"{softmax.name}/fused",
                 attrs=attributes,
@@ -113,41 +115,41 @@ def _fuse_attention(graph: gs.Graph) -> int:
     return made
 
 
-def _is_sized(bias: Any) -> bool:
+def _is_sized(bias: Tensor) -> bool:
     """Whether a key bias holds log(size) of merged rows: it is no mask, its values count."""
     flat = _above(bias, "Unsqueeze")
     source = _above(flat.inputs[0], "Log", "Add") if flat is not None else None
     return source is not None and (source.op == "Log" or any(_above(tensor, "Log") is not None for tensor in source.inputs))
 
 
-def _row_bias(graph: gs.Graph, bias: Any, query: Any, name: str) -> Any:
+def _row_bias(graph: Graph, bias: Tensor, query: Tensor, name: str) -> Tensor:
     """Key bias [B,1,1,N] repeated for every query row: [B,1,M,N], the smallest form MultiHeadAttention takes."""
-    one = gs.Constant(f"{name}/one", np.asarray([1], np.int64))
-    ones = gs.Constant(f"{name}/ones", np.asarray([1, 1], np.int64))
-    rows = gs.Variable(f"{name}/rows", dtype=np.int64)
-    shape = gs.Variable(f"{name}/bias_shape", dtype=np.int64)
-    wide = gs.Variable(f"{name}/row_bias", dtype=np.float32)
-    graph.nodes.append(gs.Node("Shape", name=rows.name, attrs={"start": 1, "end": 2}, inputs=[query], outputs=[rows]))
-    graph.nodes.append(gs.Node("Concat", name=shape.name, attrs={"axis": 0}, inputs=[ones, rows, one], outputs=[shape]))
-    graph.nodes.append(gs.Node("Expand", name=wide.name, inputs=[bias, shape], outputs=[wide]))
+    one = types.constant(f"{name}/one", np.asarray([1], np.int64))
+    ones = types.constant(f"{name}/ones", np.asarray([1, 1], np.int64))
+    rows = types.variable(f"{name}/rows", dtype=np.int64)
+    shape = types.variable(f"{name}/bias_shape", dtype=np.int64)
+    wide = types.variable(f"{name}/row_bias", dtype=np.float32)
+    graph.nodes.append(types.node("Shape", name=rows.name, attrs={"start": 1, "end": 2}, inputs=[query], outputs=[rows]))
+    graph.nodes.append(types.node("Concat", name=shape.name, attrs={"axis": 0}, inputs=[ones, rows, one], outputs=[shape]))
+    graph.nodes.append(types.node("Expand", name=wide.name, inputs=[bias, shape], outputs=[wide]))
     return wide
 
 
-def _padding_mask(graph: gs.Graph, bias: Any, masks: dict[int, Any]) -> Any:
+def _padding_mask(graph: Graph, bias: Tensor, masks: dict[int, Tensor]) -> Tensor:
     """int32 [B,N], 1 where the additive bias [B,1,1,N] is zero; one per bias."""
     if id(bias) not in masks:
         flat = _above(bias, "Unsqueeze")
         assert flat is not None
-        zero = gs.Constant(f"{bias.name}/half", np.asarray(-0.5, np.float32))
-        live = gs.Variable(f"{bias.name}/live", dtype=np.bool_)
-        mask = gs.Variable(f"{bias.name}/mask", dtype=np.int32)
-        graph.nodes.append(gs.Node("Greater", name=live.name, inputs=[flat.inputs[0], zero], outputs=[live]))
-        graph.nodes.append(gs.Node("Cast", name=mask.name, attrs={"to": 6}, inputs=[live], outputs=[mask]))
+        zero = types.constant(f"{bias.name}/half", np.asarray(-0.5, np.float32))
+        live = types.variable(f"{bias.name}/live", dtype=np.bool_)
+        mask = types.variable(f"{bias.name}/mask", dtype=np.int32)
+        graph.nodes.append(types.node("Greater", name=live.name, inputs=[flat.inputs[0], zero], outputs=[live]))
+        graph.nodes.append(types.node("Cast", name=mask.name, attrs={"to": 6}, inputs=[live], outputs=[mask]))
         masks[id(bias)] = mask
     return masks[id(bias)]
 
 
-def _fuse_gelu(graph: gs.Graph) -> int:
+def _fuse_gelu(graph: Graph) -> int:
     """X * (0.5 * (1 + erf(x / sqrt 2))), in whichever order it was written, -> Gelu."""
     made = 0
     for erf in [node for node in graph.nodes if node.op == "Erf"]:
@@ -175,7 +177,7 @@ def _fuse_gelu(graph: gs.Graph) -> int:
             continue
         output = last.outputs[0]
         last.outputs.clear()
-        graph.nodes.append(gs.Node("Gelu", name=f"{erf.name}/gelu", inputs=[x], outputs=[output], domain=CONTRIB))
+        graph.nodes.append(types.node("Gelu", name=f"{erf.name}/gelu", inputs=[x], outputs=[output], domain=CONTRIB))
         made += 1
     return made
 
@@ -199,11 +201,12 @@ def _shorter_sampling(model: onnx.ModelProto) -> onnx.ModelProto:
     return copy
 
 
-def _fuse_gemm(graph: gs.Graph) -> int:
+def _fuse_gemm(graph: Graph) -> int:
     """MatMul of rows [B,N,C] with weights + bias -> one Gemm over [B*N,C]; ONNX Runtime does this only for static shapes."""
     made = 0
-    batch = graph.inputs[0].shape[0] if isinstance(graph.inputs[0].shape[0], int) else None
-    shapes: dict[tuple[int, int], Any] = {}
+    images = dims(graph.inputs[0])[0]
+    batch = images if isinstance(images, int) else None
+    shapes: dict[tuple[int, int], Tensor] = {}
     for matmul in [node for node in graph.nodes if node.op == "MatMul"]:
         weight = value_of(matmul.inputs[1])
         readers = matmul.outputs[0].outputs
@@ -213,8 +216,8 @@ def _fuse_gemm(graph: gs.Graph) -> int:
             or weight.ndim != 2
             or len(readers) != 1
             or readers[0].op != "Add"
-            or len(x.shape or ()) != 3
-            or x.shape[1] == 1
+            or len(dims(x)) != 3
+            or dims(x)[1] == 1
         ):
             continue
         add = readers[0]
@@ -223,29 +226,29 @@ def _fuse_gemm(graph: gs.Graph) -> int:
             continue
         name, output = add.name or add.outputs[0].name, add.outputs[0]
         add.outputs.clear()
-        rows = gs.Variable(f"{name}/rows", dtype=np.float32)
-        flat = gs.Variable(f"{name}/flat", dtype=np.float32)
-        minus = gs.Constant(f"{name}/rows_shape", np.array([-1, weight.shape[0]], np.int64))
+        rows = types.variable(f"{name}/rows", dtype=np.float32)
+        flat = types.variable(f"{name}/flat", dtype=np.float32)
+        minus = types.constant(f"{name}/rows_shape", np.array([-1, weight.shape[0]], np.int64))
         full = _outer_shape(graph, x, weight.shape[1], batch, shapes)
         graph.nodes += [
-            gs.Node("Reshape", name=f"{name}/to_rows", inputs=[x, minus], outputs=[rows]),
-            gs.Node("Gemm", name=f"{name}/gemm", inputs=[rows, matmul.inputs[1], bias], outputs=[flat]),
-            gs.Node("Reshape", name=f"{name}/from_rows", inputs=[flat, full], outputs=[output]),
+            types.node("Reshape", name=f"{name}/to_rows", inputs=[x, minus], outputs=[rows]),
+            types.node("Gemm", name=f"{name}/gemm", inputs=[rows, matmul.inputs[1], bias], outputs=[flat]),
+            types.node("Reshape", name=f"{name}/from_rows", inputs=[flat, full], outputs=[output]),
         ]
         made += 1
     return made
 
 
-def _outer_shape(graph: gs.Graph, x: Any, width: int, batch: int | None, shapes: dict[tuple[int, int], Any]) -> Any:
+def _outer_shape(graph: Graph, x: Tensor, width: int, batch: int | None, shapes: dict[tuple[int, int], Tensor]) -> Tensor:
     """The shape [B,N,width] to go back to; a constant when the batch is fixed, else read off x once per width."""
     if batch is not None:
-        return gs.Constant(f"{x.name}/back_{width}_{len(graph.nodes)}", np.array([batch, -1, width], np.int64))
+        return types.constant(f"{x.name}/back_{width}_{len(graph.nodes)}", np.array([batch, -1, width], np.int64))
     key = (id(x), width)
     if key not in shapes:
-        outer = gs.Variable(f"{x.name}/outer_{width}", dtype=np.int64)
-        full = gs.Variable(f"{x.name}/full_{width}", dtype=np.int64)
-        constant = gs.Constant(f"{x.name}/width_{width}", np.array([width], np.int64))
-        graph.nodes.append(gs.Node("Shape", name=outer.name, attrs={"start": 0, "end": -1}, inputs=[x], outputs=[outer]))
-        graph.nodes.append(gs.Node("Concat", name=full.name, attrs={"axis": 0}, inputs=[outer, constant], outputs=[full]))
+        outer = types.variable(f"{x.name}/outer_{width}", dtype=np.int64)
+        full = types.variable(f"{x.name}/full_{width}", dtype=np.int64)
+        constant = types.constant(f"{x.name}/width_{width}", np.array([width], np.int64))
+        graph.nodes.append(types.node("Shape", name=outer.name, attrs={"start": 0, "end": -1}, inputs=[x], outputs=[outer]))
+        graph.nodes.append(types.node("Concat", name=full.name, attrs={"axis": 0}, inputs=[outer, constant], outputs=[full]))
         shapes[key] = full
     return shapes[key]

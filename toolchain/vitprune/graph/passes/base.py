@@ -3,17 +3,25 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import onnx
-import onnx_graphsurgeon as gs
 
 from vitprune.errors import ExportError
 from vitprune.graph.anatomy.find import Anatomy
 from vitprune.graph.emit import Emitter
+from vitprune.graph.types import Graph, Tensor, given, redirect
 from vitprune.methods.base import Method, Site
 from vitprune.recipe import Recipe
+
+
+class Slots(NamedTuple):
+    """Patch slots: valid bool [B,K], True on real ones; patch int64 [B,K], their original numbers."""
+
+    valid: Tensor
+    patch: Tensor
 
 
 @dataclass
@@ -23,25 +31,26 @@ class Surgery:
     Attributes:
         graph: the dense graph, changed in place. anatomy: its blocks, by tensor name. recipe, method, sites: what to insert.
         valid: bool [B,K] tensor of real patch slots after the last site so far, None while all are. patch: int64 [B,K] original
-        patch numbers, None while all are there. bias: float32 [B,1,1,N] that hides pads as keys, None while there are none.
-        weight: float32 [B,K], how many patches each slot stands for, None = one each. kept: per site, the output tensor of kept
-        patch numbers. more_outputs: further outputs of the method, by name.
+        patch numbers, None while all are there; `slots` for passes behind the first site. bias: float32 [B,1,1,N] that hides pads as keys, None while there are none.
+        front, front_bias: rows int64 and key bias float32 [B,prefix] of the prefix, made once. weight: float32 [B,K], how many patches
+        each slot stands for, None = one each. kept: per site, the output tensor of kept patch numbers, None where a site is bypassed.
+        more_outputs: further outputs of the method, by name.
         functions: model-local functions to attach. notes: facts for the export report.
     """
 
-    graph: gs.Graph
+    graph: Graph
     anatomy: Anatomy
     recipe: Recipe
     method: Method
     sites: list[Site[Any]]
-    valid: Any = None
-    patch: Any = None
-    bias: Any = None
-    front: Any = None
-    front_bias: Any = None
-    weight: Any = None
-    kept: list[Any] = field(default_factory=list)
-    more_outputs: dict[str, Any] = field(default_factory=dict)
+    valid: Tensor | None = None
+    patch: Tensor | None = None
+    bias: Tensor | None = None
+    front: Tensor | None = None
+    front_bias: Tensor | None = None
+    weight: Tensor | None = None
+    kept: list[Tensor | None] = field(default_factory=list)
+    more_outputs: dict[str, Tensor] = field(default_factory=dict)
     functions: dict[str, onnx.FunctionProto] = field(default_factory=dict)
     notes: dict[str, Any] = field(default_factory=dict)
 
@@ -61,10 +70,14 @@ class Surgery:
         empty = any(site.options.may_be_empty for site in self.sites)
         return self.recipe.graph.static_batch == 1 and not self.padded and not empty
 
-    def replace(self, old: Any, new: Any) -> None:
+    @property
+    def slots(self) -> Slots:
+        """`valid` and `patch` behind `graph.canonical.start`, which makes them."""
+        return Slots(given(self.valid), given(self.patch))
+
+    def replace(self, old: Tensor, new: Tensor) -> None:
         """Let every reader of `old` read `new`."""
-        for node in list(old.outputs):
-            node.inputs = [new if tensor is old else tensor for tensor in node.inputs]
+        redirect(list(old.outputs), old, new)
         self.graph.outputs = [new if tensor is old else tensor for tensor in self.graph.outputs]
 
 
@@ -91,15 +104,26 @@ class GraphPass(ABC):
         Raises:
             ExportError: VP323 when a condition does not hold.
         """
-        for moment, check in (("before", self.requires), ("after", self.ensures)):
-            if moment == "after":
-                changed = self.apply(surgery)
-                surgery.graph.toposort()
-            if problem := check(surgery):
-                raise ExportError(
-                    323,
-                    f"pass {self.name}: {problem}",
-                    cause=f"condition {moment} the rewrite",
-                    next_step="report the dense ONNX file with this message",
-                )
+        self._insist("before", self.requires(surgery))
+        changed = self.apply(surgery)
+        surgery.graph.toposort()
+        self._insist("after", self.ensures(surgery))
         return changed
+
+    def _insist(self, moment: str, problem: str) -> None:
+        if problem:
+            raise ExportError(
+                323,
+                f"pass {self.name}: {problem}",
+                cause=f"condition {moment} the rewrite",
+                next_step="report the dense ONNX file with this message",
+            )
+
+
+def run_all(passes: Sequence[GraphPass], surgery: Surgery) -> list[dict[str, str | bool]]:
+    """Run passes in their order; for the report, the `name` of each and whether it `changed` anything.
+
+    Raises:
+        ExportError: VP323 when a condition of a pass does not hold.
+    """
+    return [{"name": step.name, "changed": step.run(surgery)} for step in passes]

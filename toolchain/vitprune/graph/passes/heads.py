@@ -28,20 +28,20 @@ class Heads(GraphPass):
         """See `GraphPass.apply`."""
         changed = False
         for name, start in surgery.anatomy.slices.items():
-            node, em = surgery.nodes[name], surgery.emitter.child("head")
-            wanted = [em.constant([start]), em.constant([OPEN])]
+            node, emit = surgery.nodes[name], surgery.emitter.child("head")
+            wanted = [emit.constant([start]), emit.constant([OPEN])]
             bounds = [np.asarray(getattr(tensor, "values", np.nan)).reshape(-1) for tensor in node.inputs[1:3]]
             if bounds[0].tolist() != [start] or not bounds[1][0] >= 2**31 - 1:
                 node.inputs = [node.inputs[0], *wanted, *node.inputs[3:]]
                 changed = True
         for number, found in enumerate(surgery.anatomy.means):
             if found.divided:
-                em = surgery.emitter.child(f"head/mean{number}")
+                emit = surgery.emitter.child(f"head/mean{number}")
                 tokens, keepdims = surgery.tensors[found.tokens], int(found.keepdims)
                 if surgery.graph.opset < 18:
-                    mean = em.op("ReduceMean", [tokens], "mean", dtype=FLOAT, keepdims=keepdims, axes=[found.axis])
+                    mean = emit.op("ReduceMean", [tokens], "mean", dtype=FLOAT, keepdims=keepdims, axes=[found.axis])
                 else:
-                    mean = em.op("ReduceMean", [tokens, em.constant([found.axis])], "mean", dtype=FLOAT, keepdims=keepdims)
+                    mean = emit.op("ReduceMean", [tokens, emit.constant([found.axis])], "mean", dtype=FLOAT, keepdims=keepdims)
                 surgery.replace(surgery.tensors[found.output], mean)
                 surgery.tensors[found.output] = mean
                 changed = True

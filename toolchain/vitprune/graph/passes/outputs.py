@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from vitprune.graph.emit import INT64
+from vitprune.graph.emit import INT64, Emitter
 from vitprune.graph.passes.base import GraphPass, Surgery
+from vitprune.graph.types import Tensor
 
 
 def kept_name(block: int) -> str:
@@ -22,14 +23,14 @@ class Outputs(GraphPass):
         """See `GraphPass.apply`."""
         logits = surgery.graph.outputs[0]
         surgery.graph.outputs = [logits]
-        last = None
+        last: Tensor | None = None
         for site, kept in zip(surgery.sites, surgery.kept, strict=True):
-            em = surgery.emitter.child(f"block{site.block}/output")
+            emit = surgery.emitter.child(f"block{site.block}/output")
             if kept is None:
-                kept = last if last is not None else self._all(surgery, em)
+                kept = last if last is not None else self._all(surgery, emit)
             name = kept_name(site.block)
             width = site.limit if surgery.padded else f"kept_{site.block}_count"
-            output = em.op("Identity", [kept], "kept", dtype=INT64)
+            output = emit.op("Identity", [kept], "kept", dtype=INT64)
             output.name, output.shape = name, ["batch", width]
             surgery.graph.outputs.append(output)
             last = kept
@@ -39,12 +40,12 @@ class Outputs(GraphPass):
             surgery.graph.outputs.append(output)
         return True
 
-    def _all(self, surgery: Surgery, em):  # type: ignore[no-untyped-def]
+    def _all(self, surgery: Surgery, emit: Emitter) -> Tensor:
         image = surgery.graph.inputs[0]
-        shape = em.op("Shape", [image], "shape", dtype=INT64)
-        batch = em.slice(shape, 0, 1, 0, "batch", dtype=INT64)
-        full = em.op("Concat", [batch, em.constant([surgery.anatomy.patches])], "full", dtype=INT64, axis=0)
-        return em.op("Expand", [em.constant(np.arange(surgery.anatomy.patches)[None]), full], "all", dtype=INT64)
+        shape = emit.op("Shape", [image], "shape", dtype=INT64)
+        batch = emit.slice(shape, 0, 1, 0, "batch", dtype=INT64)
+        full = emit.op("Concat", [batch, emit.constant([surgery.anatomy.patches])], "full", dtype=INT64, axis=0)
+        return emit.op("Expand", [emit.constant(np.arange(surgery.anatomy.patches)[None]), full], "all", dtype=INT64)
 
     def ensures(self, surgery: Surgery) -> str:
         """Exactly one output per site behind the logits."""

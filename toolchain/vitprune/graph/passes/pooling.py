@@ -6,6 +6,7 @@ import numpy as np
 
 from vitprune.graph.emit import FLOAT
 from vitprune.graph.passes.base import GraphPass, Surgery
+from vitprune.graph.types import given
 
 
 class Pooling(GraphPass):
@@ -19,29 +20,31 @@ class Pooling(GraphPass):
             return False
         for found in surgery.anatomy.means:
             pooled, tokens = surgery.tensors[found.output], surgery.tensors[found.tokens]
-            em = surgery.emitter.child(f"pool/{len(surgery.nodes)}")
-            valid = surgery.weight if surgery.valid is None else em.op("Cast", [surgery.valid], "valid", to=1)
+            emit = surgery.emitter.child(f"pool/{len(surgery.nodes)}")
+            valid = given(surgery.weight) if surgery.valid is None else emit.op("Cast", [surgery.valid], "valid", to=1)
             if surgery.weight is not None and surgery.valid is not None:
-                valid = em.op("Mul", [valid, surgery.weight], "patches")
+                valid = emit.op("Mul", [valid, surgery.weight], "patches")
             ahead = surgery.anatomy.prefix - found.skipped
             if ahead > 0:
-                first = em.slice(valid, 0, 1, 1, "first")
-                ones = em.op(
+                first = emit.slice(valid, 0, 1, 1, "first")
+                ones = emit.op(
                     "Add",
-                    [em.op("Mul", [first, em.constant(0.0, FLOAT)], "zero"), em.constant(np.ones((1, ahead)), FLOAT)],
+                    [emit.op("Mul", [first, emit.constant(0.0, FLOAT)], "zero"), emit.constant(np.ones((1, ahead)), FLOAT)],
                     "prefix",
                 )
-                valid = em.op("Concat", [ones, valid], "live", axis=1)
+                valid = emit.op("Concat", [ones, valid], "live", axis=1)
             others = [axis for axis in range(1, found.rank) if axis != found.axis]
-            weight = em.op("Unsqueeze", [valid, em.constant(others)], "weight")
-            total = em.op("ReduceSum", [em.op("Mul", [tokens, weight], "masked"), em.constant([found.axis])], "sum", keepdims=1)
-            count = em.op(
+            weight = emit.op("Unsqueeze", [valid, emit.constant(others)], "weight")
+            total = emit.op(
+                "ReduceSum", [emit.op("Mul", [tokens, weight], "masked"), emit.constant([found.axis])], "sum", keepdims=1
+            )
+            count = emit.op(
                 "Max",
-                [em.op("ReduceSum", [weight, em.constant([found.axis])], "count", keepdims=1), em.constant(1.0, FLOAT)],
+                [emit.op("ReduceSum", [weight, emit.constant([found.axis])], "count", keepdims=1), emit.constant(1.0, FLOAT)],
                 "at_least_one",
             )
-            mean = em.op("Div", [total, count], "mean")
+            mean = emit.op("Div", [total, count], "mean")
             if not found.keepdims:
-                mean = em.op("Squeeze", [mean, em.constant([found.axis])], "flat")
+                mean = emit.op("Squeeze", [mean, emit.constant([found.axis])], "flat")
             surgery.replace(pooled, mean)
         return True

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
+from numpy.typing import DTypeLike
 
 from vitprune.graph.anatomy.find import Block
 from vitprune.graph.canonical import queries, scaled_query
 from vitprune.graph.emit import BOOL, FLOAT, INT64, Emitter
 from vitprune.graph.passes.base import Surgery
+from vitprune.graph.types import Shape, Tensor
 from vitprune.methods.base import SamplingOptions, Site
 from vitprune.ops.function import function
 from vitprune.ops.token_sample import DOMAIN, NAME
@@ -20,59 +20,63 @@ def head_indicator(block: Block) -> np.ndarray:
     return np.repeat(np.eye(block.heads, dtype=np.float32), block.head_dim, axis=0)
 
 
-def cls_attention(em: Emitter, block: Block, h: Any, key: Any, bias: Any) -> Any:
+def cls_attention(emit: Emitter, block: Block, h: Tensor, key: Tensor, bias: Tensor | None) -> Tensor:
     """CLS row of the attention probabilities, [B,N,H], by its own small product so that the main chain has no second reader.
 
     The product runs on flat keys [B,N,H*d] against a block-diagonal query, which spares a transposed copy of the keys.
     """
     if block.query_norm is None:
-        flat = em.linear(em.op("Gather", [h, em.constant(0)], "cls", axis=1), *scaled_query(block), "cls_query")
-        column = em.op("Unsqueeze", [flat, em.constant([2])], "cls_query/column")
+        flat = emit.linear(emit.op("Gather", [h, emit.constant(0)], "cls", axis=1), *scaled_query(block), "cls_query")
+        column = emit.op("Unsqueeze", [flat, emit.constant([2])], "cls_query/column")
     else:
-        flat = queries(em, block, em.slice(h, 0, 1, 1, "cls"), "cls_query")
-        column = em.op("Transpose", [flat], "cls_query/column", perm=[0, 2, 1])
-    spread = em.op("Mul", [column, em.constant(head_indicator(block), FLOAT)], "cls_query/heads")
-    logits = em.op("MatMul", [key, spread], "cls_logits")
+        flat = queries(emit, block, emit.slice(h, 0, 1, 1, "cls"), "cls_query")
+        column = emit.op("Transpose", [flat], "cls_query/column", perm=[0, 2, 1])
+    spread = emit.op("Mul", [column, emit.constant(head_indicator(block), FLOAT)], "cls_query/heads")
+    logits = emit.op("MatMul", [key, spread], "cls_logits")
     if bias is not None:
-        logits = em.op(
+        logits = emit.op(
             "Add",
             [
                 logits,
-                em.op("Squeeze", [em.op("Transpose", [bias], "bias/rows", perm=[0, 3, 1, 2]), em.constant([2])], "bias/column"),
+                emit.op(
+                    "Squeeze", [emit.op("Transpose", [bias], "bias/rows", perm=[0, 3, 1, 2]), emit.constant([2])], "bias/column"
+                ),
             ],
             "cls_masked",
         )
-    return em.op("Softmax", [logits], "cls_row", axis=1)
+    return emit.op("Softmax", [logits], "cls_row", axis=1)
 
 
-def _per_head(em: Emitter, block: Block, row: Any, value: Any) -> Any:
-    squares = em.op(
-        "MatMul", [em.op("Mul", [value, value], "value/squares"), em.constant(head_indicator(block), FLOAT)], "value/head_squares"
+def _per_head(emit: Emitter, block: Block, row: Tensor, value: Tensor) -> Tensor:
+    squares = emit.op(
+        "MatMul",
+        [emit.op("Mul", [value, value], "value/squares"), emit.constant(head_indicator(block), FLOAT)],
+        "value/head_squares",
     )
-    products = em.op("Mul", [row, em.op("Sqrt", [squares], "value/norms")], "products")
-    return em.op("ReduceSum", [products, em.constant([2])], "score/all", keepdims=0)
+    products = emit.op("Mul", [row, emit.op("Sqrt", [squares], "value/norms")], "products")
+    return emit.op("ReduceSum", [products, emit.constant([2])], "score/all", keepdims=0)
 
 
-def _pooled(em: Emitter, block: Block, row: Any, value: Any) -> Any:
-    squares = em.op("ReduceSumSquare", [value, em.constant([2])], "value/squares", keepdims=0)
-    total = em.op("ReduceSum", [row, em.constant([2])], "cls_row/heads", keepdims=0)
-    return em.op("Mul", [total, em.op("Sqrt", [squares], "value/norm")], "score/all")
+def _pooled(emit: Emitter, block: Block, row: Tensor, value: Tensor) -> Tensor:
+    squares = emit.op("ReduceSumSquare", [value, emit.constant([2])], "value/squares", keepdims=0)
+    total = emit.op("ReduceSum", [row, emit.constant([2])], "cls_row/heads", keepdims=0)
+    return emit.op("Mul", [total, emit.op("Sqrt", [squares], "value/norm")], "score/all")
 
 
-def _attention(em: Emitter, block: Block, row: Any, value: Any) -> Any:
-    return em.op("ReduceSum", [row, em.constant([2])], "score/all", keepdims=0)
+def _attention(emit: Emitter, block: Block, row: Tensor, value: Tensor) -> Tensor:
+    return emit.op("ReduceSum", [row, emit.constant([2])], "score/all", keepdims=0)
 
 
 SCORES = {"per_head": _per_head, "pooled": _pooled, "attention": _attention}
 
 
-def score(em: Emitter, surgery: Surgery, block: Block, form: str, h: Any, key: Any, value: Any) -> Any:
+def score(emit: Emitter, surgery: Surgery, block: Block, form: str, h: Tensor, key: Tensor, value: Tensor) -> Tensor:
     """Significance score [B,P'] of the patches present, by the named form."""
-    row = cls_attention(em, block, h, key, surgery.bias)
-    return em.slice(SCORES[form](em, block, row, value), surgery.anatomy.prefix, None, 1, "score")
+    row = cls_attention(emit, block, h, key, surgery.bias)
+    return emit.slice(SCORES[form](emit, block, row, value), surgery.anatomy.prefix, None, 1, "score")
 
 
-def token_sample(em: Emitter, surgery: Surgery, site: Site[SamplingOptions], score: Any) -> tuple[Any, Any]:
+def token_sample(emit: Emitter, surgery: Surgery, site: Site[SamplingOptions], score: Tensor) -> tuple[Tensor, Tensor]:
     """One TokenSample node; returns index and keep [B,K]."""
     options = site.options
     capacity = site.limit if surgery.padded else options.capacity
@@ -92,7 +96,7 @@ def token_sample(em: Emitter, surgery: Surgery, site: Site[SamplingOptions], sco
     if wanted and not capacity:
         attributes["capacity"] = site.limit  # the shared body compares with it; the bound never cuts anything here
     width = site.limit if surgery.padded else None
-    shape = None if width is None else ["batch", width]
-    outputs = [(INT64, shape), (BOOL, shape), (INT64, [])]
-    index, keep, _ = em.ops(NAME, [score, surgery.valid], "sample", outputs, domain=DOMAIN, **attributes)
+    shape: Shape | None = None if width is None else ["batch", width]
+    outputs: list[tuple[DTypeLike, Shape | None]] = [(INT64, shape), (BOOL, shape), (INT64, [])]
+    index, keep, _ = emit.ops(NAME, [score, surgery.slots.valid], "sample", outputs, domain=DOMAIN, **attributes)
     return index, keep

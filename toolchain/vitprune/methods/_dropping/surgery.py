@@ -6,46 +6,50 @@ and MLP the dropped rows become one token by a product with weights that are zer
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 
 from vitprune.graph.anatomy.find import Block
-from vitprune.graph.canonical import attend, canonical, keys, probabilities, project, queries, replace_attention, values, weigh
+from vitprune.graph.canonical import (
+    attend,
+    canonical,
+    keys,
+    probabilities,
+    project,
+    queries,
+    replace_attention,
+    values,
+    weigh,
+)
 from vitprune.graph.emit import FLOAT, Emitter
 from vitprune.graph.passes.base import GraphPass, Surgery
+from vitprune.graph.passes.conditions import attention_chains, sites_in_graph
+from vitprune.graph.types import Tensor
 from vitprune.methods._dropping.sampling import cls_attention
 from vitprune.methods._dropping.selection import append_slot, splice, top_k, track
 from vitprune.methods._dropping.sites import FixedRateOptions
-from vitprune.methods.ats.surgery import attention_chains
 from vitprune.methods.base import Site
 
 
-def reduce(em: Emitter, kind: str, x: Any, axis: int, label: str, keepdims: int = 0) -> Any:
-    """ReduceMax or ReduceMean over one axis; the axis is an input from opset 18 on, an attribute before."""
-    if em.graph.opset < 18:
-        return em.op(kind, [x], label, axes=[axis], keepdims=keepdims)
-    return em.op(kind, [x, em.constant([axis])], label, keepdims=keepdims)
-
-
-def cls_score(em: Emitter, surgery: Surgery, block: Block, h: Any, key: Any) -> Any:
+def cls_score(emit: Emitter, surgery: Surgery, block: Block, h: Tensor, key: Tensor) -> Tensor:
     """Mean over heads of the CLS row, prefix columns cut off: [B,P']."""
-    row = cls_attention(em, block, h, key, surgery.bias)
-    mean = reduce(em, "ReduceMean", row, 2, "cls_row/mean")
-    return em.slice(mean, surgery.anatomy.prefix, None, 1, "score")
+    row = cls_attention(emit, block, h, key, surgery.bias)
+    mean = emit.reduce("ReduceMean", row, 2, "cls_row/mean")
+    return emit.slice(mean, surgery.anatomy.prefix, None, 1, "score")
 
 
-def column_score(em: Emitter, surgery: Surgery, block: Block, weights: Any, value: Any) -> Any:
+def column_score(emit: Emitter, surgery: Surgery, block: Block, weights: Tensor, value: Tensor) -> Tensor:
     """POMT's score [B,P']: column sums of the largest head over their maximum, plus softmax of the largest head's values."""
     prefix = surgery.anatomy.prefix
-    top = reduce(em, "ReduceMax", weights, 1, "attention/max_head")
-    column = em.op("ReduceSum", [top, em.constant([1])], "attention/columns", keepdims=0)
-    column = em.slice(column, prefix, None, 1, "attention/patches")
-    relative = em.op("Div", [column, reduce(em, "ReduceMax", column, 1, "attention/largest", keepdims=1)], "attention/term")
-    heads = em.op("Reshape", [value, em.constant([0, 0, block.heads, block.head_dim])], "value/heads")
-    content = em.op("ReduceSum", [reduce(em, "ReduceMax", heads, 2, "value/max_head"), em.constant([2])], "value/sum", keepdims=0)
-    content = em.slice(content, prefix, None, 1, "value/patches")
-    return em.op("Add", [relative, em.op("Softmax", [content], "value/term", axis=1)], "score")
+    top = emit.reduce("ReduceMax", weights, 1, "attention/max_head")
+    column = emit.op("ReduceSum", [top, emit.constant([1])], "attention/columns", keepdims=0)
+    column = emit.slice(column, prefix, None, 1, "attention/patches")
+    relative = emit.op("Div", [column, emit.reduce("ReduceMax", column, 1, "attention/largest", keepdims=1)], "attention/term")
+    heads = emit.op("Reshape", [value, emit.constant([0, 0, block.heads, block.head_dim])], "value/heads")
+    content = emit.op(
+        "ReduceSum", [emit.reduce("ReduceMax", heads, 2, "value/max_head"), emit.constant([2])], "value/sum", keepdims=0
+    )
+    content = emit.slice(content, prefix, None, 1, "value/patches")
+    return emit.op("Add", [relative, emit.op("Softmax", [content], "value/term", axis=1)], "score")
 
 
 class FixedRateSurgery(GraphPass):
@@ -57,8 +61,7 @@ class FixedRateSurgery(GraphPass):
         """Sites must lie in the graph; scores by the CLS row need a prefix token."""
         if surgery.anatomy.prefix < 1 and any(site.options.score == "cls" for site in surgery.sites):
             return "the graph has no prefix token to score by"
-        depth = len(surgery.anatomy.blocks)
-        return next((f"site at block {site.block} of {depth}" for site in surgery.sites if site.block >= depth), "")
+        return sites_in_graph(surgery)
 
     def apply(self, surgery: Surgery) -> bool:
         """See `GraphPass.apply`."""
@@ -74,22 +77,22 @@ class FixedRateSurgery(GraphPass):
         return True
 
     def _drop_queries(self, surgery: Surgery, block: Block, site: Site[FixedRateOptions]) -> None:
-        em = surgery.emitter.child(f"block{block.index}/attn")
+        emit = surgery.emitter.child(f"block{block.index}/attn")
         scoring = surgery.emitter.child(f"block{block.index}/prune")
         h, x = surgery.tensors[block.h], surgery.tensors[block.x]
-        key, value = keys(em, block, h), values(em, block, h)
+        key, value = keys(emit, block, h), values(emit, block, h)
         score = cls_score(scoring, surgery, block, h, key)
         rows = track(surgery, scoring, top_k(scoring, score, site.options.keep))
-        context = attend(em, block, queries(em, block, em.take_rows(h, rows, "h/kept")), key, value)
-        replace_attention(surgery, block, project(em, block, context), scoring.take_rows(x, rows, "x/kept"))
+        context = attend(emit, block, queries(emit, block, emit.take_rows(h, rows, "h/kept")), key, value)
+        replace_attention(surgery, block, project(emit, block, context), scoring.take_rows(x, rows, "x/kept"))
 
     def _combine(self, surgery: Surgery, block: Block, site: Site[FixedRateOptions]) -> None:
-        em = surgery.emitter.child(f"block{block.index}/attn")
+        emit = surgery.emitter.child(f"block{block.index}/attn")
         scoring = surgery.emitter.child(f"block{block.index}/prune")
         h = surgery.tensors[block.h]
-        key, value = keys(em, block, h), values(em, block, h)
-        weights = probabilities(em, block, queries(em, block, h), key)
-        replace_attention(surgery, block, project(em, block, weigh(em, block, weights, value)))
+        key, value = keys(emit, block, h), values(emit, block, h)
+        weights = probabilities(emit, block, queries(emit, block, h), key)
+        replace_attention(surgery, block, project(emit, block, weigh(emit, block, weights, value)))
         if site.options.score == "cls":
             score = cls_score(scoring, surgery, block, h, key)
         else:
@@ -100,7 +103,7 @@ class FixedRateSurgery(GraphPass):
         append_slot(surgery, scoring)
         part = score if site.options.combine == "weighted" else self._share(scoring, score, slots - keep)
 
-        def combined(attended: Any) -> Any:
+        def combined(attended: Tensor) -> Tensor:
             none = scoring.op("Sub", [zeros := scoring.op("Cast", [index], "dropped/like", to=1), zeros], "dropped/zeros")
             weight = scoring.op("ScatterElements", [part, index, none], "dropped/weights", axis=1)
             lone = scoring.op("Unsqueeze", [weight, scoring.constant([1])], "dropped/row")
@@ -111,10 +114,10 @@ class FixedRateSurgery(GraphPass):
 
         splice(surgery, block.attended, combined)
 
-    def _share(self, em: Emitter, score: Any, dropped: int) -> Any:
+    def _share(self, emit: Emitter, score: Tensor, dropped: int) -> Tensor:
         """1 / number of dropped tokens in every slot, shaped like the score."""
-        zeros = em.op("Sub", [score, score], "dropped/blank")
-        return em.op("Add", [zeros, em.constant(np.float32(1) / np.float32(dropped), FLOAT)], "dropped/share")
+        zeros = emit.op("Sub", [score, score], "dropped/blank")
+        return emit.op("Add", [zeros, emit.constant(np.float32(1) / np.float32(dropped), FLOAT)], "dropped/share")
 
     def ensures(self, surgery: Surgery) -> str:
         """Two TopK per site, and one clean attention chain per block save where column sums read the probabilities."""

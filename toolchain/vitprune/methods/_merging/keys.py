@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 from pydantic import Field, field_validator
 
 from vitprune.methods.base import Geometry, MethodParams, SiteOptions
 
-if TYPE_CHECKING:
-    pass
-
-
 Count = Annotated[int, Field(ge=0, le=65536)]
+NORM_FLOOR = 1e-12  # a metric of length zero stays zero instead of becoming NaN
 
 
 @dataclass(frozen=True)

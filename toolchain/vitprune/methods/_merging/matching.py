@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from vitprune.graph.emit import INT64, Emitter
+from vitprune.graph.types import Tensor
 
 
 def starts(prefix: int) -> tuple[int, int]:
@@ -12,28 +11,28 @@ def starts(prefix: int) -> tuple[int, int]:
     return prefix + prefix % 2, prefix + 1 - prefix % 2
 
 
-def every_second(em: Emitter, x: Any, first: int, label: str) -> Any:
+def every_second(emit: Emitter, x: Tensor, first: int, label: str) -> Tensor:
     """x[:, first::2]."""
-    end = em.constant([2**31 - 1])
-    return em.op("Slice", [x, em.constant([first]), end, em.constant([1]), em.constant([2])], label)
+    end = emit.constant([2**31 - 1])
+    return emit.op("Slice", [x, emit.constant([first]), end, emit.constant([1]), emit.constant([2])], label)
 
 
-def similarity(em: Emitter, unit: Any, prefix: int) -> Any:
+def similarity(emit: Emitter, unit: Tensor, prefix: int) -> Tensor:
     """Cosines [B,|A|,|B|] of unit rows [B,N,d]; a quarter of the full N x N product."""
     first_a, first_b = starts(prefix)
-    rows = every_second(em, unit, first_a, "metric/a")
-    columns = em.op("Transpose", [every_second(em, unit, first_b, "metric/b")], "metric/b_columns", perm=[0, 2, 1])
-    return em.op("MatMul", [rows, columns], "similarity")
+    rows = every_second(emit, unit, first_a, "metric/a")
+    columns = emit.op("Transpose", [every_second(emit, unit, first_b, "metric/b")], "metric/b_columns", perm=[0, 2, 1])
+    return emit.op("MatMul", [rows, columns], "similarity")
 
 
-def partners(em: Emitter, similarity: Any, members: Any) -> Any:
+def partners(emit: Emitter, similarity: Tensor, members: Tensor) -> Tensor:
     """Best partner in B of the members [B,r] of A, int64 [B,r]; ties to the lower one."""
-    at = em.op("Unsqueeze", [members, em.constant([2])], "members/column", dtype=INT64)
-    rows = em.op("GatherND", [similarity, at], "similarity/leaving", batch_dims=1)
-    return em.op("ArgMax", [rows], "partners", dtype=INT64, axis=2, keepdims=0)
+    at = emit.op("Unsqueeze", [members, emit.constant([2])], "members/column", dtype=INT64)
+    rows = emit.op("GatherND", [similarity, at], "similarity/leaving", batch_dims=1)
+    return emit.op("ArgMax", [rows], "partners", dtype=INT64, axis=2, keepdims=0)
 
 
-def spread(em: Emitter, members: Any, first: int, label: str) -> Any:
+def spread(emit: Emitter, members: Tensor, first: int, label: str) -> Tensor:
     """Rows `first + 2 * members`."""
-    twice = em.op("Add", [members, members], f"{label}/twice", dtype=INT64)
-    return twice if first == 0 else em.op("Add", [twice, em.constant(first)], label, dtype=INT64)
+    twice = emit.op("Add", [members, members], f"{label}/twice", dtype=INT64)
+    return twice if first == 0 else emit.op("Add", [twice, emit.constant(first)], label, dtype=INT64)

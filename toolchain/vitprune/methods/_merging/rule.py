@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from vitprune.methods._merging.keys import NORM_FLOOR
+
 if TYPE_CHECKING:
     from torch import Tensor
-
-
-NORM_FLOOR = 1e-12  # a metric of length zero stays zero instead of becoming NaN
 
 
 def metric(key: Tensor) -> Tensor:
@@ -21,7 +20,8 @@ def metric(key: Tensor) -> Tensor:
         float32 [B,P,d] of unit length.
     """
     mean = key.float().mean(dim=1)
-    return mean / mean.norm(dim=-1, keepdim=True).clamp(min=NORM_FLOOR)
+    unit: Tensor = mean / mean.norm(dim=-1, keepdim=True).clamp(min=NORM_FLOOR)
+    return unit
 
 
 def side(valid: Tensor, prefix: int) -> Tensor:

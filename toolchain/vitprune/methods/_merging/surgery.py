@@ -15,9 +15,9 @@ from vitprune.graph.anatomy.find import Block
 from vitprune.graph.canonical import attend, canonical, keys, project, queries, replace_attention, values
 from vitprune.graph.emit import BOOL, FLOAT, INT64, Emitter
 from vitprune.graph.passes.base import GraphPass, Surgery
-from vitprune.methods._merging.keys import MergingOptions
-from vitprune.methods._merging.rule import NORM_FLOOR
-from vitprune.methods.ats.surgery import attention_chains
+from vitprune.graph.passes.conditions import attention_chains, sites_in_graph
+from vitprune.graph.types import Tensor, given, redirect
+from vitprune.methods._merging.keys import NORM_FLOOR, MergingOptions
 from vitprune.methods.base import Site
 
 HIDDEN = -1.0e4
@@ -33,14 +33,16 @@ class MergingSurgery(GraphPass):
     """
 
     def __init__(self) -> None:
-        self.size: Any = None
-        self.group: Any = None
+        self.size: Tensor | None = None
+        self.group: Tensor | None = None
         self.proportional = False
-        self._column: Any = None
-        self._numbers_of_images: Any = None
+        self._column: Tensor | None = None
+        self._numbers_of_images: Tensor | None = None
 
     @abstractmethod
-    def merge(self, surgery: Surgery, em: Emitter, block: Block, site: Site[Any], x: Any, h: Any, key: Any, value: Any) -> Any:
+    def merge(
+        self, surgery: Surgery, emit: Emitter, block: Block, site: Site[Any], x: Tensor, h: Tensor, key: Tensor, value: Tensor
+    ) -> Tensor:
         """Rows [B,N',C] merged from x [B,N,C]; h, key and value are the block's. Brings size, kept and the key bias up to date."""
 
     def requires(self, surgery: Surgery) -> str:
@@ -56,8 +58,7 @@ class MergingSurgery(GraphPass):
                 cause="it reads neither the CLS token nor the mean of the tokens (attention pooling, for example)",
                 next_step="export the model with global_pool='token' or 'avg'",
             )
-        depth = len(surgery.anatomy.blocks)
-        return next((f"site at block {site.block} of {depth}" for site in surgery.sites if site.block >= depth), "")
+        return sites_in_graph(surgery)
 
     def apply(self, surgery: Surgery) -> bool:
         """See `GraphPass.apply`."""
@@ -86,25 +87,34 @@ class MergingSurgery(GraphPass):
         return attention_chains(surgery)
 
     def _site(self, surgery: Surgery, block: Block, site: Site[MergingOptions]) -> None:
-        em = surgery.emitter.child(f"block{block.index}/attn")
+        emit = surgery.emitter.child(f"block{block.index}/attn")
         h = surgery.tensors[block.h]
-        key, value = keys(em, block, h), values(em, block, h)
-        context = attend(em, block, queries(em, block, h), key, value, surgery.bias)
-        replace_attention(surgery, block, project(em, block, context))
+        key, value = keys(emit, block, h), values(emit, block, h)
+        context = attend(emit, block, queries(emit, block, h), key, value, surgery.bias)
+        replace_attention(surgery, block, project(emit, block, context))
         attended = surgery.tensors[block.attended]
         readers = list(attended.outputs)  # those of the dense graph: LN2 and the second residual sum
         merging = surgery.emitter.child(f"block{block.index}/merge")
         merged = self.merge(surgery, merging, block, site, attended, h, key, value)
-        for node in readers:
-            node.inputs = [merged if tensor is attended else tensor for tensor in node.inputs]
+        redirect(readers, attended, merged)
 
-    def _everyone(self, surgery: Surgery) -> Any:
-        em = surgery.emitter.child("groups")
-        return em.op("Expand", [em.constant(np.arange(surgery.anatomy.patches)[None]), self.column(surgery)], "all", dtype=INT64)
+    def _everyone(self, surgery: Surgery) -> Tensor:
+        emit = surgery.emitter.child("groups")
+        return emit.op(
+            "Expand", [emit.constant(np.arange(surgery.anatomy.patches)[None]), self.column(surgery)], "all", dtype=INT64
+        )
 
     def combine(
-        self, surgery: Surgery, em: Emitter, x: Any, rows: Any, sources: Any, targets: Any, r: int, active: Any = None
-    ) -> Any:
+        self,
+        surgery: Surgery,
+        emit: Emitter,
+        x: Tensor,
+        rows: Tensor,
+        sources: Tensor,
+        targets: Tensor,
+        r: int,
+        active: Tensor | None = None,
+    ) -> Tensor:
         """Size-weighted means; `self.size` follows.
 
         Only the r rows that something joins change. They are computed by a product of [r,r] weights with the rows that leave and
@@ -112,70 +122,72 @@ class MergingSurgery(GraphPass):
         other one writes to its own row, so that no place is written twice.
 
         Args:
-            surgery, em: where to write. x: [B,N,C]. rows: int64 [B,M,1], token rows that stay. sources, targets: int64 [B,r], token
+            surgery, emit: where to write. x: [B,N,C]. rows: int64 [B,M,1], token rows that stay. sources, targets: int64 [B,r], token
                 rows that leave and the ones they join. active: float [B,r], 0 where a source stays after all; None = all leave.
 
         Returns:
             [B,M,C]; a row that nothing joins is unchanged to the last bit.
         """
-        behind, across = em.constant([2]), em.constant([1])
-        column = em.op("Unsqueeze", [targets, behind], "targets/column", dtype=INT64)
-        row = em.op("Unsqueeze", [targets, across], "targets/row", dtype=INT64)
-        moved = em.op("Cast", [em.op("Equal", [column, row], "hits", dtype=BOOL)], "one_hot", to=1)
+        behind, across = emit.constant([2]), emit.constant([1])
+        column = emit.op("Unsqueeze", [targets, behind], "targets/column", dtype=INT64)
+        row = emit.op("Unsqueeze", [targets, across], "targets/row", dtype=INT64)
+        moved = emit.op("Cast", [emit.op("Equal", [column, row], "hits", dtype=BOOL)], "one_hot", to=1)
         before = self.size if self.size is not None else self._ones(surgery)
-        writes = self._first(em, moved, r, active)
-        place = em.op("Where", [writes, targets, sources], "rows/place", dtype=INT64)
+        writes = self._first(emit, moved, r, active)
+        place = emit.op("Where", [writes, targets, sources], "rows/place", dtype=INT64)
         share = active
         if self.size is not None:
-            share = em.op("GatherElements", [before, sources], "sources/size", axis=1)
-            share = share if active is None else em.op("Mul", [share, active], "sources/share")
+            share = emit.op("GatherElements", [before, sources], "sources/size", axis=1)
+            share = share if active is None else emit.op("Mul", [share, active], "sources/share")
         if share is not None:
-            moved = em.op("Mul", [moved, em.op("Unsqueeze", [share, across], "share/row")], "moved")
-        old = em.constant(1.0, FLOAT) if self.size is None else em.op("GatherElements", [before, targets], "size/old", axis=1)
-        total = em.op("Add", [em.op("ReduceSum", [moved, behind], "joined", keepdims=0), old], "size/joined")
-        joins = em.op("Div", [moved, em.op("Unsqueeze", [total, behind], "size/column")], "share/moved")
-        from_rows = em.op("Unsqueeze", [sources, behind], "sources/column", dtype=INT64)
-        own, leaving = em.take_rows(x, column, "rows/joined"), em.take_rows(x, from_rows, "rows/leaving")
-        mixed = em.op("MatMul", [joins, em.op("Sub", [leaving, own], "rows/step")], "rows/mixed")
-        means = em.op("Add", [own, mixed], "rows/means")
+            moved = emit.op("Mul", [moved, emit.op("Unsqueeze", [share, across], "share/row")], "moved")
+        old = emit.constant(1.0, FLOAT) if self.size is None else emit.op("GatherElements", [before, targets], "size/old", axis=1)
+        total = emit.op("Add", [emit.op("ReduceSum", [moved, behind], "joined", keepdims=0), old], "size/joined")
+        joins = emit.op("Div", [moved, emit.op("Unsqueeze", [total, behind], "size/column")], "share/moved")
+        from_rows = emit.op("Unsqueeze", [sources, behind], "sources/column", dtype=INT64)
+        own, leaving = emit.take_rows(x, column, "rows/joined"), emit.take_rows(x, from_rows, "rows/leaving")
+        mixed = emit.op("MatMul", [joins, emit.op("Sub", [leaving, own], "rows/step")], "rows/mixed")
+        means = emit.op("Add", [own, mixed], "rows/means")
         if active is not None:  # what stays after all must find its own row and size as they were
-            means = em.op(
-                "Where", [em.op("Unsqueeze", [writes, behind], "writes/column", dtype=BOOL), means, leaving], "rows/new"
+            means = emit.op(
+                "Where", [emit.op("Unsqueeze", [writes, behind], "writes/column", dtype=BOOL), means, leaving], "rows/new"
             )
             lone = (
-                em.constant(1.0, FLOAT) if self.size is None else em.op("GatherElements", [before, sources], "size/own", axis=1)
+                emit.constant(1.0, FLOAT)
+                if self.size is None
+                else emit.op("GatherElements", [before, sources], "size/own", axis=1)
             )
-            total = em.op("Where", [writes, total, lone], "size/new")
-        at = em.op("Unsqueeze", [place, behind], "rows/place_column", dtype=INT64)
-        places = em.op("Concat", [self._images(surgery, em, at), at], "rows/places", dtype=INT64, axis=2)
-        merged = em.take_rows(em.op("ScatterND", [x, places, means], "rows/written"), rows, "rows/merged")
-        sizes = em.op("ScatterElements", [before, place, total], "size/written", axis=1)
-        flat = em.op("Squeeze", [rows, behind], "rows/flat", dtype=INT64)
-        self.size = em.op("GatherElements", [sizes, flat], "size", axis=1)
+            total = emit.op("Where", [writes, total, lone], "size/new")
+        at = emit.op("Unsqueeze", [place, behind], "rows/place_column", dtype=INT64)
+        places = emit.op("Concat", [self._images(surgery, emit, at), at], "rows/places", dtype=INT64, axis=2)
+        merged = emit.take_rows(emit.op("ScatterND", [x, places, means], "rows/written"), rows, "rows/merged")
+        sizes = emit.op("ScatterElements", [before, place, total], "size/written", axis=1)
+        flat = emit.op("Squeeze", [rows, behind], "rows/flat", dtype=INT64)
+        self.size = emit.op("GatherElements", [sizes, flat], "size", axis=1)
         return merged
 
-    def _first(self, em: Emitter, same: Any, r: int, active: Any) -> Any:
+    def _first(self, emit: Emitter, same: Tensor, r: int, active: Tensor | None) -> Tensor:
         """Bool [B,r]: sources that leave and are the first to join their target; same [B,r,r] is 1 where two targets are equal."""
         earlier = np.tril(np.ones((r, r), np.float32), -1)
-        taken = em.op("Mul", [same, em.constant(earlier, FLOAT)], "writes/earlier")
+        taken = emit.op("Mul", [same, emit.constant(earlier, FLOAT)], "writes/earlier")
         if active is not None:
-            taken = em.op("Mul", [taken, em.op("Unsqueeze", [active, em.constant([1])], "writes/active")], "writes/before")
-        taken = highest(em, taken, 2, "writes/taken")
+            taken = emit.op("Mul", [taken, emit.op("Unsqueeze", [active, emit.constant([1])], "writes/active")], "writes/before")
+        taken = emit.reduce("ReduceMax", taken, 2, "writes/taken")
         if active is None:
-            return em.op("Less", [taken, em.constant(0.5, FLOAT)], "writes", dtype=BOOL)
-        free = em.op("Sub", [active, taken], "writes/free")
-        return em.op("Greater", [free, em.constant(0.5, FLOAT)], "writes", dtype=BOOL)
+            return emit.op("Less", [taken, emit.constant(0.5, FLOAT)], "writes", dtype=BOOL)
+        free = emit.op("Sub", [active, taken], "writes/free")
+        return emit.op("Greater", [free, emit.constant(0.5, FLOAT)], "writes", dtype=BOOL)
 
-    def _ones(self, surgery: Surgery) -> Any:
+    def _ones(self, surgery: Surgery) -> Tensor:
         """Sizes [B,N] before anything has merged."""
-        em = surgery.emitter.child("sizes")
-        return em.op(
+        emit = surgery.emitter.child("sizes")
+        return emit.op(
             "Expand",
-            [em.constant(np.ones((1, surgery.anatomy.prefix + surgery.anatomy.patches)), FLOAT), self.column(surgery)],
+            [emit.constant(np.ones((1, surgery.anatomy.prefix + surgery.anatomy.patches)), FLOAT), self.column(surgery)],
             "ones",
         )
 
-    def _images(self, surgery: Surgery, em: Emitter, like: Any) -> Any:
+    def _images(self, surgery: Surgery, emit: Emitter, like: Tensor) -> Tensor:
         """Number of its image in the batch for every entry of int64 [B,r,1]."""
         if self._numbers_of_images is None:
             scope = surgery.emitter.child("images")
@@ -188,79 +200,74 @@ class MergingSurgery(GraphPass):
                 ramp = scope.op("Slice", [scope.constant(np.arange(MOST_IMAGES)), zero, count, zero], "ramp", dtype=INT64)
                 numbers = scope.op("Unsqueeze", [ramp, scope.constant([1, 2])], "numbers", dtype=INT64)
             self._numbers_of_images = numbers
-        none = em.op("Sub", [like, like], "rows/none", dtype=INT64)
-        return em.op("Add", [none, self._numbers_of_images], "rows/images", dtype=INT64)
+        none = emit.op("Sub", [like, like], "rows/none", dtype=INT64)
+        return emit.op("Add", [none, self._numbers_of_images], "rows/images", dtype=INT64)
 
-    def rename(self, em: Emitter, numbers: Any, sources: Any, targets: Any, active: Any = None) -> None:
+    def rename(self, emit: Emitter, numbers: Tensor, sources: Tensor, targets: Tensor, active: Tensor | None = None) -> None:
         """Let patches represented by slot sources [B,r] be represented by slot targets [B,r]; numbers int64 [B,P'] of the slots."""
         if self.group is None:
             return
-        old = em.op("GatherElements", [numbers, sources], "trace/from", dtype=INT64, axis=1)
-        new = em.op("GatherElements", [numbers, targets], "trace/to", dtype=INT64, axis=1)
-        step = em.op("Cast", [em.op("Sub", [new, old], "trace/step", dtype=INT64)], "trace/step_float", to=1)
-        step = step if active is None else em.op("Mul", [step, active], "trace/active_step")
-        group = em.op("Unsqueeze", [self.group, em.constant([2])], "trace/column", dtype=INT64)
-        hits = em.op(
-            "Equal", [group, em.op("Unsqueeze", [old, em.constant([1])], "trace/row", dtype=INT64)], "trace/hits", dtype=BOOL
+        old = emit.op("GatherElements", [numbers, sources], "trace/from", dtype=INT64, axis=1)
+        new = emit.op("GatherElements", [numbers, targets], "trace/to", dtype=INT64, axis=1)
+        step = emit.op("Cast", [emit.op("Sub", [new, old], "trace/step", dtype=INT64)], "trace/step_float", to=1)
+        step = step if active is None else emit.op("Mul", [step, active], "trace/active_step")
+        group = emit.op("Unsqueeze", [self.group, emit.constant([2])], "trace/column", dtype=INT64)
+        hits = emit.op(
+            "Equal", [group, emit.op("Unsqueeze", [old, emit.constant([1])], "trace/row", dtype=INT64)], "trace/hits", dtype=BOOL
         )
-        moved = em.op(
+        moved = emit.op(
             "Mul",
-            [em.op("Cast", [hits], "trace/one_hot", to=1), em.op("Unsqueeze", [step, em.constant([1])], "trace/step_row")],
+            [emit.op("Cast", [hits], "trace/one_hot", to=1), emit.op("Unsqueeze", [step, emit.constant([1])], "trace/step_row")],
             "trace/moved",
         )
-        total = em.op("ReduceSum", [moved, em.constant([2])], "trace/total", keepdims=0)  # whole numbers, exact in float32
-        self.group = em.op(
-            "Add", [self.group, em.op("Cast", [total], "trace/whole", dtype=INT64, to=7)], "trace/group", dtype=INT64
+        total = emit.op("ReduceSum", [moved, emit.constant([2])], "trace/total", keepdims=0)  # whole numbers, exact in float32
+        self.group = emit.op(
+            "Add", [self.group, emit.op("Cast", [total], "trace/whole", dtype=INT64, to=7)], "trace/group", dtype=INT64
         )
 
-    def hide(self, surgery: Surgery, em: Emitter, keep: Any = None) -> None:
+    def hide(self, surgery: Surgery, emit: Emitter, keep: Tensor | None = None) -> None:
         """Key bias of later blocks: log(size) where asked for, and pad slots (keep bool [B,K] false) out of sight."""
-        flat = em.op("Log", [self.size], "bias/log_size") if self.proportional else None
+        flat = emit.op("Log", [given(self.size)], "bias/log_size") if self.proportional else None
         if keep is not None and not surgery.single:
-            pad = em.op("Cast", [em.op("Not", [keep], "bias/pad", dtype=BOOL)], "bias/pad_float", to=1)
+            pad = emit.op("Cast", [emit.op("Not", [keep], "bias/pad", dtype=BOOL)], "bias/pad_float", to=1)
             hidden = self.in_front(
-                surgery, em, 0.0, em.op("Mul", [pad, em.constant(HIDDEN, FLOAT)], "bias/patches"), "bias/hidden"
+                surgery, emit, 0.0, emit.op("Mul", [pad, emit.constant(HIDDEN, FLOAT)], "bias/patches"), "bias/hidden"
             )
-            flat = hidden if flat is None else em.op("Add", [flat, hidden], "bias/flat")
-        surgery.bias = None if flat is None else em.op("Unsqueeze", [flat, em.constant([1, 2])], "bias")
+            flat = hidden if flat is None else emit.op("Add", [flat, hidden], "bias/flat")
+        surgery.bias = None if flat is None else emit.op("Unsqueeze", [flat, emit.constant([1, 2])], "bias")
 
-    def column(self, surgery: Surgery) -> Any:
+    def column(self, surgery: Surgery) -> Tensor:
         """Shape [B,1], to spread constants over the batch; written once."""
         if self._column is None:
-            em = surgery.emitter.child("batch")
-            shape = em.op("Shape", [surgery.graph.inputs[0]], "shape", dtype=INT64)
-            batch = em.slice(shape, 0, 1, 0, "size", dtype=INT64)
-            self._column = em.op("Concat", [batch, em.constant([1])], "column", dtype=INT64, axis=0)
+            emit = surgery.emitter.child("batch")
+            shape = emit.op("Shape", [surgery.graph.inputs[0]], "shape", dtype=INT64)
+            batch = emit.slice(shape, 0, 1, 0, "size", dtype=INT64)
+            self._column = emit.op("Concat", [batch, emit.constant([1])], "column", dtype=INT64, axis=0)
         return self._column
 
-    def in_front(self, surgery: Surgery, em: Emitter, value: float, x: Any, label: str) -> Any:
+    def in_front(self, surgery: Surgery, emit: Emitter, value: float, x: Tensor, label: str) -> Tensor:
         """X [B,K] behind a constant for every prefix token: [B,prefix+K]."""
         prefix = surgery.anatomy.prefix
         if not prefix:
             return x
-        front = em.op("Expand", [em.constant(np.full((1, prefix), value), FLOAT), self.column(surgery)], f"{label}/prefix")
-        return em.op("Concat", [front, x], label, axis=1)
+        front = emit.op("Expand", [emit.constant(np.full((1, prefix), value), FLOAT), self.column(surgery)], f"{label}/prefix")
+        return emit.op("Concat", [front, x], label, axis=1)
 
-    def token_rows(self, surgery: Surgery, em: Emitter, behind: Any) -> Any:
+    def token_rows(self, surgery: Surgery, emit: Emitter, behind: Tensor) -> Tensor:
         """Token rows int64 [B,prefix+K,1] of the prefix and of patch rows [B,K]."""
         if surgery.anatomy.prefix:
-            front = em.constant(np.arange(surgery.anatomy.prefix)[None])
-            front = em.op("Expand", [front, self.column(surgery)], "stay/prefix", dtype=INT64)
-            behind = em.op("Concat", [front, behind], "stay", dtype=INT64, axis=1)
-        return em.op("Unsqueeze", [behind, em.constant([2])], "stay/column", dtype=INT64)
+            front = emit.constant(np.arange(surgery.anatomy.prefix)[None])
+            front = emit.op("Expand", [front, self.column(surgery)], "stay/prefix", dtype=INT64)
+            behind = emit.op("Concat", [front, behind], "stay", dtype=INT64, axis=1)
+        return emit.op("Unsqueeze", [behind, emit.constant([2])], "stay/column", dtype=INT64)
 
 
-def metric(em: Emitter, block: Block, key: Any) -> Any:
+def metric(emit: Emitter, block: Block, key: Tensor) -> Tensor:
     """Mean over heads of flat keys [B,N,H*d], to unit length: [B,N,d] (the sum: a mean has the same direction)."""
-    heads = em.op("Reshape", [key, em.constant([0, 0, block.heads, block.head_dim])], "metric/heads")
-    total = em.op("ReduceSum", [heads, em.constant([2])], "metric/sum", keepdims=0)
-    squares = em.op("ReduceSum", [em.op("Mul", [total, total], "metric/squares"), em.constant([2])], "metric/norm2", keepdims=1)
-    floor = em.constant(NORM_FLOOR * block.heads, FLOAT)
-    return em.op("Div", [total, em.op("Max", [em.op("Sqrt", [squares], "metric/norm"), floor], "metric/length")], "metric")
-
-
-def highest(em: Emitter, x: Any, axis: int, label: str, keepdims: int = 0) -> Any:
-    """ReduceMax over one axis; the axis is an input from opset 18 on."""
-    if em.graph.opset < 18:
-        return em.op("ReduceMax", [x], label, axes=[axis], keepdims=keepdims)
-    return em.op("ReduceMax", [x, em.constant([axis])], label, keepdims=keepdims)
+    heads = emit.op("Reshape", [key, emit.constant([0, 0, block.heads, block.head_dim])], "metric/heads")
+    total = emit.op("ReduceSum", [heads, emit.constant([2])], "metric/sum", keepdims=0)
+    squares = emit.op(
+        "ReduceSum", [emit.op("Mul", [total, total], "metric/squares"), emit.constant([2])], "metric/norm2", keepdims=1
+    )
+    floor = emit.constant(NORM_FLOOR * block.heads, FLOAT)
+    return emit.op("Div", [total, emit.op("Max", [emit.op("Sqrt", [squares], "metric/norm"), floor], "metric/length")], "metric")

@@ -7,8 +7,8 @@ from typing import Any
 from torch import Tensor
 
 from vitprune.methods.asvit import rule as asvit
-from vitprune.methods.asvit.keys import AsvitOptions, refuse_padded_batch_topk
-from vitprune.methods.base import Method, Site
+from vitprune.methods.asvit.keys import AsvitOptions, Params, refuse_padded_batch_topk
+from vitprune.methods.base import Method, MethodParams, Site, keys_of
 from vitprune.vit.blocks import attention, attention_output, feed_forward, merge_heads, project, run_block
 from vitprune.vit.reference_method import ReferenceMethod
 from vitprune.vit.tokens import TokenState, cap, take_rows
@@ -17,10 +17,11 @@ from vitprune.vit.tokens import TokenState, cap, take_rows
 class AsvitReference(ReferenceMethod):
     """Score in the blocks that are asked for, compare and drop before the blocks of the sites."""
 
-    def __init__(self, method: Method, params: Any, sites: list[Site[AsvitOptions]], padded: bool) -> None:
+    def __init__(self, method: Method, params: MethodParams, sites: list[Site[AsvitOptions]], padded: bool) -> None:
         super().__init__(method, params, sites, padded)
-        refuse_padded_batch_topk(params.infer, padded)
-        self.scored, self.mode, self.weighted = params.scored_blocks(), params.score_mode, params.head_weight
+        keys = keys_of(params, Params)
+        refuse_padded_batch_topk(keys.infer, padded)
+        self.scored, self.mode, self.weighted = keys.scored_blocks(), keys.score_mode, keys.head_weight
 
     def block(self, index: int, block: Any, x: Tensor, state: TokenState) -> Tensor:
         """See `ReferenceMethod.block`."""

@@ -24,7 +24,7 @@ def score(cls_attention: Tensor, context: Tensor, head_weight: bool) -> Tensor:
     row = cls_attention.float()
     if not head_weight:
         return row.mean(dim=1)
-    norm = context.float().norm(dim=-1)
+    norm: Tensor = context.float().norm(dim=-1)
     return (row * norm / (norm.sum(dim=1, keepdim=True) + 1e-8)).sum(dim=1)
 
 

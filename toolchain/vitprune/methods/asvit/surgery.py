@@ -6,21 +6,29 @@ TokenSample gets score - threshold and compares with zero, and in IEEE arithmeti
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
-import onnx_graphsurgeon as gs
 
 from vitprune.graph.anatomy.find import Block
-from vitprune.graph.canonical import attend, canonical, keys, project, queries, replace_attention, start, update, values
+from vitprune.graph.canonical import (
+    attend,
+    canonical,
+    keys,
+    project,
+    queries,
+    replace_attention,
+    start,
+    update,
+    values,
+)
 from vitprune.graph.emit import BOOL, FLOAT, INT64, Emitter
 from vitprune.graph.passes.base import GraphPass, Surgery
+from vitprune.graph.passes.conditions import attention_chains, sites_in_graph
+from vitprune.graph.types import Tensor, constant, given, is_constant
 from vitprune.methods._dropping.sampling import cls_attention, head_indicator, token_sample
 from vitprune.methods._dropping.selection import ascending, splice
 from vitprune.methods.asvit import keys as asvit
 from vitprune.methods.asvit.keys import AsvitOptions
-from vitprune.methods.ats.surgery import attention_chains
-from vitprune.methods.base import Site
+from vitprune.methods.base import Site, keys_of
 from vitprune.ops.token_sample import NAME
 
 LOWEST = float(np.finfo(np.float32).min)
@@ -31,39 +39,42 @@ def threshold_name(block: int) -> str:
     return f"prune.threshold.block{block}"
 
 
-def head_weighted(em: Emitter, block: Block, row: Any, context: Any) -> Any:
+def head_weighted(emit: Emitter, block: Block, row: Tensor, context: Tensor) -> Tensor:
     """CLS row [B,N,H] times the heads' share in the norm of the context [B,N,H*d], summed: [B,N]."""
-    squares = em.op(
-        "MatMul", [em.op("Mul", [context, context], "squares"), em.constant(head_indicator(block), FLOAT)], "head_squares"
+    squares = emit.op(
+        "MatMul", [emit.op("Mul", [context, context], "squares"), emit.constant(head_indicator(block), FLOAT)], "head_squares"
     )
-    norms = em.op("Sqrt", [squares], "head_norms")
-    total = em.op("ReduceSum", [norms, em.constant([2])], "norm_sum", keepdims=1)
-    share = em.op("Div", [norms, em.op("Add", [total, em.constant(1e-8, FLOAT)], "norm_sum/eps")], "head_share")
-    return em.op("ReduceSum", [em.op("Mul", [row, share], "weighted"), em.constant([2])], "score/all", keepdims=0)
+    norms = emit.op("Sqrt", [squares], "head_norms")
+    total = emit.op("ReduceSum", [norms, emit.constant([2])], "norm_sum", keepdims=1)
+    share = emit.op("Div", [norms, emit.op("Add", [total, emit.constant(1e-8, FLOAT)], "norm_sum/eps")], "head_share")
+    return emit.op("ReduceSum", [emit.op("Mul", [row, share], "weighted"), emit.constant([2])], "score/all", keepdims=0)
 
 
-def head_mean(em: Emitter, block: Block, row: Any) -> Any:
+def head_mean(emit: Emitter, block: Block, row: Tensor) -> Tensor:
     """Mean over heads of the CLS row [B,N,H]: [B,N]."""
-    total = em.op("ReduceSum", [row, em.constant([2])], "score/sum", keepdims=0)
-    return em.op("Div", [total, em.constant(float(block.heads), FLOAT)], "score/all")
+    total = emit.op("ReduceSum", [row, emit.constant([2])], "score/sum", keepdims=0)
+    return emit.op("Div", [total, emit.constant(float(block.heads), FLOAT)], "score/all")
 
 
-def batch_top_k(em: Emitter, surgery: Surgery, excess: Any) -> tuple[Any, Any]:
+def batch_top_k(emit: Emitter, surgery: Surgery, excess: Tensor) -> tuple[Tensor, Tensor]:
     """The released batch path: index and keep [B,K] with K = mean number above the threshold in this batch, rounded down."""
-    above = em.op(
-        "And", [surgery.valid, em.op("Greater", [excess, em.constant(0.0, FLOAT)], "above", dtype=BOOL)], "counted", dtype=BOOL
+    above = emit.op(
+        "And",
+        [surgery.slots.valid, emit.op("Greater", [excess, emit.constant(0.0, FLOAT)], "above", dtype=BOOL)],
+        "counted",
+        dtype=BOOL,
     )
-    total = em.op(
-        "ReduceSum", [em.op("Cast", [above], "above/number", dtype=INT64, to=7)], "above/total", dtype=INT64, keepdims=0
+    total = emit.op(
+        "ReduceSum", [emit.op("Cast", [above], "above/number", dtype=INT64, to=7)], "above/total", dtype=INT64, keepdims=0
     )
-    batch = em.slice(em.op("Shape", [excess], "excess/shape", dtype=INT64), 0, 1, 0, "batch", dtype=INT64)
-    mean = em.op("Div", [total, batch], "count/mean", dtype=INT64)
-    some = em.op("Greater", [mean, em.constant([0])], "count/some", dtype=BOOL)
-    count = em.op("Where", [some, mean, em.constant([1])], "count", dtype=INT64)
-    contest = em.op("Where", [surgery.valid, excess, em.constant(LOWEST, FLOAT)], "contest")
-    _, best = em.ops("TopK", [contest, count], "best", [(FLOAT, None), (INT64, None)], axis=1, largest=1, sorted=1)
-    index = ascending(em, best, count)
-    keep = em.op("Expand", [some, em.op("Shape", [index], "keep/shape", dtype=INT64)], "keep", dtype=BOOL)
+    batch = emit.slice(emit.op("Shape", [excess], "excess/shape", dtype=INT64), 0, 1, 0, "batch", dtype=INT64)
+    mean = emit.op("Div", [total, batch], "count/mean", dtype=INT64)
+    some = emit.op("Greater", [mean, emit.constant([0])], "count/some", dtype=BOOL)
+    count = emit.op("Where", [some, mean, emit.constant([1])], "count", dtype=INT64)
+    contest = emit.op("Where", [surgery.slots.valid, excess, emit.constant(LOWEST, FLOAT)], "contest")
+    _, best = emit.ops("TopK", [contest, count], "best", [(FLOAT, None), (INT64, None)], axis=1, largest=1, sorted=1)
+    index = ascending(emit, best, count)
+    keep = emit.op("Expand", [some, emit.op("Shape", [index], "keep/shape", dtype=INT64)], "keep", dtype=BOOL)
     return index, keep
 
 
@@ -76,18 +87,18 @@ class AsvitSurgery(GraphPass):
         """Sites must lie in the graph and it must have prefix tokens to score by."""
         if surgery.anatomy.prefix < 1:
             return "the graph has no prefix token to score by"
-        depth = len(surgery.anatomy.blocks)
-        return next((f"site at block {site.block} of {depth}" for site in surgery.sites if site.block >= depth), "")
+        return sites_in_graph(surgery)
 
     def apply(self, surgery: Surgery) -> bool:
         """See `GraphPass.apply`."""
-        params: Any = surgery.recipe.prune
+        params = keys_of(surgery.recipe.prune, asvit.Params)
         asvit.refuse_padded_batch_topk(params.infer, surgery.padded)
         sites = {site.block: site for site in surgery.sites}
-        scored, score = params.scored_blocks(), None
+        scored = params.scored_blocks()
+        score: Tensor | None = None
         for block in surgery.anatomy.blocks:
             if block.index in sites:
-                score = self._drop(surgery, block, sites[block.index], score)
+                score = self._drop(surgery, block, sites[block.index], given(score))
             if block.index in scored:
                 new = self._scored_block(surgery, block, params.head_weight)
                 score = self._accumulate(surgery, block, score, new, params.score_mode)
@@ -95,38 +106,38 @@ class AsvitSurgery(GraphPass):
                 canonical(surgery, block)
         return True
 
-    def _scored_block(self, surgery: Surgery, block: Block, weighted: bool) -> Any:
-        em = surgery.emitter.child(f"block{block.index}/attn")
+    def _scored_block(self, surgery: Surgery, block: Block, weighted: bool) -> Tensor:
+        emit = surgery.emitter.child(f"block{block.index}/attn")
         scoring = surgery.emitter.child(f"block{block.index}/score")
         h = surgery.tensors[block.h]
-        key, value = keys(em, block, h), values(em, block, h)
-        context = attend(em, block, queries(em, block, h), key, value, surgery.bias)
-        replace_attention(surgery, block, project(em, block, context))
+        key, value = keys(emit, block, h), values(emit, block, h)
+        context = attend(emit, block, queries(emit, block, h), key, value, surgery.bias)
+        replace_attention(surgery, block, project(emit, block, context))
         row = cls_attention(scoring, block, h, key, surgery.bias)
         score = head_weighted(scoring, block, row, context) if weighted else head_mean(scoring, block, row)
         return scoring.slice(score, surgery.anatomy.prefix, None, 1, "score")
 
-    def _accumulate(self, surgery: Surgery, block: Block, previous: Any, new: Any, mode: str) -> Any:
+    def _accumulate(self, surgery: Surgery, block: Block, previous: Tensor | None, new: Tensor, mode: str) -> Tensor:
         if previous is None or mode == "last":
             return new
-        em = surgery.emitter.child(f"block{block.index}/score")
+        emit = surgery.emitter.child(f"block{block.index}/score")
         if mode == "ema":
-            previous = em.op("Mul", [previous, em.constant(asvit.EMA_OLD, FLOAT)], "old")
-            new = em.op("Mul", [new, em.constant(asvit.EMA_NEW, FLOAT)], "new")
-        return em.op("Add", [previous, new], "running")
+            previous = emit.op("Mul", [previous, emit.constant(asvit.EMA_OLD, FLOAT)], "old")
+            new = emit.op("Mul", [new, emit.constant(asvit.EMA_NEW, FLOAT)], "new")
+        return emit.op("Add", [previous, new], "running")
 
-    def _drop(self, surgery: Surgery, block: Block, site: Site[AsvitOptions], score: Any) -> Any:
-        em = surgery.emitter.child(f"block{block.index}/prune")
-        theta = gs.Constant(threshold_name(block.index), np.asarray(site.options.theta, np.float32))
-        excess = em.op("Sub", [score, theta], "excess")
-        start(surgery, em, excess)
+    def _drop(self, surgery: Surgery, block: Block, site: Site[AsvitOptions], score: Tensor) -> Tensor:
+        emit = surgery.emitter.child(f"block{block.index}/prune")
+        theta = constant(threshold_name(block.index), np.asarray(site.options.theta, np.float32))
+        excess = emit.op("Sub", [score, theta], "excess")
+        start(surgery, emit, excess)
         if site.options.infer == "batch_topk":
-            index, keep = batch_top_k(em, surgery, excess)
+            index, keep = batch_top_k(emit, surgery, excess)
         else:
-            index, keep = token_sample(em, surgery, site, excess)
-        rows = update(surgery, em, index, keep)
-        splice(surgery, block.x, lambda x: em.take_rows(x, rows, "x/kept"))
-        return em.op("GatherElements", [score, index], "score/kept", axis=1)
+            index, keep = token_sample(emit, surgery, site, excess)
+        rows = update(surgery, emit, index, keep)
+        splice(surgery, block.x, lambda x: emit.take_rows(x, rows, "x/kept"))
+        return emit.op("GatherElements", [score, index], "score/kept", axis=1)
 
     def ensures(self, surgery: Surgery) -> str:
         """One selection and one threshold per site, and one clean attention chain per block."""
@@ -134,6 +145,6 @@ class AsvitSurgery(GraphPass):
         found = sum(node.op == op for node in surgery.graph.nodes) // (2 if op == "TopK" else 1)
         if found != len(surgery.sites):
             return f"{found} {op} selections for {len(surgery.sites)} sites"
-        names = {tensor.name for node in surgery.graph.nodes for tensor in node.inputs if isinstance(tensor, gs.Constant)}
+        names = {tensor.name for node in surgery.graph.nodes for tensor in node.inputs if is_constant(tensor)}
         lost = [site.block for site in surgery.sites if threshold_name(site.block) not in names]
         return f"no threshold initialiser for block {lost[0]}" if lost else attention_chains(surgery)

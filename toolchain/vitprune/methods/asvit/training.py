@@ -6,15 +6,13 @@ scores are accumulated), and the budget is relative to the dense MACs unless the
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 
 from vitprune import methods
 from vitprune.methods.asvit import rule as asvit
-from vitprune.methods.asvit.keys import with_thresholds
-from vitprune.methods.base import per_stage
+from vitprune.methods.asvit.keys import Params, Train, with_thresholds
+from vitprune.methods.base import keys_of, per_stage
 from vitprune.methods.cost import dense_blocks, model_macs
 from vitprune.recipe import Recipe
 from vitprune.training import losses
@@ -37,7 +35,7 @@ class AsvitTraining(Behaviour):
         super().__init__(module, recipe)
         method = methods.get(recipe.prune.method)
         check_supported(module, method)
-        params: Any = recipe.prune
+        params = keys_of(recipe.prune, Params)
         self.geometry = geometry(module)
         method.sites(params, self.geometry)
         self.stages = {block: number for number, block in enumerate(params.stages)}
@@ -48,8 +46,8 @@ class AsvitTraining(Behaviour):
 
     def logits_and_terms(self, images: Tensor, teacher: Teacher | None) -> tuple[Tensor, dict[str, Tensor]]:
         """See `Behaviour.logits_and_terms`."""
-        params: Any = self.recipe.prune
-        keys: Any = self.keys
+        params = keys_of(self.recipe.prune, Params)
+        keys = keys_of(self.keys, Train)
         x = embed(self.model, images)
         prefix = self.geometry.prefix
         policy: Tensor | None = None
@@ -74,7 +72,7 @@ class AsvitTraining(Behaviour):
 
     def lr_scale(self, name: str) -> float:
         """Thresholds have their own."""
-        keys: Any = self.keys
+        keys = keys_of(self.keys, Train)
         return keys.threshold_lr_scale if name == "thresholds" else 1.0
 
     def facts(self) -> dict[str, float]:

@@ -24,6 +24,7 @@ class Ats(Method):
     paper: ClassVar[str] = "Fayyaz et al., ECCV 2022, arXiv 2111.15667"
     params: ClassVar[type[MethodParams]] = Params
     training_need: ClassVar[Literal["none", "optional", "required"]] = "optional"
+    families: ClassVar[tuple[str, ...]] = ("ViT", "CvT")
 
     def sites(self, params: Any, geometry: Geometry) -> list[Site[AtsOptions]]:
         """One site per stage with its sampling points and static bound; see `Method.sites`."""
@@ -73,6 +74,14 @@ class Ats(Method):
         from vitprune.methods.ats.surgery import AtsSurgery
 
         return AtsSurgery
+
+    def surgery_for(self, family: str) -> type[GraphPass]:
+        """CvT's projections are convolutions and have a pass of their own; see `Method.surgery_for`."""
+        if family == "CvT":
+            from vitprune.methods.ats.cvt_surgery import CvtSurgery
+
+            return CvtSurgery
+        return self.surgery
 
     @property
     def knob(self) -> Knob:

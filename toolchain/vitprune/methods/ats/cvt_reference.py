@@ -133,7 +133,8 @@ class PrunedCvt(nn.Module):
         for index, layer in enumerate(last.layers):
             x = self._layer(layer, x, state, sites.get(index))
         self.kept, self.margin, self.overflow = state.kept, state.margin, state.overflow
-        return self.model.classifier(self.model.layernorm(x[:, :1]).mean(dim=1))
+        logits: Tensor = self.model.classifier(self.model.layernorm(x[:, :1]).mean(dim=1))
+        return logits
 
     def _layer(self, layer: Any, x: Tensor, state: TokenState, site: Site[AtsOptions] | None) -> Tensor:
         attn = layer.attention.attention
@@ -150,7 +151,8 @@ class PrunedCvt(nn.Module):
 
         def attend(rows: Tensor) -> Tensor:
             query = _heads(attn, attn.projection_query(rows))
-            return (query @ key.transpose(-2, -1) * attn.scale + bias).softmax(dim=-1)
+            probabilities: Tensor = (query @ key.transpose(-2, -1) * attn.scale + bias).softmax(dim=-1)
+            return probabilities
 
         if site is not None:
             if not site.options.bypass:
@@ -161,7 +163,8 @@ class PrunedCvt(nn.Module):
         here = query_cells.gather(1, state.patch[:, :, None].expand(-1, -1, query_cells.shape[-1]))
         context = (attend(torch.cat([h[:, :1], here], dim=1)) @ value).transpose(1, 2).flatten(2)
         x = x + layer.attention.output.dense(context)
-        return layer.output(layer.intermediate(layer.layernorm_after(x)), x)
+        out: Tensor = layer.output(layer.intermediate(layer.layernorm_after(x)), x)
+        return out
 
     def _sample(self, site: Site[AtsOptions], by_patch: Tensor, x: Tensor, state: TokenState) -> Tensor:
         score = by_patch.gather(1, state.patch)
@@ -177,7 +180,8 @@ class PrunedCvt(nn.Module):
         """Rows [B,K,C] in their cells [B,C,H,W], zeros elsewhere; `number` is the cell, or `patches` for a pad."""
         wide = rows.new_zeros(len(rows), patches + 1, rows.shape[-1])
         wide = wide.scatter(1, number[:, :, None].expand_as(rows), rows)
-        return wide[:, :patches].transpose(1, 2).unflatten(2, self.size)
+        cells: Tensor = wide[:, :patches].transpose(1, 2).unflatten(2, self.size)  # type: ignore[no-untyped-call]
+        return cells
 
 
 def _last_grid(config: Any, image_size: int) -> tuple[int, int]:
@@ -189,7 +193,8 @@ def _last_grid(config: Any, image_size: int) -> tuple[int, int]:
 
 def _heads(attn: Any, x: Tensor) -> Tensor:
     """[B,N,C] -> [B,H,N,d]."""
-    return x.unflatten(2, (attn.num_heads, -1)).transpose(1, 2)
+    heads: Tensor = x.unflatten(2, (attn.num_heads, -1)).transpose(1, 2)  # type: ignore[no-untyped-call]
+    return heads
 
 
 def _hide(live: Tensor, window: Tensor) -> Tensor:

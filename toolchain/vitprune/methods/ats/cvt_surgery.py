@@ -8,37 +8,31 @@ hidden by an additive bias. Definition: `vitprune.methods.ats.cvt_reference`.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 
 from vitprune.graph.canonical import attend, keys, project, queries, replace_attention, start, update, values
 from vitprune.graph.emit import BOOL, FLOAT, INT64, Emitter
+from vitprune.graph.families.cvt import incidence
 from vitprune.graph.passes.base import GraphPass, Surgery
+from vitprune.graph.types import Tensor
 from vitprune.methods._dropping.sampling import score, token_sample
 from vitprune.methods.ats.keys import AtsOptions
 from vitprune.methods.base import Site
 from vitprune.ops.token_sample import NAME
 
-
-def incidence(grid: tuple[int, int], kernel: int, stride: int, padding: int) -> np.ndarray:
-    """Float32 [cells, patches]: 1 where a patch lies in the kernel window of an output cell; both row-major."""
-    height, width = grid
-    rows = range(-padding, height + padding - kernel + 1, stride)
-    columns = range(-padding, width + padding - kernel + 1, stride)
-    window = np.zeros((len(rows) * len(columns), height, width), np.float32)
-    for cell, (top, left) in enumerate((r, c) for r in rows for c in columns):
-        window[cell, max(top, 0) : top + kernel, max(left, 0) : left + kernel] = 1
-    return window.reshape(len(window), -1)
+if TYPE_CHECKING:
+    from vitprune.graph.families.cvt import ConvBlock, Convolution, CvtAnatomy
 
 
 @dataclass
 class _Grid:
     """Cells [B,C,H,W] of LN1(x); live float [B,P] and count [B,cells] of present tokens, None while all are present."""
 
-    cells: Any
-    live: Any = None
-    count: Any = None
+    cells: Tensor
+    live: Tensor | None = None
+    count: Tensor | None = None
 
 
 class CvtSurgery(GraphPass):
@@ -50,24 +44,25 @@ class CvtSurgery(GraphPass):
         """See `GraphPass.apply`."""
         sites = {site.block: site for site in surgery.sites}
         for block in surgery.anatomy.blocks:
-            self._block(surgery, block, sites.get(block.index))
+            self._block(surgery, cast("ConvBlock", block), sites.get(block.index))
         last = surgery.tensors[surgery.anatomy.blocks[-1].output]
         for node in [n for n in last.outputs if n.op == "Split"]:
             # the head splits CLS from a fixed number of tokens
-            em = surgery.emitter.child("head")
-            surgery.replace(node.outputs[0], em.slice(last, 0, 1, 1, "cls"))
+            emit = surgery.emitter.child("head")
+            surgery.replace(node.outputs[0], emit.slice(last, 0, 1, 1, "cls"))
         return True
 
-    def _block(self, surgery: Surgery, block: Any, site: Site[AtsOptions] | None) -> None:
-        em = surgery.emitter.child(f"block{block.index}/attn")
+    def _block(self, surgery: Surgery, block: ConvBlock, site: Site[AtsOptions] | None) -> None:
+        emit = surgery.emitter.child(f"block{block.index}/attn")
         h = surgery.tensors[block.h]
-        cls = em.slice(h, 0, 1, 1, "cls")
-        window = incidence(surgery.anatomy.grid, block.convolve_key.weight.shape[2], block.convolve_key.stride, block.convolve_key.padding)  # type: ignore[attr-defined] # fmt: skip
-        grid = self._grid(surgery, em.child("grid"), h, window)
-        surgery.bias = self._bias(em.child("grid"), grid)
-        key = keys(em, block, _join(em, cls, _convolve(em, grid.cells, block.convolve_key, "k"), "k"))
-        value = values(em, block, _join(em, cls, _convolve(em, grid.cells, block.convolve_value, "v"), "v"))
-        cells = _convolve(em, grid.cells, block.convolve_query, "q")
+        cls = emit.slice(h, 0, 1, 1, "cls")
+        reduced = block.convolve_key
+        window = incidence(_extent(surgery), reduced.weight.shape[2], reduced.stride, reduced.padding)
+        grid = self._grid(surgery, emit.child("grid"), h, window)
+        surgery.bias = self._bias(emit.child("grid"), grid)
+        key = keys(emit, block, _join(emit, cls, _convolve(emit, grid.cells, block.convolve_key, "k"), "k"))
+        value = values(emit, block, _join(emit, cls, _convolve(emit, grid.cells, block.convolve_value, "v"), "v"))
+        cells = _convolve(emit, grid.cells, block.convolve_query, "q")
         bias, rows = surgery.bias, None
         if site is not None:
             if site.options.bypass:
@@ -82,56 +77,60 @@ class CvtSurgery(GraphPass):
                 index, keep = token_sample(scoring, surgery, site, by_patch)
                 rows = update(surgery, scoring, index, keep)
         if surgery.patch is not None:
-            column = em.op("Unsqueeze", [surgery.patch, em.constant([2])], "q/cells", dtype=INT64)
-            cells = em.take_rows(cells, column, "q/present")
-        context = attend(em, block, queries(em, block, _join(em, cls, cells, "q")), key, value, bias)
-        x = None if rows is None else em.take_rows(surgery.tensors[block.x], rows, "x/kept")
-        replace_attention(surgery, block, project(em, block, context), x)
+            column = emit.op("Unsqueeze", [surgery.patch, emit.constant([2])], "q/cells", dtype=INT64)
+            cells = emit.take_rows(cells, column, "q/present")
+        context = attend(emit, block, queries(emit, block, _join(emit, cls, cells, "q")), key, value, bias)
+        x = None if rows is None else emit.take_rows(surgery.tensors[block.x], rows, "x/kept")
+        replace_attention(surgery, block, project(emit, block, context), x)
 
-    def _grid(self, surgery: Surgery, em: Emitter, h: Any, window: np.ndarray) -> _Grid:
+    def _grid(self, surgery: Surgery, emit: Emitter, h: Tensor, window: np.ndarray) -> _Grid:
         """Put the token rows of h [B,1+K,C] into their cells."""
-        height, width = surgery.anatomy.grid  # type: ignore[attr-defined]
+        height, width = _extent(surgery)
         patches, channels = surgery.anatomy.patches, surgery.anatomy.width
         if surgery.patch is None:
-            rows, live, count = em.slice(h, 1, None, 1, "tokens"), None, None
+            rows, live, count = emit.slice(h, 1, None, 1, "tokens"), None, None
         else:
-            spare = em.op("Where", [surgery.valid, surgery.patch, em.constant(patches)], "cell", dtype=INT64)
-            present = em.op("Cast", [surgery.valid], "present", dtype=INT64, to=7)
-            number = em.op("CumSum", [present, em.constant(1)], "row", dtype=INT64)  # row of h: slots are packed, CLS is row 0
-            batch = em.slice(em.op("Shape", [h], "shape", dtype=INT64), 0, 1, 0, "batch", dtype=INT64)
-            shape = em.op("Concat", [batch, em.constant([patches + 1])], "shape/cells", dtype=INT64, axis=0)
-            none = em.op("Expand", [em.constant(np.zeros((1, 1))), shape], "none", dtype=INT64)
+            spare = emit.op("Where", [surgery.slots.valid, surgery.slots.patch, emit.constant(patches)], "cell", dtype=INT64)
+            present = emit.op("Cast", [surgery.slots.valid], "present", dtype=INT64, to=7)
+            number = emit.op(
+                "CumSum", [present, emit.constant(1)], "row", dtype=INT64
+            )  # row of h: slots are packed, CLS is row 0
+            batch = emit.slice(emit.op("Shape", [h], "shape", dtype=INT64), 0, 1, 0, "batch", dtype=INT64)
+            shape = emit.op("Concat", [batch, emit.constant([patches + 1])], "shape/cells", dtype=INT64, axis=0)
+            none = emit.op("Expand", [emit.constant(np.zeros((1, 1))), shape], "none", dtype=INT64)
             # every present token writes its own cell; pads all write the spare column behind, which is cut off
-            wide = em.op("ScatterElements", [none, spare, number], "rows/wide", dtype=INT64, axis=1)
-            row = em.slice(wide, 0, patches, 1, "rows", dtype=INT64)
-            taken = em.take_rows(h, em.op("Unsqueeze", [row, em.constant([2])], "rows/column", dtype=INT64), "taken")
-            there = em.op("Greater", [row, em.constant(0)], "there", dtype=BOOL)
-            live = em.op("Cast", [there], "live", to=1)
-            mask = em.op("Unsqueeze", [there, em.constant([2])], "there/column", dtype=BOOL)
-            rows = em.op("Where", [mask, taken, em.constant(0.0, FLOAT)], "tokens")
-            count = em.op("MatMul", [live, em.constant(window.T, FLOAT)], "count")
-        columns = em.op("Transpose", [rows], "columns", perm=[0, 2, 1])
-        return _Grid(em.op("Reshape", [columns, em.constant([0, channels, height, width])], "cells"), live, count)
+            wide = emit.op("ScatterElements", [none, spare, number], "rows/wide", dtype=INT64, axis=1)
+            row = emit.slice(wide, 0, patches, 1, "rows", dtype=INT64)
+            taken = emit.take_rows(h, emit.op("Unsqueeze", [row, emit.constant([2])], "rows/column", dtype=INT64), "taken")
+            there = emit.op("Greater", [row, emit.constant(0)], "there", dtype=BOOL)
+            live = emit.op("Cast", [there], "live", to=1)
+            mask = emit.op("Unsqueeze", [there, emit.constant([2])], "there/column", dtype=BOOL)
+            rows = emit.op("Where", [mask, taken, emit.constant(0.0, FLOAT)], "tokens")
+            count = emit.op("MatMul", [live, emit.constant(window.T, FLOAT)], "count")
+        columns = emit.op("Transpose", [rows], "columns", perm=[0, 2, 1])
+        return _Grid(emit.op("Reshape", [columns, emit.constant([0, channels, height, width])], "cells"), live, count)
 
-    def _bias(self, em: Emitter, grid: _Grid) -> Any:
+    def _bias(self, emit: Emitter, grid: _Grid) -> Tensor | None:
         """Key bias [B,1,1,1+cells]: cells without a present token are hidden, CLS is not; None while all are present."""
         if grid.count is None:
             return None
-        some = em.op("Greater", [grid.count, em.constant(0.5, FLOAT)], "some", dtype=BOOL)
-        hidden = em.op("Where", [some, em.constant(0.0, FLOAT), em.constant(-1.0e4, FLOAT)], "hidden")
-        zero = em.op("Mul", [em.slice(hidden, 0, 1, 1, "first"), em.constant(0.0, FLOAT)], "zero")
-        flat = em.op("Concat", [zero, hidden], "bias/flat", axis=1)
-        return em.op("Unsqueeze", [flat, em.constant([1, 2])], "bias")
+        some = emit.op("Greater", [grid.count, emit.constant(0.5, FLOAT)], "some", dtype=BOOL)
+        hidden = emit.op("Where", [some, emit.constant(0.0, FLOAT), emit.constant(-1.0e4, FLOAT)], "hidden")
+        zero = emit.op("Mul", [emit.slice(hidden, 0, 1, 1, "first"), emit.constant(0.0, FLOAT)], "zero")
+        flat = emit.op("Concat", [zero, hidden], "bias/flat", axis=1)
+        return emit.op("Unsqueeze", [flat, emit.constant([1, 2])], "bias")
 
-    def _lift(self, em: Emitter, significance: Any, grid: _Grid, window: np.ndarray) -> Any:
+    def _lift(self, emit: Emitter, significance: Tensor, grid: _Grid, window: np.ndarray) -> Tensor:
         """Share every cell's score equally among the present tokens in its window: [B,cells] -> [B,P]."""
         if grid.count is None:
-            divisor = em.constant(np.maximum(window.sum(axis=1), 1)[None], FLOAT)
+            divisor = emit.constant(np.maximum(window.sum(axis=1), 1)[None], FLOAT)
         else:
-            some = em.op("Greater", [grid.count, em.constant(0.5, FLOAT)], "some", dtype=BOOL)
-            divisor = em.op("Where", [some, grid.count, em.constant(1.0, FLOAT)], "divisor")
-        shared = em.op("MatMul", [em.op("Div", [significance, divisor], "shares"), em.constant(window, FLOAT)], "score/patches")
-        return shared if grid.live is None else em.op("Mul", [shared, grid.live], "score/live")
+            some = emit.op("Greater", [grid.count, emit.constant(0.5, FLOAT)], "some", dtype=BOOL)
+            divisor = emit.op("Where", [some, grid.count, emit.constant(1.0, FLOAT)], "divisor")
+        shared = emit.op(
+            "MatMul", [emit.op("Div", [significance, divisor], "shares"), emit.constant(window, FLOAT)], "score/patches"
+        )
+        return shared if grid.live is None else emit.op("Mul", [shared, grid.live], "score/live")
 
     def ensures(self, surgery: Surgery) -> str:
         """One TokenSample per live site; nothing of the dense blocks' convolutions is left."""
@@ -140,13 +139,18 @@ class CvtSurgery(GraphPass):
         return "" if found == len(live) else f"{found} TokenSample nodes for {len(live)} sites"
 
 
-def _convolve(em: Emitter, cells: Any, convolution: Any, label: str) -> Any:
+def _extent(surgery: Surgery) -> tuple[int, int]:
+    """Height and width of the last stage in tokens."""
+    return cast("CvtAnatomy", surgery.anatomy).grid
+
+
+def _convolve(emit: Emitter, cells: Tensor, convolution: Convolution, label: str) -> Tensor:
     """Depthwise convolution of cells [B,C,H,W] as rows [B,cells,C]."""
     size, pad = convolution.weight.shape[2], convolution.padding
     inputs = [
-        cells, em.constant(convolution.weight, FLOAT, f"{label}/conv.weight"), em.constant(convolution.bias, FLOAT, f"{label}/conv.bias")
+        cells, emit.constant(convolution.weight, FLOAT, f"{label}/conv.weight"), emit.constant(convolution.bias, FLOAT, f"{label}/conv.bias")
     ]  # fmt: skip
-    out = em.op(
+    out = emit.op(
         "Conv",
         inputs,
         f"{label}/conv",
@@ -155,9 +159,9 @@ def _convolve(em: Emitter, cells: Any, convolution: Any, label: str) -> Any:
         strides=[convolution.stride] * 2,
         pads=[pad] * 4,
     )
-    flat = em.op("Reshape", [out, em.constant([0, len(convolution.weight), -1])], f"{label}/flat")
-    return em.op("Transpose", [flat], f"{label}/rows", perm=[0, 2, 1])
+    flat = emit.op("Reshape", [out, emit.constant([0, len(convolution.weight), -1])], f"{label}/flat")
+    return emit.op("Transpose", [flat], f"{label}/rows", perm=[0, 2, 1])
 
 
-def _join(em: Emitter, cls: Any, rows: Any, label: str) -> Any:
-    return em.op("Concat", [cls, rows], f"{label}/joined", axis=1)
+def _join(emit: Emitter, cls: Tensor, rows: Tensor, label: str) -> Tensor:
+    return emit.op("Concat", [cls, rows], f"{label}/joined", axis=1)

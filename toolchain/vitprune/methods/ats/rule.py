@@ -22,12 +22,14 @@ def score_per_head(cls_attention: Tensor, value: Tensor) -> Tensor:
     Returns:
         float32 [B,P], not normalised: sampling does not depend on the scale.
     """
-    return (cls_attention.float() * value.float().norm(dim=-1)).sum(dim=1)
+    score: Tensor = (cls_attention.float() * value.float().norm(dim=-1)).sum(dim=1)
+    return score
 
 
 def score_pooled(cls_attention: Tensor, value: Tensor) -> Tensor:
     """Official code's score: (sum over heads of A_h[CLS,j]) * |[V_1j;...;V_Hj]| (methods.md §3.2); shapes as above."""
-    return cls_attention.float().sum(dim=1) * value.float().norm(dim=-1).square().sum(dim=1).sqrt()
+    score: Tensor = cls_attention.float().sum(dim=1) * value.float().norm(dim=-1).square().sum(dim=1).sqrt()
+    return score
 
 
 def integer_weights(score: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:

@@ -7,8 +7,19 @@ queries, attention, projection nor MLP are computed for tokens that leave.
 from __future__ import annotations
 
 from vitprune.graph.anatomy.find import Block
-from vitprune.graph.canonical import attend, canonical, keys, project, queries, replace_attention, start, update, values
+from vitprune.graph.canonical import (
+    attend,
+    canonical,
+    keys,
+    project,
+    queries,
+    replace_attention,
+    start,
+    update,
+    values,
+)
 from vitprune.graph.passes.base import GraphPass, Surgery
+from vitprune.graph.passes.conditions import attention_chains, sites_in_graph
 from vitprune.methods._dropping.sampling import score, token_sample
 from vitprune.methods.ats.keys import AtsOptions
 from vitprune.methods.base import Site
@@ -24,8 +35,7 @@ class AtsSurgery(GraphPass):
         """Sites must lie in the graph and it must have prefix tokens to score by."""
         if surgery.anatomy.prefix < 1:
             return "the graph has no prefix token to score by"
-        depth = len(surgery.anatomy.blocks)
-        return next((f"site at block {site.block} of {depth}" for site in surgery.sites if site.block >= depth), "")
+        return sites_in_graph(surgery)
 
     def apply(self, surgery: Surgery) -> bool:
         """See `GraphPass.apply`."""
@@ -41,17 +51,17 @@ class AtsSurgery(GraphPass):
         return True
 
     def _site(self, surgery: Surgery, block: Block, site: Site[AtsOptions]) -> None:
-        em = surgery.emitter.child(f"block{block.index}/attn")
+        emit = surgery.emitter.child(f"block{block.index}/attn")
         scoring = surgery.emitter.child(f"block{block.index}/prune")
         h, x = surgery.tensors[block.h], surgery.tensors[block.x]
-        key, value = keys(em, block, h), values(em, block, h)
+        key, value = keys(emit, block, h), values(emit, block, h)
         significance = score(scoring, surgery, block, site.options.score, h, key, value)
         start(surgery, scoring, significance)
         index, keep = token_sample(scoring, surgery, site, significance)
         bias = surgery.bias  # keys are still those of all tokens that entered
         rows = update(surgery, scoring, index, keep)
-        context = attend(em, block, queries(em, block, em.take_rows(h, rows, "h/kept")), key, value, bias)
-        replace_attention(surgery, block, project(em, block, context), scoring.take_rows(x, rows, "x/kept"))
+        context = attend(emit, block, queries(emit, block, emit.take_rows(h, rows, "h/kept")), key, value, bias)
+        replace_attention(surgery, block, project(emit, block, context), scoring.take_rows(x, rows, "x/kept"))
 
     def ensures(self, surgery: Surgery) -> str:
         """One TokenSample per live site and one clean attention chain per block."""
@@ -60,16 +70,3 @@ class AtsSurgery(GraphPass):
         if found != len(live):
             return f"{found} TokenSample nodes for {len(live)} sites"
         return attention_chains(surgery)
-
-
-def attention_chains(surgery: Surgery, shared: int = 0) -> str:
-    """Check that every block has exactly one MatMul–(Add)–Softmax–MatMul chain without other readers, save `shared` blocks."""
-    clean = 0
-    for node in surgery.graph.nodes:
-        if node.op == "Softmax" and node.attrs.get("axis") == -1 and node.name.endswith("/probabilities"):
-            reader = node.outputs[0].outputs
-            above = node.inputs[0].inputs[0]
-            above = above.inputs[0].inputs[0] if above.op == "Add" else above
-            clean += len(reader) == 1 and reader[0].op == "MatMul" and above.op == "MatMul" and len(above.outputs[0].outputs) == 1
-    wanted = len(surgery.anatomy.blocks) - shared
-    return "" if clean == wanted else f"{clean} clean attention chains for {wanted} blocks"

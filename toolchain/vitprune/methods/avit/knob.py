@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from vitprune.methods.avit.keys import Params
+from vitprune.methods.base import keys_of
 from vitprune.methods.knob import Knob
 
 if TYPE_CHECKING:
@@ -20,7 +22,7 @@ class GateCenter(Knob):
 
     def bounds(self, bench: Bench) -> tuple[float, float]:
         """Around the trained centre."""
-        centre = bench.recipe.prune.gate_center  # type: ignore[attr-defined]
+        centre = keys_of(bench.recipe.prune, Params).gate_center
         return centre - REACH, centre + REACH
 
     def settings(self, bench: Bench, value: float) -> dict[str, Any]:

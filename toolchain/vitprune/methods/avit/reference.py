@@ -14,7 +14,8 @@ from torch import Tensor
 
 from vitprune.errors import RecipeError
 from vitprune.methods.avit import rule as avit
-from vitprune.methods.base import SamplingOptions, Site
+from vitprune.methods.avit.keys import Params
+from vitprune.methods.base import SamplingOptions, Site, keys_of
 from vitprune.vit.blocks import run_block
 from vitprune.vit.reference_method import ReferenceMethod
 from vitprune.vit.tokens import TokenState, cap, take_rows
@@ -85,7 +86,7 @@ class AvitReference(ReferenceMethod):
         return torch.zeros_like(hidden, dtype=x.dtype).masked_fill(hidden, float("-inf"))[:, None, None, :]
 
     def _halt(self, x: Tensor, state: TokenState) -> None:
-        params: Any = self.params
+        params = keys_of(self.params, Params)
         extra, prefix = state.extra, state.prefix
         before = extra["active"]
         raw = avit.halting_score(x, params.channel, params.gate_scale, params.gate_center)
@@ -125,7 +126,7 @@ class AvitReference(ReferenceMethod):
 
     def _compact(self, site: Site[SamplingOptions], x: Tensor, state: TokenState) -> Tensor:
         extra, prefix = state.extra, state.prefix
-        left = avit.score(extra["cumulated"], self.params.eps)[:, prefix:]  # type: ignore[attr-defined]
+        left = avit.score(extra["cumulated"], keys_of(self.params, Params).eps)[:, prefix:]
         chosen, overflow = cap(extra["active"][:, prefix:], left, site.limit)
         rows = state.keep(chosen, site.limit if self.padded else None)
         state.record(extra["margin"], overflow)

@@ -9,7 +9,6 @@ halts) removes them at the sites. Everything that decides is float32.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
@@ -17,9 +16,11 @@ from vitprune.graph.anatomy.find import Block
 from vitprune.graph.canonical import canonical, start, update
 from vitprune.graph.emit import BOOL, FLOAT, Emitter
 from vitprune.graph.passes.base import GraphPass, Surgery
+from vitprune.graph.passes.conditions import attention_chains
+from vitprune.graph.types import Tensor, given, redirect
 from vitprune.methods._dropping.sampling import token_sample
-from vitprune.methods.ats.surgery import attention_chains
-from vitprune.methods.base import SamplingOptions, Site
+from vitprune.methods.avit.keys import Params
+from vitprune.methods.base import SamplingOptions, Site, keys_of
 from vitprune.ops.token_sample import NAME
 
 HIDDEN = -1.0e4
@@ -30,10 +31,10 @@ PAD = 2.0
 class _Carried:
     """cumulated [B,N], prefix_active bool [B,p], remainder [B,p], output [B,p,C]; None while nothing has been cumulated."""
 
-    cumulated: Any = None
-    prefix_active: Any = None
-    remainder: Any = None
-    output: Any = None
+    cumulated: Tensor | None = None
+    prefix_active: Tensor | None = None
+    remainder: Tensor | None = None
+    output: Tensor | None = None
 
 
 class AvitSurgery(GraphPass):
@@ -62,88 +63,88 @@ class AvitSurgery(GraphPass):
             last = block is blocks[-1]
             self._halt(surgery, block, carried, last)
             if last:
-                _redirect(readers, output, carried.output)
+                redirect(readers, output, given(carried.output))
             elif block.index + 1 in sites:
-                _redirect(readers, output, self._compact(surgery, sites[block.index + 1], output, carried))
+                redirect(readers, output, self._compact(surgery, sites[block.index + 1], output, carried))
             if not last:
                 self._hide(surgery, block, carried)
         return True
 
     def _halt(self, surgery: Surgery, block: Block, carried: _Carried, last: bool) -> None:
         """Cumulate the score of every token; add the prefix tokens' weighted output (methods.md §6.1)."""
-        em = surgery.emitter.child(f"block{block.index}/halt")
-        params: Any = surgery.recipe.prune
+        emit = surgery.emitter.child(f"block{block.index}/halt")
+        params = keys_of(surgery.recipe.prune, Params)
         prefix = surgery.anatomy.prefix
         x = surgery.tensors[block.output]
-        front = em.slice(x, 0, prefix, 1, "prefix")
+        front = emit.slice(x, 0, prefix, 1, "prefix")
         if last:
-            weight = self._last_weight(em, carried, front)
+            weight = self._last_weight(emit, carried, front)
         else:
-            h = self._score(em, x, params)
-            cumulated = h if carried.cumulated is None else em.op("Add", [carried.cumulated, h], "cumulated")
-            weight = self._weight(em, params, prefix, carried, h, cumulated)
+            h = self._score(emit, x, params)
+            cumulated = h if carried.cumulated is None else emit.op("Add", [carried.cumulated, h], "cumulated")
+            weight = self._weight(emit, params, prefix, carried, h, cumulated)
             carried.cumulated = cumulated
-        share = em.op("Mul", [front, em.op("Unsqueeze", [weight, em.constant([2])], "weight/column")], "share")
-        carried.output = share if carried.output is None else em.op("Add", [carried.output, share], "output")
+        share = emit.op("Mul", [front, emit.op("Unsqueeze", [weight, emit.constant([2])], "weight/column")], "share")
+        carried.output = share if carried.output is None else emit.op("Add", [carried.output, share], "output")
 
-    def _score(self, em: Emitter, x: Any, params: Any) -> Any:
+    def _score(self, emit: Emitter, x: Tensor, params: Params) -> Tensor:
         """Halting scores sigmoid(gamma * x[:, :, channel] - beta), [B,N]."""
-        column = em.slice(x, params.channel, params.channel + 1, 2, "channel/column")
-        channel = em.op("Squeeze", [column, em.constant([2])], "channel")
-        scaled = em.op("Mul", [channel, em.constant(params.gate_scale, FLOAT)], "scaled")
-        return em.op("Sigmoid", [em.op("Sub", [scaled, em.constant(params.gate_center, FLOAT)], "centred")], "score")
+        column = emit.slice(x, params.channel, params.channel + 1, 2, "channel/column")
+        channel = emit.op("Squeeze", [column, emit.constant([2])], "channel")
+        scaled = emit.op("Mul", [channel, emit.constant(params.gate_scale, FLOAT)], "scaled")
+        return emit.op("Sigmoid", [emit.op("Sub", [scaled, emit.constant(params.gate_center, FLOAT)], "centred")], "score")
 
-    def _weight(self, em: Emitter, params: Any, prefix: int, carried: _Carried, h: Any, cumulated: Any) -> Any:
+    def _weight(self, emit: Emitter, params: Params, prefix: int, carried: _Carried, h: Tensor, cumulated: Tensor) -> Tensor:
         """Weights [B,p] of this block's prefix outputs: the remainder at the halt, the score before it, nothing after it."""
-        limit, zero = em.constant(1 - params.eps, FLOAT), em.constant(0.0, FLOAT)
-        h, total = em.slice(h, 0, prefix, 1, "prefix/score"), em.slice(cumulated, 0, prefix, 1, "prefix/cumulated")
-        over = em.op("Greater", [total, limit], "prefix/over", dtype=BOOL)
-        goes_on = em.op("Less", [total, limit], "prefix/goes_on", dtype=BOOL)
+        limit, zero = emit.constant(1 - params.eps, FLOAT), emit.constant(0.0, FLOAT)
+        h, total = emit.slice(h, 0, prefix, 1, "prefix/score"), emit.slice(cumulated, 0, prefix, 1, "prefix/cumulated")
+        over = emit.op("Greater", [total, limit], "prefix/over", dtype=BOOL)
+        goes_on = emit.op("Less", [total, limit], "prefix/goes_on", dtype=BOOL)
         if carried.remainder is None:
             # the first block: all are active and the remainder is 1
-            one = em.constant(1.0, FLOAT)
-            rest = em.op("Sub", [one, h], "prefix/rest")
-            weight = em.op("Where", [goes_on, h, em.op("Cast", [over], "prefix/whole", to=1)], "prefix/weight")
-            carried.remainder = em.op("Where", [goes_on, rest, one], "prefix/remainder")
+            one = emit.constant(1.0, FLOAT)
+            rest = emit.op("Sub", [one, h], "prefix/rest")
+            weight = emit.op("Where", [goes_on, h, emit.op("Cast", [over], "prefix/whole", to=1)], "prefix/weight")
+            carried.remainder = emit.op("Where", [goes_on, rest, one], "prefix/remainder")
         else:
-            halts = em.op("And", [carried.prefix_active, over], "prefix/halts", dtype=BOOL)
-            at_halt = em.op("Where", [halts, carried.remainder, zero], "prefix/at_halt")
-            rest = em.op("Sub", [carried.remainder, h], "prefix/rest")
+            halts = emit.op("And", [given(carried.prefix_active), over], "prefix/halts", dtype=BOOL)
+            at_halt = emit.op("Where", [halts, carried.remainder, zero], "prefix/at_halt")
+            rest = emit.op("Sub", [carried.remainder, h], "prefix/rest")
             # c never falls, so a token below the limit has been active all the time
-            weight = em.op("Where", [goes_on, h, at_halt], "prefix/weight")
-            carried.remainder = em.op("Where", [goes_on, rest, carried.remainder], "prefix/remainder")
+            weight = emit.op("Where", [goes_on, h, at_halt], "prefix/weight")
+            carried.remainder = emit.op("Where", [goes_on, rest, carried.remainder], "prefix/remainder")
         carried.prefix_active = goes_on
         return weight
 
-    def _last_weight(self, em: Emitter, carried: _Carried, front: Any) -> Any:
+    def _last_weight(self, emit: Emitter, carried: _Carried, front: Tensor) -> Tensor:
         """H := 1 in the last block: whoever is active halts with its remainder."""
         if carried.remainder is None:
-            return em.op(
-                "ConstantOfShape", [em.op("Shape", [front], "shape", dtype=np.int64, end=2)], "one", value=np.ones(1, FLOAT)
+            return emit.op(
+                "ConstantOfShape", [emit.op("Shape", [front], "shape", dtype=np.int64, end=2)], "one", value=np.ones(1, FLOAT)
             )
-        return em.op("Where", [carried.prefix_active, carried.remainder, em.constant(0.0, FLOAT)], "prefix/weight")
+        return emit.op("Where", [given(carried.prefix_active), carried.remainder, emit.constant(0.0, FLOAT)], "prefix/weight")
 
-    def _compact(self, surgery: Surgery, site: Site[SamplingOptions], x: Any, carried: _Carried) -> Any:
+    def _compact(self, surgery: Surgery, site: Site[SamplingOptions], x: Tensor, carried: _Carried) -> Tensor:
         """Remove halted patches before the site's block; returns the rows [B,p+K,C] that remain."""
-        em = surgery.emitter.child(f"block{site.block}/prune")
-        params: Any = surgery.recipe.prune
+        emit = surgery.emitter.child(f"block{site.block}/prune")
+        params = keys_of(surgery.recipe.prune, Params)
         prefix = surgery.anatomy.prefix
-        ahead = em.slice(carried.cumulated, 0, prefix, 1, "cumulated/prefix")
-        behind = em.slice(carried.cumulated, prefix, None, 1, "cumulated/patches")
-        left = em.op("Sub", [em.constant(1 - params.eps, FLOAT), behind], "score")
+        ahead = emit.slice(given(carried.cumulated), 0, prefix, 1, "cumulated/prefix")
+        behind = emit.slice(given(carried.cumulated), prefix, None, 1, "cumulated/patches")
+        left = emit.op("Sub", [emit.constant(1 - params.eps, FLOAT), behind], "score")
         if params.cls_exit:
             # Once no prefix token goes on, nothing can reach the logits any more: all patches of the image leave.
-            going = em.op("Cast", [carried.prefix_active], "exit/going", to=1)
-            most = em.op("ReduceMax", [going, em.constant([1])], "exit/most", keepdims=1)
-            alive = em.op("Greater", [most, em.constant(0.5, FLOAT)], "exit/alive", dtype=BOOL)
-            left = em.op("Where", [alive, left, em.constant(-1.0, FLOAT)], "score/exit")
-        start(surgery, em, left)
-        index, keep = token_sample(em, surgery, site, left)
-        rows = update(surgery, em, index, keep)
-        kept = em.op("GatherElements", [behind, index], "cumulated/gathered", axis=1)
-        kept = em.op("Where", [keep, kept, em.constant(PAD, FLOAT)], "cumulated/kept")
-        carried.cumulated = em.op("Concat", [ahead, kept], "cumulated/compacted", axis=1)
-        return em.take_rows(x, rows, "x/kept")
+            going = emit.op("Cast", [given(carried.prefix_active)], "exit/going", to=1)
+            most = emit.op("ReduceMax", [going, emit.constant([1])], "exit/most", keepdims=1)
+            alive = emit.op("Greater", [most, emit.constant(0.5, FLOAT)], "exit/alive", dtype=BOOL)
+            left = emit.op("Where", [alive, left, emit.constant(-1.0, FLOAT)], "score/exit")
+        start(surgery, emit, left)
+        index, keep = token_sample(emit, surgery, site, left)
+        rows = update(surgery, emit, index, keep)
+        kept = emit.op("GatherElements", [behind, index], "cumulated/gathered", axis=1)
+        kept = emit.op("Where", [keep, kept, emit.constant(PAD, FLOAT)], "cumulated/kept")
+        carried.cumulated = emit.op("Concat", [ahead, kept], "cumulated/compacted", axis=1)
+        return emit.take_rows(x, rows, "x/kept")
 
     def _hide(self, surgery: Surgery, block: Block, carried: _Carried) -> None:
         """Key bias of the next block: halted tokens and pads provide no keys.
@@ -151,11 +152,11 @@ class AvitSurgery(GraphPass):
         Where an image has no active token left all its keys carry the same finite bias, so its softmax stays defined; what it
         yields has weight 0.
         """
-        em = surgery.emitter.child(f"block{block.index}/hide")
-        limit = em.constant(1 - surgery.recipe.prune.eps, FLOAT)  # type: ignore[attr-defined]
-        active = em.op("Less", [carried.cumulated, limit], "active", dtype=BOOL)
-        flat = em.op("Where", [active, em.constant(0.0, FLOAT), em.constant(HIDDEN, FLOAT)], "flat")
-        surgery.bias = em.op("Unsqueeze", [flat, em.constant([1, 2])], "bias")
+        emit = surgery.emitter.child(f"block{block.index}/hide")
+        limit = emit.constant(1 - keys_of(surgery.recipe.prune, Params).eps, FLOAT)
+        active = emit.op("Less", [given(carried.cumulated), limit], "active", dtype=BOOL)
+        flat = emit.op("Where", [active, emit.constant(0.0, FLOAT), emit.constant(HIDDEN, FLOAT)], "flat")
+        surgery.bias = emit.op("Unsqueeze", [flat, emit.constant([1, 2])], "bias")
 
     def ensures(self, surgery: Surgery) -> str:
         """One TokenSample per site, one clean attention chain per block, and the sum over blocks in the head."""
@@ -167,9 +168,3 @@ class AvitSurgery(GraphPass):
         if strangers:
             return f"the head still reads the last block's output at '{strangers[0]}'"
         return attention_chains(surgery)
-
-
-def _redirect(readers: list[Any], old: Any, new: Any) -> None:
-    """Let these nodes read `new` where they read `old`."""
-    for node in readers:
-        node.inputs = [new if tensor is old else tensor for tensor in node.inputs]

@@ -11,7 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from vitprune.methods.avit.keys import Params, Train
 from vitprune.methods.avit.reference import AvitReference
+from vitprune.methods.base import keys_of
 from vitprune.recipe import Recipe
 from vitprune.training import losses
 from vitprune.training.behaviour import Behaviour, Teacher
@@ -33,7 +35,7 @@ class OfficialHalting(AvitReference):
 
     def block(self, index: int, block: Any, x: Tensor, state: TokenState) -> Tensor:
         """See `ReferenceMethod.block`."""
-        params: Any = self.params
+        params = keys_of(self.params, Params)
         x = super().block(index, block, x * state.extra["active"][:, :, None].to(x.dtype), state)
         score = (x[:, :, params.channel].float() * params.gate_scale - params.gate_center).sigmoid()
         self._means.append(score[1:].mean())
@@ -59,7 +61,7 @@ class AvitTraining(Behaviour):
 
     def __init__(self, module: nn.Module, recipe: Recipe) -> None:
         super().__init__(module, recipe)
-        keys: Any = self.keys
+        keys = keys_of(self.keys, Train)
         prune = recipe.prune.model_copy(update={"cls_exit": False, "capacity": None})
         oracle = PrunedViT(module, recipe.model_copy(update={"prune": prune}))
         self.official = keys.prior == "official"
@@ -74,7 +76,7 @@ class AvitTraining(Behaviour):
 
     def logits_and_terms(self, images: Tensor, teacher: Teacher | None) -> tuple[Tensor, dict[str, Tensor]]:
         """See `Behaviour.logits_and_terms`."""
-        keys: Any = self.keys
+        keys = keys_of(self.keys, Train)
         oracle = self.oracle[0]
         logits, halting = oracle(images), oracle.steps
         assert isinstance(halting, AvitReference)

@@ -17,7 +17,7 @@ from vitprune.methods.train_keys import TrainKeys
 
 if TYPE_CHECKING:
     from vitprune.graph.passes.base import GraphPass
-    from vitprune.pipelines.base import Pipeline
+    from vitprune.methods.pipeline import Pipeline
     from vitprune.training.behaviour import Behaviour
 
 

@@ -10,17 +10,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vitprune import methods
 from vitprune.bundle import Bundle
 from vitprune.data import images as image_data
 from vitprune.errors import RecipeError
-from vitprune.methods.base import Geometry
+from vitprune.methods.base import Geometry, keys_of
 from vitprune.methods.cost import dense_blocks, model_macs
 from vitprune.methods.dvt.cost import exit_costs
 from vitprune.methods.dvt.host import confidence, open_session
-from vitprune.methods.dvt.keys import EXITS
-from vitprune.pipelines.base import Calibration as Found
-from vitprune.pipelines.base import Goal
+from vitprune.methods.dvt.keys import EXITS, Params
+from vitprune.methods.pipeline import Calibration as Found
+from vitprune.methods.pipeline import Goal
 from vitprune.recipe import Recipe
 
 BATCH = 8
@@ -47,8 +46,8 @@ def calibrate(
     Raises:
         RecipeError: VP156 the bundle is not a cascade. LoadError: VP62x data, VP61x backend.
     """
-    params: Any = bundle.recipe.prune
-    if methods.get(params.method).name != "dvt":
+    params = bundle.recipe.prune
+    if not isinstance(params, Params):
         raise RecipeError(
             156,
             f"'{bundle.path}' has no exits",
@@ -83,7 +82,7 @@ def thresholds_for(module: Any, recipe: Recipe, inputs: image_data.Images, prepr
 
     if goal.macs is None:
         raise RecipeError(170, "a cascade is calibrated for MACs", cause="it drops no tokens", next_step="--budget-macs 0.65")
-    params: Any = recipe.prune
+    params = keys_of(recipe.prune, Params)
     geometry = geometry_of(module.shape, params.grids[-1])
     dense = model_macs(geometry, dense_blocks(geometry))
     members = torch_members(module)

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from vitprune.methods.base import Geometry
-from vitprune.methods.dvt.keys import EXITS
+from vitprune.methods.dvt.keys import EXITS, Params
 from vitprune.vit.t2t_sizes import tokenizer_macs
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ def embed_macs(backbone: str, image: Sequence[int], grid: int, width: int) -> in
     return grid * grid * image[0] * embedding(image[1], grid)[0] ** 2 * width
 
 
-def member_macs(params: Any, geometry: Geometry, image: Sequence[int], member: int) -> float:
+def member_macs(params: Params, geometry: Geometry, image: Sequence[int], member: int) -> float:
     """MACs of one member (0-based): backbone, wider MLP input, feature reuse, relation reuse and both resamplings.
 
     Args:
@@ -48,7 +48,7 @@ def member_macs(params: Any, geometry: Geometry, image: Sequence[int], member: i
     return float(total + geometry.depth * (feature + wider) + relation + resampled)
 
 
-def exit_costs(params: Any, geometry: Geometry, image: Sequence[int]) -> list[float]:
+def exit_costs(params: Params, geometry: Geometry, image: Sequence[int]) -> list[float]:
     """Cumulative MACs of answering at each exit: an exit pays for all members before it (methods.md §4.6)."""
     total, costs = 0.0, []
     for member in range(EXITS):

@@ -17,10 +17,11 @@ from vitprune.bundle import Bundle, Manifest, folder_in_place, open_bundle, seal
 from vitprune.errors import ExportError
 from vitprune.exporting import parity
 from vitprune.exporting.writing import describe_io
-from vitprune.methods.base import Geometry
+from vitprune.methods.base import Geometry, keys_of
 from vitprune.methods.dvt.cost import embed_macs, exit_costs
 from vitprune.methods.dvt.graphs import member_graphs
 from vitprune.methods.dvt.host import Arrays, Member, all_exits, in_fixed_batches, member_file, torch_members
+from vitprune.methods.dvt.keys import Params
 from vitprune.methods.dvt.members import load
 from vitprune.methods.dvt.single import NAME as SINGLE
 from vitprune.methods.dvt.single import single_graph
@@ -56,8 +57,8 @@ def export(
     return _write(output, force, files, model, recipe, arrays, notes)
 
 
-def _params(recipe: Recipe) -> Any:
-    return recipe.prune
+def _params(recipe: Recipe) -> Params:
+    return keys_of(recipe.prune, Params)
 
 
 def geometry_of(shape: Any, grid: int) -> Geometry:

@@ -16,7 +16,8 @@ from vitprune import backends
 from vitprune.backends import Result
 from vitprune.backends._inputs import images
 from vitprune.errors import LoadError
-from vitprune.methods.dvt.keys import EXITS
+from vitprune.methods.base import keys_of
+from vitprune.methods.dvt.keys import EXITS, Params
 
 if TYPE_CHECKING:
     from vitprune.bundle import Bundle
@@ -33,7 +34,8 @@ def member_file(number: int) -> str:
 def confidence(logits: NDArray[np.float32]) -> NDArray[np.float64]:
     """Largest softmax probability [B] of logits [B,classes], in double precision."""
     wide = logits.astype(np.float64)
-    return 1.0 / np.exp(wide - wide.max(axis=1, keepdims=True)).sum(axis=1)
+    total: NDArray[np.float64] = np.exp(wide - wide.max(axis=1, keepdims=True)).sum(axis=1)
+    return 1.0 / total
 
 
 def fires(certainty: NDArray[np.float64], threshold: float | None) -> NDArray[np.bool_]:
@@ -101,7 +103,7 @@ class Session:
 
     def __init__(self, bundle: Bundle, members: Sequence[Member]) -> None:
         self._shape = tuple(bundle.manifest.preprocessing["input_size"])
-        self.thresholds: Sequence[float | None] = bundle.recipe.prune.thresholds  # type: ignore[attr-defined]
+        self.thresholds: Sequence[float | None] = keys_of(bundle.recipe.prune, Params).thresholds
         static = bundle.recipe.graph.static_batch
         self.members = [in_fixed_batches(member, static) if static else member for member in members]
 

@@ -8,7 +8,9 @@ from typing import Any
 
 from vitprune import methods
 from vitprune.errors import ExportError, LoadError, RecipeError
+from vitprune.methods.base import keys_of
 from vitprune.methods.dvt.cost import embedding
+from vitprune.methods.dvt.keys import Params
 from vitprune.methods.dvt.reference import MEMBERS, Backbone, Cascade
 from vitprune.recipe import Recipe
 from vitprune.vit import loading
@@ -72,7 +74,7 @@ def load(module_or_name: Any, recipe: Recipe, *, pretrained: bool, seed: int, we
     section = recipe.model
     if module_or_name is not None and not isinstance(module_or_name, str):
         shape = require_cascade(module_or_name).shape
-        check_grids(recipe.prune, shape)
+        check_grids(keys_of(recipe.prune, Params), shape)
         preprocessing = {
             "input_size": [shape.channels, shape.image, shape.image], "mean": section.mean or [0.5] * shape.channels,
             "std": section.std or [0.5] * shape.channels, "interpolation": "bicubic", "crop_pct": 0.875,
@@ -82,8 +84,8 @@ def load(module_or_name: Any, recipe: Recipe, *, pretrained: bool, seed: int, we
         section = section.model_copy(update={"name": module_or_name})
     template = loading.load(section.model_copy(update={"weights": None}), pretrained=False, seed=seed)
     shape = backbone_of(template.module)
-    check_grids(recipe.prune, shape, template.module.patch_embed.grid_size[0])
-    cascade = random_cascade(shape, recipe.prune, seed)
+    check_grids(keys_of(recipe.prune, Params), shape, template.module.patch_embed.grid_size[0])
+    cascade = random_cascade(shape, keys_of(recipe.prune, Params), seed)
     source = {**template.source, "kind": "cascade"}
     if file := weights or section.weights:
         path = weights_path(file)
@@ -126,7 +128,7 @@ def again(source: dict[str, Any], recipe: Recipe, weights: str | None = None) ->
     )
 
 
-def check_grids(params: Any, shape: Backbone, own: int | None = None) -> None:
+def check_grids(params: Params, shape: Backbone, own: int | None = None) -> None:
     """Refuse grids that the image cannot carry.
 
     Raises:
@@ -167,7 +169,7 @@ def _misfit(grids: list[int], shape: Backbone) -> str:
     return ""
 
 
-def random_cascade(shape: Backbone, params: Any, seed: int) -> Cascade:
+def random_cascade(shape: Backbone, params: Params, seed: int) -> Cascade:
     """Random weights for smoke tests: normal with deviation 0.02 as in ViTs, zero biases, unit norms."""
     import torch
     from torch import nn

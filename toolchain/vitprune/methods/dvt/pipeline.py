@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vitprune.errors import RecipeError
-from vitprune.pipelines.base import Calibration, Goal, Pipeline, Report, Session
+from vitprune.methods.base import keys_of
+from vitprune.methods.dvt.keys import Params
+from vitprune.methods.pipeline import Calibration, Goal, Pipeline, Report, Session
 
 if TYPE_CHECKING:
     from vitprune.bundle import Bundle
@@ -74,7 +76,7 @@ class CascadePipeline(Pipeline):
         from vitprune.methods.dvt.members import require_cascade
         from vitprune.methods.dvt.reference import EarlyExit
 
-        return EarlyExit(require_cascade(module), recipe.prune).eval()
+        return EarlyExit(require_cascade(module), keys_of(recipe.prune, Params)).eval()
 
     def session(self, bundle: Bundle, backend: str, target: str | None = None) -> Session:
         """A session that runs members and exit rule on a backend."""

@@ -7,7 +7,6 @@ average adaptively); the graph uses constant matrices instead.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +14,7 @@ from torch.nn import functional
 
 from vitprune.methods.dvt import rule as dvt
 from vitprune.methods.dvt.cost import embedding
-from vitprune.methods.dvt.keys import EXITS
+from vitprune.methods.dvt.keys import EXITS, Params
 from vitprune.vit.t2t import sinusoids
 from vitprune.vit.tokenizing import TokensToToken
 
@@ -61,7 +60,8 @@ class Mlp(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., width] -> [..., out]."""
-        return self.fc2(functional.gelu(self.fc1(x)))
+        out: Tensor = self.fc2(functional.gelu(self.fc1(x)))
+        return out
 
 
 class Attention(nn.Module):
@@ -86,7 +86,7 @@ class Attention(nn.Module):
 class Block(nn.Module):
     """Pre-norm block; with reuse its MLP also reads features made from the tokens of the model before."""
 
-    def __init__(self, shape: Backbone, params: Any, old: int | None, new: int) -> None:
+    def __init__(self, shape: Backbone, params: Params, old: int | None, new: int) -> None:
         super().__init__()
         self.old, self.new = old, new
         wide = shape.width + (params.feature_dim if old else 0)
@@ -121,13 +121,14 @@ class PatchEmbed(nn.Module):
 
     def forward(self, image: Tensor) -> Tensor:
         """[B,channels,S,S] -> [B,grid*grid,C]."""
-        return self.proj(image).flatten(2).transpose(1, 2)
+        rows: Tensor = self.proj(image).flatten(2).transpose(1, 2)
+        return rows
 
 
 class Member(nn.Module):
     """One model of the cascade; `old` is the grid of the one before, None for the first."""
 
-    def __init__(self, shape: Backbone, params: Any, old: int | None, grid: int) -> None:
+    def __init__(self, shape: Backbone, params: Params, old: int | None, grid: int) -> None:
         super().__init__()
         self.heads, self.old, self.grid = shape.heads, old, grid
         self.cls_token = nn.Parameter(torch.zeros(1, 1, shape.width))
@@ -154,7 +155,7 @@ class Member(nn.Module):
         if relations is not None:
             assert self.old is not None
             maps = resample_relation(self.relation_reuse_conv(relations), self.old, self.grid)
-            shared = list(maps.split(self.heads, dim=1))
+            shared = list(torch.split(maps, self.heads, dim=1))
         given = []
         for block, relation in zip(self.blocks, shared, strict=True):
             x, logits = block(x, features, relation)
@@ -165,7 +166,7 @@ class Member(nn.Module):
 class Cascade(nn.Module):
     """Three members under their official names; forward(image) -> the logits [B,classes] of every exit."""
 
-    def __init__(self, shape: Backbone, params: Any) -> None:
+    def __init__(self, shape: Backbone, params: Params) -> None:
         super().__init__()
         self.shape = shape
         old: int | None = None
@@ -194,7 +195,7 @@ class EarlyExit(nn.Module):
     the confidence at exits 1 and 2 (infinite where not reached), and `kept`, `margin`, `overflow` are empty: no tokens leave.
     """
 
-    def __init__(self, cascade: Cascade, params: Any) -> None:
+    def __init__(self, cascade: Cascade, params: Params) -> None:
         super().__init__()
         self.cascade, self.thresholds = cascade, params.thresholds
         self.exits, self.certainty = torch.zeros(0, dtype=torch.int64), torch.zeros(0, EXITS - 1)

@@ -10,10 +10,8 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 
 from vitprune.graph.anatomy.find import Block
@@ -21,6 +19,7 @@ from vitprune.graph.anatomy.static import value_of
 from vitprune.graph.canonical import attend, keys, project, queries, replace_attention, values
 from vitprune.graph.emit import FLOAT, Emitter
 from vitprune.graph.passes.base import GraphPass, Surgery
+from vitprune.graph.types import Tensor, dims, given, variable
 from vitprune.methods.dvt.grids import feature_matrix, relation_matrix
 
 RESAMPLERS = {"Resize", "Upsample", "AveragePool", "GlobalAveragePool", "MaxPool"}
@@ -65,78 +64,79 @@ class DvtSurgery(GraphPass):
 
     def apply(self, surgery: Surgery) -> bool:
         """See `GraphPass.apply`."""
-        relations, tokens = (None, None) if self.reuse is None else self._inputs(surgery, self.reuse)
-        if relations is not None:
-            assert self.reuse is not None
-            relations = self._resampled(surgery, self.reuse, relations)
+        relations: Tensor | None = None
+        tokens: Tensor | None = None
+        if self.reuse is not None:
+            handed, tokens = self._inputs(surgery, self.reuse)
+            relations = self._resampled(surgery, self.reuse, handed)
         logits = [self._block(surgery, block, tokens, relations) for block in surgery.anatomy.blocks]
         if self.hands_on:
             self._outputs(surgery, logits)
         return True
 
-    def _inputs(self, surgery: Surgery, reuse: Reuse) -> tuple[gs.Variable, gs.Variable]:
+    def _inputs(self, surgery: Surgery, reuse: Reuse) -> tuple[Tensor, Tensor]:
         """Graph inputs r [B,LH,n,n] and z [B,n,C] of the model before."""
-        batch, before = surgery.graph.inputs[0].shape[0], reuse.old**2 + 1
+        batch, before = dims(surgery.graph.inputs[0])[0], reuse.old**2 + 1
         maps = len(surgery.anatomy.blocks) * surgery.anatomy.blocks[0].heads
-        tokens = gs.Variable(f"z{self.number - 1}", FLOAT, [batch, before, surgery.anatomy.width])
-        relations = gs.Variable(f"r{self.number - 1}", FLOAT, [batch, maps, before, before])
+        tokens = variable(f"z{self.number - 1}", FLOAT, [batch, before, surgery.anatomy.width])
+        relations = variable(f"r{self.number - 1}", FLOAT, [batch, maps, before, before])
         surgery.graph.inputs += [tokens, relations]
         return relations, tokens
 
-    def _resampled(self, surgery: Surgery, reuse: Reuse, relations: Any) -> Any:
+    def _resampled(self, surgery: Surgery, reuse: Reuse, relations: Tensor) -> Tensor:
         """Conv1x1, GELU, Conv1x1 at the low resolution, then Pm R Pm^T: [B,LH,N,N]."""
-        em = surgery.emitter.child("relation")
-        hidden = gelu(em, self._convolve(em, reuse, relations, "relation_reuse_conv.0"), "gelu")
-        mixed = self._convolve(em, reuse, hidden, "relation_reuse_conv.2")
+        emit = surgery.emitter.child("relation")
+        hidden = gelu(emit, self._convolve(emit, reuse, relations, "relation_reuse_conv.0"), "gelu")
+        mixed = self._convolve(emit, reuse, hidden, "relation_reuse_conv.2")
         matrix = relation_matrix(reuse.old, reuse.new)
-        rows = em.op("MatMul", [em.constant(matrix, FLOAT, "resample/rows"), mixed], "queries")
-        return em.op("MatMul", [rows, em.constant(matrix.T, FLOAT, "resample/columns")], "resampled")
+        rows = emit.op("MatMul", [emit.constant(matrix, FLOAT, "resample/rows"), mixed], "queries")
+        return emit.op("MatMul", [rows, emit.constant(matrix.T, FLOAT, "resample/columns")], "resampled")
 
-    def _convolve(self, em: Emitter, reuse: Reuse, x: Any, name: str) -> Any:
-        parameters = [em.constant(reuse.weights[f"{name}.{part}"], FLOAT, f"{name}.{part}") for part in ("weight", "bias")]
-        return em.op("Conv", [x, *parameters], name, kernel_shape=[1, 1])
+    def _convolve(self, emit: Emitter, reuse: Reuse, x: Tensor, name: str) -> Tensor:
+        parameters = [emit.constant(reuse.weights[f"{name}.{part}"], FLOAT, f"{name}.{part}") for part in ("weight", "bias")]
+        return emit.op("Conv", [x, *parameters], name, kernel_shape=[1, 1])
 
-    def _block(self, surgery: Surgery, block: Block, tokens: Any, relations: Any) -> Any:
+    def _block(self, surgery: Surgery, block: Block, tokens: Tensor | None, relations: Tensor | None) -> Tensor:
         """Rewrite one block; returns its attention logits [B,H,N,N], what it was given included."""
-        em = surgery.emitter.child(f"block{block.index}/attn")
+        emit = surgery.emitter.child(f"block{block.index}/attn")
         h, bias = surgery.tensors[block.h], None
         if relations is not None:
-            bias = em.slice(relations, block.index * block.heads, (block.index + 1) * block.heads, 1, "reused")
-        context = attend(em, block, queries(em, block, h), keys(em, block, h), values(em, block, h), bias)
-        replace_attention(surgery, block, project(em, block, context))
+            bias = emit.slice(relations, block.index * block.heads, (block.index + 1) * block.heads, 1, "reused")
+        context = attend(emit, block, queries(emit, block, h), keys(emit, block, h), values(emit, block, h), bias)
+        replace_attention(surgery, block, project(emit, block, context))
         if self.reuse is not None:
-            self._feed_forward(surgery, self.reuse, block, tokens)
-        softmax = next(node for node in surgery.graph.nodes if node.name == f"{em.prefix}/probabilities")
+            self._feed_forward(surgery, self.reuse, block, given(tokens))
+        softmax = next(node for node in surgery.graph.nodes if node.name == f"{emit.prefix}/probabilities")
         return softmax.inputs[0]
 
-    def _feed_forward(self, surgery: Surgery, reuse: Reuse, block: Block, tokens: Any) -> None:
+    def _feed_forward(self, surgery: Surgery, reuse: Reuse, block: Block, tokens: Tensor) -> None:
         """fc1(LN2([y | C_l])) in place of fc1(LN2(y))."""
-        em, at = surgery.emitter.child(f"block{block.index}/mlp"), f"blocks.{block.index}"
+        emit, at = surgery.emitter.child(f"block{block.index}/mlp"), f"blocks.{block.index}"
         weights, maker = reuse.weights, f"{at}.feature_resuse_mlp"
-        normed = self._norm(em, reuse, tokens, f"{maker}.0", "features/norm")
-        hidden = gelu(em, self._linear(em, reuse, normed, f"{maker}.1.fc1", "features/fc1"), "features/gelu")
-        made = self._linear(em, reuse, hidden, f"{maker}.1.fc2", "features/fc2")
+        normed = self._norm(emit, reuse, tokens, f"{maker}.0", "features/norm")
+        hidden = gelu(emit, self._linear(emit, reuse, normed, f"{maker}.1.fc1", "features/fc1"), "features/gelu")
+        made = self._linear(emit, reuse, hidden, f"{maker}.1.fc2", "features/fc2")
         matrix = surgery.emitter.constant(feature_matrix(reuse.old, reuse.new), FLOAT)
-        context = em.op("MatMul", [matrix, made], "features/resampled")
+        context = emit.op("MatMul", [matrix, made], "features/resampled")
         attended = surgery.tensors[block.attended]
-        wide = em.op("Concat", [attended, context], "wide", axis=2)
-        normed = self._norm(em, reuse, wide, f"{at}.norm2", "norm")
-        fresh = em.linear(normed, weights[f"{at}.mlp.fc1.weight"].T, weights[f"{at}.mlp.fc1.bias"], "fc1")
+        wide = emit.op("Concat", [attended, context], "wide", axis=2)
+        normed = self._norm(emit, reuse, wide, f"{at}.norm2", "norm")
+        fresh = emit.linear(normed, weights[f"{at}.mlp.fc1.weight"].T, weights[f"{at}.mlp.fc1.bias"], "fc1")
         surgery.replace(hidden_layer(attended, block), fresh)
 
-    def _norm(self, em: Emitter, reuse: Reuse, x: Any, name: str, label: str) -> Any:
-        parameters = [em.constant(reuse.weights[f"{name}.{part}"], FLOAT, f"{label}.{part}") for part in ("weight", "bias")]
-        return em.op("LayerNormalization", [x, *parameters], label, axis=-1, epsilon=reuse.epsilon)
+    def _norm(self, emit: Emitter, reuse: Reuse, x: Tensor, name: str, label: str) -> Tensor:
+        parameters = [emit.constant(reuse.weights[f"{name}.{part}"], FLOAT, f"{label}.{part}") for part in ("weight", "bias")]
+        return emit.op("LayerNormalization", [x, *parameters], label, axis=-1, epsilon=reuse.epsilon)
 
-    def _linear(self, em: Emitter, reuse: Reuse, x: Any, name: str, label: str) -> Any:
-        return em.linear(x, reuse.weights[f"{name}.weight"].T, reuse.weights[f"{name}.bias"], label)
+    def _linear(self, emit: Emitter, reuse: Reuse, x: Tensor, name: str, label: str) -> Tensor:
+        return emit.linear(x, reuse.weights[f"{name}.weight"].T, reuse.weights[f"{name}.bias"], label)
 
-    def _outputs(self, surgery: Surgery, logits: list[Any]) -> None:
+    def _outputs(self, surgery: Surgery, logits: list[Tensor]) -> None:
         """Outputs z [B,N,C], tokens before the final norm, and r [B,LH,N,N], all logits before their softmax."""
-        anatomy, em = surgery.anatomy, surgery.emitter.child("reuse")
-        batch, count = surgery.graph.inputs[0].shape[0], anatomy.patches + anatomy.prefix
-        tokens = em.op("Identity", [surgery.tensors[anatomy.blocks[-1].output]], "tokens")
-        relations = em.op("Concat", logits, "relations", axis=1)
+        anatomy, emit = surgery.anatomy, surgery.emitter.child("reuse")
+        batch, count = dims(surgery.graph.inputs[0])[0], anatomy.patches + anatomy.prefix
+        tokens = emit.op("Identity", [surgery.tensors[anatomy.blocks[-1].output]], "tokens")
+        relations = emit.op("Concat", logits, "relations", axis=1)
         tokens.name, tokens.shape = f"z{self.number}", [batch, count, anatomy.width]
         relations.name, relations.shape = f"r{self.number}", [batch, len(logits) * anatomy.blocks[0].heads, count, count]
         surgery.graph.outputs += [tokens, relations]
@@ -154,14 +154,14 @@ class DvtSurgery(GraphPass):
         return "" if len(surgery.graph.outputs) == outputs else f"{len(surgery.graph.outputs)} outputs instead of {outputs}"
 
 
-def gelu(em: Emitter, x: Any, label: str) -> Any:
+def gelu(emit: Emitter, x: Tensor, label: str) -> Tensor:
     """The erf GELU, written the way opset 18 can and runtimes recognise."""
-    inner = em.op("Erf", [em.op("Mul", [x, em.constant(math.sqrt(0.5), FLOAT)], f"{label}/scaled")], f"{label}/erf")
-    plus = em.op("Add", [inner, em.constant(1.0, FLOAT)], f"{label}/plus")
-    return em.op("Mul", [em.op("Mul", [x, plus], f"{label}/product"), em.constant(0.5, FLOAT)], label)
+    inner = emit.op("Erf", [emit.op("Mul", [x, emit.constant(math.sqrt(0.5), FLOAT)], f"{label}/scaled")], f"{label}/erf")
+    plus = emit.op("Add", [inner, emit.constant(1.0, FLOAT)], f"{label}/plus")
+    return emit.op("Mul", [emit.op("Mul", [x, plus], f"{label}/product"), emit.constant(0.5, FLOAT)], label)
 
 
-def hidden_layer(attended: Any, block: Block) -> Any:
+def hidden_layer(attended: Tensor, block: Block) -> Tensor:
     """The tensor [B,N,hidden] that fc1 of a plain block writes, found below the attention residual."""
     frontier, seen = [node for node in attended.outputs if node.outputs[0].name != block.output], 0
     while frontier and seen < 64:

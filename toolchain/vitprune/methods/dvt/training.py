@@ -11,7 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from vitprune.methods.base import keys_of
 from vitprune.methods.dvt import members
+from vitprune.methods.dvt.keys import Params, Train
 from vitprune.methods.dvt.reference import MEMBERS, Cascade, EarlyExit, Member
 from vitprune.recipe import Recipe
 from vitprune.training import losses
@@ -68,9 +70,10 @@ class DvtTraining(Behaviour):
             whole = recipe.model_copy(update={"model": section})
             return members.load(None, whole, pretrained=False, seed=seed, weights=file)
         dense = loading.load(section, pretrained=pretrained, seed=seed, weights=weights)
+        params = keys_of(recipe.prune, Params)
         shape = members.backbone_of(dense.module)
-        members.check_grids(recipe.prune, shape, dense.module.patch_embed.grid_size[0])
-        cascade = members.random_cascade(shape, recipe.prune, seed)
+        members.check_grids(params, shape, dense.module.patch_embed.grid_size[0])
+        cascade = members.random_cascade(shape, params, seed)
         from_dense(cascade, dense.module)
         return LoadedModel(cascade, dense.name, dense.preprocessing, dense.source | {"kind": "cascade"})
 
@@ -81,7 +84,7 @@ class DvtTraining(Behaviour):
 
     def forward(self, images: Tensor, targets: Tensor, teacher: Teacher | None = None) -> dict[str, Tensor]:
         """Weighted cross-entropies of the exits."""
-        keys: Any = self.keys
+        keys = keys_of(self.keys, Train)
         exits = self.model(images)
         return {
             f"ce_exit{number}": weight * losses.cross_entropy(logits, targets, keys.smoothing)
@@ -90,4 +93,4 @@ class DvtTraining(Behaviour):
 
     def pruned(self) -> nn.Module:
         """With the recipe's exit thresholds."""
-        return EarlyExit(self.model, self.recipe.prune).eval()
+        return EarlyExit(self.model, keys_of(self.recipe.prune, Params)).eval()

@@ -14,11 +14,11 @@ from vitprune import backends
 from vitprune.bundle import Bundle
 from vitprune.data import images as image_data
 from vitprune.errors import LoadError, RecipeError, VitpruneError
-from vitprune.methods.base import Geometry
+from vitprune.methods.base import Geometry, keys_of
 from vitprune.methods.cost import dense_blocks, model_macs
 from vitprune.methods.dvt.cost import exit_costs
 from vitprune.methods.dvt.host import Member, all_exits, confidence, fires, open_session, torch_members
-from vitprune.methods.dvt.keys import EXITS
+from vitprune.methods.dvt.keys import EXITS, Params
 from vitprune.recipe import Gates
 from vitprune.validation.compare import Comparison, Gate, gate_list
 from vitprune.validation.verdict import Verdict
@@ -146,8 +146,8 @@ def validate(
     )
 
 
-def _params(bundle: Bundle) -> Any:
-    return bundle.recipe.prune
+def _params(bundle: Bundle) -> Params:
+    return keys_of(bundle.recipe.prune, Params)
 
 
 def gates_of(comparison: Comparison, gates: Gates) -> list[Gate]:

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from vitprune.methods._dropping.rule import select
-from vitprune.methods.base import Method, Site
+from vitprune.methods.base import Method, MethodParams, Site, keys_of
 from vitprune.methods.dynamicvit import rule as dynamicvit
 from vitprune.methods.dynamicvit import weights as predictor
-from vitprune.methods.dynamicvit.keys import DynamicVitOptions
+from vitprune.methods.dynamicvit.keys import DynamicVitOptions, Params
 from vitprune.vit.blocks import run_block
 from vitprune.vit.reference_method import ReferenceMethod
 from vitprune.vit.tokens import TokenState, take_rows
@@ -23,10 +23,11 @@ class DynamicVitReference(ReferenceMethod):
     `warning` says what a user must know about the predictor.
     """
 
-    def __init__(self, method: Method, params: Any, sites: list[Site[DynamicVitOptions]], padded: bool) -> None:
+    def __init__(self, method: Method, params: MethodParams, sites: list[Site[DynamicVitOptions]], padded: bool) -> None:
         super().__init__(method, params, sites, padded)
-        self.weights = predictor.load(params, sites)
-        self.warning = predictor.warning(params)
+        keys = keys_of(params, Params)
+        self.weights = predictor.load(keys, sites)
+        self.warning = predictor.warning(keys)
 
     def block(self, index: int, block: Any, x: Tensor, state: TokenState) -> Tensor:
         """See `ReferenceMethod.block`."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-from typing import Any
 
 import numpy as np
 
@@ -11,22 +10,23 @@ from vitprune.graph.anatomy.find import Block
 from vitprune.graph.canonical import canonical
 from vitprune.graph.emit import FLOAT, Emitter
 from vitprune.graph.passes.base import GraphPass, Surgery
+from vitprune.graph.passes.conditions import attention_chains, sites_in_graph
+from vitprune.graph.types import Tensor
 from vitprune.methods._dropping.selection import splice, top_k, track
-from vitprune.methods.ats.surgery import attention_chains
-from vitprune.methods.base import Site
+from vitprune.methods.base import Site, keys_of
 from vitprune.methods.dynamicvit import weights as predictor
-from vitprune.methods.dynamicvit.keys import NORM_EPS, DynamicVitOptions
+from vitprune.methods.dynamicvit.keys import NORM_EPS, DynamicVitOptions, Params
 from vitprune.support.resources import located
 
 
-def gelu(em: Emitter, x: Any, label: str) -> Any:
+def gelu(emit: Emitter, x: Tensor, label: str) -> Tensor:
     """x/2 * (1 + erf(x / sqrt 2))."""
-    bent = em.op("Erf", [em.op("Mul", [x, em.constant(np.sqrt(0.5), FLOAT)], f"{label}/scaled")], f"{label}/erf")
-    gate = em.op("Add", [bent, em.constant(1.0, FLOAT)], f"{label}/gate")
-    return em.op("Mul", [em.op("Mul", [x, gate], f"{label}/gated"), em.constant(0.5, FLOAT)], label)
+    bent = emit.op("Erf", [emit.op("Mul", [x, emit.constant(np.sqrt(0.5), FLOAT)], f"{label}/scaled")], f"{label}/erf")
+    gate = emit.op("Add", [bent, emit.constant(1.0, FLOAT)], f"{label}/gate")
+    return emit.op("Mul", [emit.op("Mul", [x, gate], f"{label}/gated"), emit.constant(0.5, FLOAT)], label)
 
 
-def predicted(em: Emitter, x: Any, weights: predictor.Weights, slots: int, prefix: int) -> Any:
+def predicted(emit: Emitter, x: Tensor, weights: predictor.Weights, slots: int, prefix: int) -> Tensor:
     """How much likelier keeping is than dropping, as a difference of logits [B,slots], for the patches of x [B,prefix+slots,C].
 
     Ranks are those of the log-probability of keeping, which rises with this difference. All rows go through the network, since the
@@ -35,25 +35,25 @@ def predicted(em: Emitter, x: Any, weights: predictor.Weights, slots: int, prefi
     """
     half = len(weights["in_conv.0.weight"]) // 2
 
-    def linear(x: Any, name: str) -> Any:
-        return em.linear(x, weights[f"{name}.weight"].T, weights[f"{name}.bias"], name)
+    def linear(x: Tensor, name: str) -> Tensor:
+        return emit.linear(x, weights[f"{name}.weight"].T, weights[f"{name}.bias"], name)
 
-    def entered(part: slice, label: str) -> Any:
+    def entered(part: slice, label: str) -> Tensor:
         w, b = weights["in_conv.1.weight"][part], weights["in_conv.1.bias"][part]
-        return gelu(em, em.linear(x, w.T, b, f"in_conv.1.{label}"), f"in_gelu.{label}")
+        return gelu(emit, emit.linear(x, w.T, b, f"in_conv.1.{label}"), f"in_gelu.{label}")
 
-    affine = [em.constant(weights[f"in_conv.0.{part}"], FLOAT, f"in_conv.0.{part}") for part in ("weight", "bias")]
-    x = em.op("LayerNormalization", [x, *affine], "in_conv.0", axis=-1, epsilon=NORM_EPS)
+    affine = [emit.constant(weights[f"in_conv.0.{part}"], FLOAT, f"in_conv.0.{part}") for part in ("weight", "bias")]
+    x = emit.op("LayerNormalization", [x, *affine], "in_conv.0", axis=-1, epsilon=NORM_EPS)
     mean = np.concatenate([np.zeros(prefix), np.full(slots, 1 / slots)]).reshape(1, 1, -1)
-    whole = em.op("MatMul", [em.constant(mean, FLOAT), entered(slice(half, None), "global")], "global")
+    whole = emit.op("MatMul", [emit.constant(mean, FLOAT), entered(slice(half, None), "global")], "global")
     first = weights["out_conv.0.weight"].T
-    here = em.linear(entered(slice(half), "local"), first[:half], None, "out_conv.0.local")
-    there = em.linear(whole, first[half:], weights["out_conv.0.bias"], "out_conv.0.global")
-    y = linear(gelu(em, em.op("Add", [here, there], "out_conv.0"), "out_gelu0"), "out_conv.2")
+    here = emit.linear(entered(slice(half), "local"), first[:half], None, "out_conv.0.local")
+    there = emit.linear(whole, first[half:], weights["out_conv.0.bias"], "out_conv.0.global")
+    y = linear(gelu(emit, emit.op("Add", [here, there], "out_conv.0"), "out_gelu0"), "out_conv.2")
     keep, drop = weights["out_conv.4.weight"]
-    gap = em.linear(gelu(em, y, "out_gelu1"), (keep - drop)[:, None], -np.diff(weights["out_conv.4.bias"]), "out_conv.4.gap")
-    rows = em.op("Squeeze", [gap, em.constant([2])], "score/rows")
-    return em.slice(rows, prefix, None, 1, "score") if prefix else rows
+    gap = emit.linear(gelu(emit, y, "out_gelu1"), (keep - drop)[:, None], -np.diff(weights["out_conv.4.bias"]), "out_conv.4.gap")
+    rows = emit.op("Squeeze", [gap, emit.constant([2])], "score/rows")
+    return emit.slice(rows, prefix, None, 1, "score") if prefix else rows
 
 
 class DynamicVitSurgery(GraphPass):
@@ -63,12 +63,11 @@ class DynamicVitSurgery(GraphPass):
 
     def requires(self, surgery: Surgery) -> str:
         """Sites must lie in the graph."""
-        depth = len(surgery.anatomy.blocks)
-        return next((f"site at block {site.block} of {depth}" for site in surgery.sites if site.block >= depth), "")
+        return sites_in_graph(surgery)
 
     def apply(self, surgery: Surgery) -> bool:
         """See `GraphPass.apply`."""
-        params: Any = surgery.recipe.prune
+        params = keys_of(surgery.recipe.prune, Params)
         weights = predictor.load(params, surgery.sites)
         self._note(surgery, params)
         sites = {site.block: site for site in surgery.sites}
@@ -79,11 +78,11 @@ class DynamicVitSurgery(GraphPass):
             canonical(surgery, block)
         return True
 
-    def _note(self, surgery: Surgery, params: Any) -> None:
+    def _note(self, surgery: Surgery, params: Params) -> None:
         if text := predictor.warning(params):
             surgery.notes.setdefault("warnings", []).append(text)
             surgery.notes["predictor"] = {"source": predictor.UNTRAINED, "seed": params.predictor_seed, "trained": False}
-        else:
+        elif params.predictor is not None:  # None has been refused with the weights
             path = located(params.predictor)
             digest = hashlib.sha256(path.read_bytes()).hexdigest()
             surgery.notes["predictor"] = {"source": path.name, "sha256": digest, "trained": True}
@@ -91,13 +90,13 @@ class DynamicVitSurgery(GraphPass):
     def _drop(
         self, surgery: Surgery, block: Block, site: Site[DynamicVitOptions], weights: predictor.Weights, untrained: bool
     ) -> None:
-        em = surgery.emitter.child(f"block{block.index}/prune")
+        emit = surgery.emitter.child(f"block{block.index}/prune")
         network = surgery.emitter.child(f"block{block.index}/predictor" + ("_untrained" if untrained else ""))
 
-        def reduced(x: Any) -> Any:
+        def reduced(x: Tensor) -> Tensor:
             score = predicted(network, x, weights, site.options.slots, surgery.anatomy.prefix)
-            rows = track(surgery, em, top_k(em, score, site.options.keep))
-            return em.take_rows(x, rows, "x/kept")
+            rows = track(surgery, emit, top_k(emit, score, site.options.keep))
+            return emit.take_rows(x, rows, "x/kept")
 
         splice(surgery, block.x, reduced)
 

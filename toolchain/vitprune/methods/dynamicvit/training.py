@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from vitprune import methods
-from vitprune.methods.dynamicvit.keys import NORM_EPS
+from vitprune.methods.base import keys_of
+from vitprune.methods.dynamicvit.keys import NORM_EPS, Train
 from vitprune.methods.dynamicvit.reference import DynamicVitReference
 from vitprune.recipe import Recipe
 from vitprune.training import losses
@@ -37,7 +36,8 @@ class Predictor(nn.Module):
         half = x.shape[-1] // 2
         weight = policy[:, :, None].to(x.dtype)
         whole = (x[..., half:] * weight).sum(dim=1, keepdim=True) / weight.sum(dim=1, keepdim=True).clamp(min=1e-6)
-        return self.out_conv(torch.cat([x[..., :half], whole.expand(-1, x.shape[1], -1)], dim=-1)).log_softmax(dim=-1)
+        chances: Tensor = self.out_conv(torch.cat([x[..., :half], whole.expand(-1, x.shape[1], -1)], dim=-1)).log_softmax(dim=-1)
+        return chances
 
 
 class DynamicVitTraining(Behaviour):
@@ -56,12 +56,12 @@ class DynamicVitTraining(Behaviour):
     @property
     def wants_teacher(self) -> bool:
         """For logits or tokens."""
-        keys: Any = self.keys
+        keys = keys_of(self.keys, Train)
         return bool(keys.distill_weight or keys.token_weight)
 
     def logits_and_terms(self, images: Tensor, teacher: Teacher | None) -> tuple[Tensor, dict[str, Tensor]]:
         """See `Behaviour.logits_and_terms`."""
-        keys: Any = self.keys
+        keys = keys_of(self.keys, Train)
         x, prefix = embed(self.model, images), self.geometry.prefix
         at = {site.block: number for number, site in enumerate(self.sites)}
         left, policy, decided = x.new_ones(len(x), x.shape[1] - prefix), None, []
@@ -83,7 +83,7 @@ class DynamicVitTraining(Behaviour):
 
     def lr_scale(self, name: str) -> float:
         """The backbone learns more slowly than the predictors."""
-        keys: Any = self.keys
+        keys = keys_of(self.keys, Train)
         return 1.0 if name.startswith("score_predictor") else keys.backbone_lr_scale
 
     def pruned(self) -> nn.Module:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from vitprune.errors import RecipeError
 from vitprune.methods.base import Site
-from vitprune.methods.dynamicvit.keys import DynamicVitOptions
+from vitprune.methods.dynamicvit.keys import DynamicVitOptions, Params
 from vitprune.support.resources import located
 
 UNTRAINED = "random"
@@ -28,7 +28,7 @@ def shapes(width: int) -> dict[str, tuple[int, ...]]:
     return found
 
 
-def load(params: Any, sites: Sequence[Site[DynamicVitOptions]]) -> list[Weights]:
+def load(params: Params, sites: Sequence[Site[DynamicVitOptions]]) -> list[Weights]:
     """One set of weights per site.
 
     Args:
@@ -50,7 +50,7 @@ def load(params: Any, sites: Sequence[Site[DynamicVitOptions]]) -> list[Weights]
     return [_fitting(tensors, params.predictor, site) for site in sites]
 
 
-def warning(params: Any) -> str:
+def warning(params: Params) -> str:
     """What a user must know about the predictor, or ""."""
     if params.predictor != UNTRAINED:
         return ""

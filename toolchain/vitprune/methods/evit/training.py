@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
+from vitprune.methods.base import keys_of
+from vitprune.methods.evit.keys import Params, Train
 from vitprune.training.reduction import Reduction
 from vitprune.vit.pruned import PrunedViT
 
@@ -20,14 +21,11 @@ class EvitTraining(Reduction):
 
     def start_epoch(self, epoch: int) -> None:
         """Set the epoch's keep rates; the sites are made again from them."""
-        params, keys = self._params(), self.keys
-        ramp = getattr(keys, "ramp", None)
+        params = keys_of(self.recipe.prune, Params)
+        ramp = keys_of(self.keys, Train).ramp
         if ramp is None or params.keep is not None:
             return
         rates = params.keep_rate if isinstance(params.keep_rate, list) else [params.keep_rate] * len(params.stages)
         now = [ramped(rate, epoch, *ramp) for rate in rates]
         prune = params.model_copy(update={"keep_rate": now})
         self.oracle = (PrunedViT(self.model, self.recipe.model_copy(update={"prune": prune})),)
-
-    def _params(self) -> Any:
-        return self.recipe.prune

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from vitprune.methods.base import keys_of
 from vitprune.methods.knob import Knob
+from vitprune.methods.tome.keys import Params
 
 if TYPE_CHECKING:
     from vitprune.calibration.bench import Bench
@@ -22,6 +24,6 @@ class MergedPairs(Knob):
 
     def settings(self, bench: Bench, value: float) -> dict[str, Any]:
         """Method keys at a value."""
-        stages = len(bench.recipe.prune.blocks(bench.geometry))  # type: ignore[attr-defined]
+        stages = len(keys_of(bench.recipe.prune, Params).blocks(bench.geometry))
         each, rest = divmod(int(value), stages)
         return {"r": [each + (stage < rest) for stage in range(stages)], "inflect": 0.0}

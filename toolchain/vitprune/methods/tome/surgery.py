@@ -5,15 +5,14 @@ Rows are laid out as ToMe does, what is left of A and then B, because the next s
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 
 from vitprune.graph.anatomy.find import Block
 from vitprune.graph.emit import FLOAT, INT64, Emitter
 from vitprune.graph.passes.base import Surgery
+from vitprune.graph.types import Tensor
 from vitprune.methods._merging.matching import partners, similarity, spread, starts
-from vitprune.methods._merging.surgery import MergingSurgery, highest, metric
+from vitprune.methods._merging.surgery import MergingSurgery, metric
 from vitprune.methods.base import Site
 from vitprune.methods.tome.keys import TomeOptions
 
@@ -24,51 +23,59 @@ class TomeSurgery(MergingSurgery):
     name = "bipartite_merging"
 
     def merge(
-        self, surgery: Surgery, em: Emitter, block: Block, site: Site[TomeOptions], x: Any, h: Any, key: Any, value: Any
-    ) -> Any:
+        self,
+        surgery: Surgery,
+        emit: Emitter,
+        block: Block,
+        site: Site[TomeOptions],
+        x: Tensor,
+        h: Tensor,
+        key: Tensor,
+        value: Tensor,
+    ) -> Tensor:
         """See `MergingSurgery.merge`."""
         prefix = surgery.anatomy.prefix
         first_a, first_b = starts(prefix)
-        cosines = similarity(em, metric(em, block, key), prefix)
-        leaving, staying = self._rank(em, highest(em, cosines, 2, "best"), site, first_a - prefix)
-        sources = spread(em, leaving, first_a, "sources")
-        targets = spread(em, partners(em, cosines, leaving), first_b, "targets")
+        cosines = similarity(emit, metric(emit, block, key), prefix)
+        leaving, staying = self._rank(emit, emit.reduce("ReduceMax", cosines, 2, "best"), site, first_a - prefix)
+        sources = spread(emit, leaving, first_a, "sources")
+        targets = spread(emit, partners(emit, cosines, leaving), first_b, "targets")
         fixed = np.arange(first_b, prefix + site.patches, 2)[None]
-        stay = em.op("Expand", [em.constant(fixed), self.column(surgery)], "stay/b", dtype=INT64)
+        stay = emit.op("Expand", [emit.constant(fixed), self.column(surgery)], "stay/b", dtype=INT64)
         if staying is not None:
-            stay = em.op("Concat", [spread(em, staying, first_a, "stay/a"), stay], "stay/patches", dtype=INT64, axis=1)
-        self._numbers(surgery, em, stay, sources, targets)
-        merged = self.combine(surgery, em, x, self.token_rows(surgery, em, stay), sources, targets, site.options.r)
-        self.hide(surgery, em)
+            stay = emit.op("Concat", [spread(emit, staying, first_a, "stay/a"), stay], "stay/patches", dtype=INT64, axis=1)
+        self._numbers(surgery, emit, stay, sources, targets)
+        merged = self.combine(surgery, emit, x, self.token_rows(surgery, emit, stay), sources, targets, site.options.r)
+        self.hide(surgery, emit)
         return merged
 
-    def _rank(self, em: Emitter, best: Any, site: Site[TomeOptions], offset: int) -> tuple[Any, Any]:
+    def _rank(self, emit: Emitter, best: Tensor, site: Site[TomeOptions], offset: int) -> tuple[Tensor, Tensor | None]:
         """Members of A that leave, int64 [B,r], and that stay, ascending int64 [B,|A|-r] or None when all leave."""
         members, r = (site.patches - offset + 1) // 2, site.options.r
         if members == r:
-            _, ranked = em.ops("TopK", [best, em.constant([r])], "rank", [(FLOAT, None), (INT64, None)], axis=1)
+            _, ranked = emit.ops("TopK", [best, emit.constant([r])], "rank", [(FLOAT, None), (INT64, None)], axis=1)
             return ranked, None
-        _, ranked = em.ops("TopK", [best, em.constant([members])], "rank", [(FLOAT, None), (INT64, None)], axis=1)
-        rest = em.op("Cast", [em.slice(ranked, r, None, 1, "rank/rest", dtype=INT64)], "rank/rest_float", to=1)
+        _, ranked = emit.ops("TopK", [best, emit.constant([members])], "rank", [(FLOAT, None), (INT64, None)], axis=1)
+        rest = emit.op("Cast", [emit.slice(ranked, r, None, 1, "rank/rest", dtype=INT64)], "rank/rest_float", to=1)
         outputs = [(FLOAT, None), (INT64, None)]
-        ordered, _ = em.ops("TopK", [rest, em.constant([members - r])], "rank/ordered", outputs, axis=1, largest=0)
-        return em.slice(ranked, 0, r, 1, "leaving", dtype=INT64), em.op("Cast", [ordered], "staying", dtype=INT64, to=7)
+        ordered, _ = emit.ops("TopK", [rest, emit.constant([members - r])], "rank/ordered", outputs, axis=1, largest=0)
+        return emit.slice(ranked, 0, r, 1, "leaving", dtype=INT64), emit.op("Cast", [ordered], "staying", dtype=INT64, to=7)
 
-    def _numbers(self, surgery: Surgery, em: Emitter, stay: Any, sources: Any, targets: Any) -> None:
+    def _numbers(self, surgery: Surgery, emit: Emitter, stay: Tensor, sources: Tensor, targets: Tensor) -> None:
         """Kept list and groups; token rows [B,K] and [B,r]."""
 
-        def slots(rows: Any, label: str) -> Any:
+        def slots(rows: Tensor, label: str) -> Tensor:
             prefix = surgery.anatomy.prefix
-            return em.op("Sub", [rows, em.constant(prefix)], label, dtype=INT64) if prefix else rows
+            return emit.op("Sub", [rows, emit.constant(prefix)], label, dtype=INT64) if prefix else rows
 
         before = surgery.patch
         kept = slots(stay, "kept/slots")
         if before is not None:
-            kept = em.op("GatherElements", [before, kept], "kept", dtype=INT64, axis=1)
+            kept = emit.op("GatherElements", [before, kept], "kept", dtype=INT64, axis=1)
         if self.group is not None:
             if before is None:
-                everyone = em.constant(np.arange(surgery.anatomy.patches)[None])
-                before = em.op("Expand", [everyone, self.column(surgery)], "trace/all", dtype=INT64)
-            self.rename(em, before, slots(sources, "trace/sources"), slots(targets, "trace/targets"))
+                everyone = emit.constant(np.arange(surgery.anatomy.patches)[None])
+                before = emit.op("Expand", [everyone, self.column(surgery)], "trace/all", dtype=INT64)
+            self.rename(emit, before, slots(sources, "trace/sources"), slots(targets, "trace/targets"))
         surgery.patch = kept
         surgery.kept.append(kept)

@@ -1,0 +1,1 @@
+"""Variants of a bundle's graph for the runtimes that need one."""
