@@ -172,6 +172,7 @@ def test_nodes_without_names(dense, tmp_path):
         np.testing.assert_allclose(bundle.run(x).logits, plain, atol=1e-6)
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_a_baked_batch_is_taken_from_the_graph(tmp_path):
     path = tmp_path / "one.onnx"
     model = SmallViT(HEADS["cls"])
@@ -193,11 +194,6 @@ def test_a_baked_batch_is_taken_from_the_graph(tmp_path):
     np.testing.assert_allclose(result.logits, judged, atol=1e-4)
     with pytest.raises(RecipeError, match="VP108"):
         vitprune.rewrite(path, recipe().with_("graph.batch", "4"), tmp_path / "other")
-
-
-test_a_baked_batch_is_taken_from_the_graph = pytest.mark.filterwarnings("ignore::DeprecationWarning")(
-    test_a_baked_batch_is_taken_from_the_graph
-)
 
 
 def test_a_fixed_batch_for_an_open_graph(dense, tmp_path):

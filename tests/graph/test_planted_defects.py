@@ -22,7 +22,7 @@ from vitprune.graph.emit import FLOAT, INT64, Emitter
 
 PAGE = Path(__file__).parents[2] / "docs" / "checks.md"
 PRUNE: dict[str, dict[str, Any]] = {
-    "ats": {"stages": [1, 2], "num_samples": [24, 12]},
+    "ats": {"stages": [1, 2], "num_samples": [36, 28]},
     "topk": {"stages": [1, 2], "keep": [20, 12]},
     "evit": {"stages": [1, 2], "keep": [20, 12]},
     "tome": {"stages": None, "r": 7},

@@ -12,6 +12,7 @@ from typing import Any
 import onnx
 
 from vitprune.errors import ExportError, LoadError
+from vitprune.graph.surgery import MAX_IR
 from vitprune.recipe import Recipe
 
 
@@ -27,9 +28,7 @@ def read_onnx(path: Path) -> onnx.ModelProto:
         model = onnx.load(str(path))
         if not model.graph.node or not model.opset_import:
             raise ValueError("it holds no graph")
-        model.ir_version = min(
-            model.ir_version, onnx.IR_VERSION
-        )  # newer ones add nothing that a ViT needs; the checker knows none
+        model.ir_version = min(model.ir_version, MAX_IR)  # newer ones add nothing a ViT needs, and runtimes refuse them
         onnx.checker.check_model(model, full_check=False)
     except Exception as error:
         raise LoadError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,25 @@ def samples(recipe: Recipe, preprocessing: dict[str, Any], data: str | Path | No
     """The images a bundle stores, from `data` or synthetic: as many as the recipe validates on and the bundle's size allows."""
     per_image = 4 * int(np.prod(preprocessing["input_size"]))
     count = min(recipe.validation.samples, max(MIN_SAMPLES, SAMPLE_BYTES // per_image))
-    return image_data.synthetic(count, preprocessing) if data is None else image_data.load(Path(data), preprocessing, count)
+    return (
+        odd_ones(image_data.synthetic(count, preprocessing))
+        if data is None
+        else image_data.load(Path(data), preprocessing, count)
+    )
+
+
+def odd_ones(images: image_data.Images) -> image_data.Images:
+    """Synthetic samples of which the last two are unlike the rest: one has ten times the contrast, one all its detail in a quarter.
+
+    Random images are so much alike that an adaptive method may keep the same number of tokens of each; then no slot is ever a pad, and
+    a defect in what hides pads would pass.
+    """
+    pixels = images.pixels.copy()
+    height, width = (max(1, size // 2) for size in pixels.shape[2:])
+    pixels[-1] *= 10
+    pixels[-2, :, height:], pixels[-2, :, :, width:] = 0, 0
+    pixels[-2] *= 4
+    return replace(images, pixels=pixels)
 
 
 def reference_arrays(
@@ -81,7 +100,12 @@ def check(model: onnx.ModelProto, arrays: dict[str, NDArray[Any]], recipe: Recip
             cause="; ".join(gate.text() for gate in broken),
             next_step="report the model and recipe with this message",
         )
-    return comparison.document()
+    return comparison.document() | {"pads_exercised": _has_pads(kept)}
+
+
+def _has_pads(kept: list[NDArray[Any]]) -> bool:
+    """Whether images kept different numbers anywhere, so that slots were pads and what hides them was tried."""
+    return any(bool((rows < 0).any()) for rows in kept)
 
 
 def _check_alone(session: Any, pixels: NDArray[np.float32], logits: NDArray[Any], recipe: Recipe) -> None:

@@ -15,6 +15,7 @@ from vitprune.errors import ExportError, RecipeError
 from vitprune.recipe import Recipe
 
 OLDEST_IR = 8
+NEWEST_OPSET = 20
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,7 @@ def take_in(model: onnx.ModelProto, recipe: Recipe) -> Intake:
     _name_nodes(copy)
     dropped = _choose_output(copy, recipe.graph.output)
     _check_input(copy)
+    recipe = _settle_opset(copy, recipe)
     copy = upgrade(copy, recipe.graph.opset)
     copy.ir_version = min(max(copy.ir_version, OLDEST_IR), onnx.IR_VERSION)
     recipe = _settle_batch(copy, recipe)
@@ -129,13 +131,24 @@ def _settle_batch(model: onnx.ModelProto, recipe: Recipe) -> Recipe:
     return recipe
 
 
+def opset_of(model: onnx.ModelProto) -> int:
+    """Version of the standard operators in a model."""
+    return max((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), default=0)
+
+
+def _settle_opset(model: onnx.ModelProto, recipe: Recipe) -> Recipe:
+    """A graph newer than the recipe's opset keeps its own, up to the newest that targets take; older ones are converted up."""
+    newest = min(opset_of(model), NEWEST_OPSET)
+    return recipe if newest <= recipe.graph.opset else recipe.with_("graph.opset", newest)
+
+
 def upgrade(model: onnx.ModelProto, opset: int) -> onnx.ModelProto:
     """The same graph at the recipe's opset, older or newer.
 
     Raises:
         ExportError: VP324 when it cannot be converted.
     """
-    current = max((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), default=0)
+    current = opset_of(model)
     if current == opset:
         return model
     if current > opset:
@@ -180,14 +193,17 @@ def _relabelled(model: onnx.ModelProto, current: int, opset: int) -> onnx.ModelP
 
 
 def _park_softmax(model: onnx.ModelProto) -> list[str]:
-    """Before opset 13 Softmax flattened its input; over the last axis that is the same, and the converter's Reshapes are not wanted."""
+    """Before opset 13 Softmax flattened its input; over the last axis that is the same, and the converter's Reshapes are not wanted.
+
+    A rank that shape inference leaves open is taken for 4; whether that was right is seen when dense logits are compared.
+    """
     parked = []
     ranks = {
         value.name: len(value.type.tensor_type.shape.dim) for value in onnx.shape_inference.infer_shapes(model).graph.value_info
     }
     for node in model.graph.node:
         axis = next((attribute.i for attribute in node.attribute if attribute.name == "axis"), 1)
-        if node.op_type == "Softmax" and (axis == -1 or axis == ranks.get(node.input[0], 0) - 1):
+        if node.op_type == "Softmax" and (axis == -1 or axis == (ranks.get(node.input[0]) or 4) - 1):
             del node.attribute[:]
             node.op_type = "Identity"
             parked.append(node.name)
