@@ -16,6 +16,10 @@ def command(
     recipe: RecipeOption = ...,  # type: ignore[assignment]
     output: OutputOption = ...,  # type: ignore[assignment]
     data: DataOption = None,
+    preprocessing: Annotated[
+        str | None,
+        typer.Option(help="What the model was trained on: a Hugging Face preprocessor_config.json, or a timm name."),
+    ] = None,
     overrides: SetOption = None,
     inline: InlineOption = False,
     force: ForceOption = False,
@@ -28,7 +32,12 @@ def command(
 
     parsed = Recipe.load(recipe, overrides)
     with console.step("rewrite") as step:
-        bundle = rewrite(dense, parsed, output, data=data, force=force, report=step.update)
+        bundle = rewrite(dense, parsed, output, data=data, preprocessing=preprocessing, force=force, report=step.update)
+    described = bundle.manifest.preprocessing
+    if not described["known"]:
+        console.warn("preprocessing is not known: accuracy cannot be gated; state it with --preprocessing or in the recipe")
+    else:
+        console.info(f"preprocessing: mean {described['mean']}, std {described['std']}, as {described['origin']} says")
     if inline:
         add_inlined(bundle)
     exported(bundle, "rewrite")

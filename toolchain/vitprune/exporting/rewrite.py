@@ -14,17 +14,20 @@ from numpy.typing import NDArray
 from vitprune import methods
 from vitprune.backends.onnxruntime import make_session
 from vitprune.bundle import Bundle
+from vitprune.data.preprocessing import of_graph, require_known
 from vitprune.errors import ExportError
 from vitprune.exporting import parity
 from vitprune.exporting.dense import read_onnx
+from vitprune.exporting.initializers import check_initializers
 from vitprune.exporting.writing import write_bundle
 from vitprune.graph import surgery
 from vitprune.recipe import Recipe
 
 
 def rewrite(
-    path: Path, recipe: Recipe, output: Path, *, data: str | Path | None, force: bool, report: Callable[[str], None]
-) -> Bundle:
+    path: Path, recipe: Recipe, output: Path, *, data: str | Path | None, preprocessing: str | None, force: bool,
+    report: Callable[[str], None],
+) -> Bundle:  # fmt: skip
     """Apply a recipe to a dense ViT ONNX from any exporter.
 
     The rewritten graph with every site bypassed must reproduce the dense graph; the pruned logits stored as samples are those of
@@ -36,15 +39,13 @@ def rewrite(
     """
     report("reading the dense graph")
     dense = read_onnx(path)
+    check_initializers(dense, path.name)
     report("rewriting the graph")
     pruned, anatomy, notes = surgery.rewrite(dense, recipe)
-    section = recipe.model
-    channels = anatomy.image_shape[0]
-    preprocessing = {
-        "input_size": list(anatomy.image_shape), "mean": section.mean or [0.5] * channels, "std": section.std or [0.5] * channels,
-        "interpolation": "bicubic", "crop_pct": 0.9,
-    }  # fmt: skip
-    inputs = parity.samples(recipe, preprocessing, data)
+    described = of_graph(anatomy.image_shape, recipe.model, preprocessing)
+    if recipe.validation.gates.top1_drop is not None:
+        require_known(described, "the recipe gates accuracy (validate.gates.top1_drop)")
+    inputs = parity.samples(recipe, described, data, anatomy.classes or None)
     report("checking the canonical graph against the dense one")
     batch = _fixed_batch(dense)
     dense_logits = parity.run(make_session(dense.SerializeToString()), inputs.pixels, batch)[0]
@@ -71,7 +72,17 @@ def rewrite(
         "nodes": len(pruned.graph.node),
     }
     return write_bundle(
-        output, force, pruned, anatomy, recipe, recipe.model.name or path.stem, source, preprocessing, sites, arrays, notes
+        output,
+        force,
+        pruned,
+        anatomy,
+        recipe,
+        recipe.model.name or path.stem,
+        source,
+        inputs.naming(described),
+        sites,
+        arrays,
+        notes,
     )
 
 
