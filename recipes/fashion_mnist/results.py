@@ -51,6 +51,7 @@ def test_images(data: Path, count: int, preprocessing: dict[str, Any]) -> tuple[
     source = open_split(data, "val", 10)
     assert source is not None
     assert source.pixels is not None
+    assert source.labels is not None
     return normalise(source.pixels[:count].astype(np.float32) / 255, preprocessing), source.labels[:count]
 
 

@@ -93,7 +93,7 @@ def test_accuracy_from_a_data_file(made_bundle, tmp_path):
     assert verdict.rung == "task accuracy"
     with pytest.raises(LoadError, match="VP620"):
         validate(made_bundle, data=tmp_path / "none.npz")
-    np.savez(tmp_path / "wrong.npz", images=np.zeros((2, 32, 32, 3), np.uint8))
+    np.savez(tmp_path / "wrong.npz", images=-np.ones((2, 3, 32, 32), np.float32))  # preprocessed: nothing can be resized
     with pytest.raises(LoadError, match="VP621"):
         validate(made_bundle, data=tmp_path / "wrong.npz")
 

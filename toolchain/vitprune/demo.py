@@ -100,7 +100,7 @@ def _cascade(bundle: Bundle, recipe: Recipe, data: Path, step: Callable[[str], A
         verdict = validate(bundle, data=data, report=shown.update)
     from vitprune.data import images as image_data
 
-    shown_images = image_data.load(data, bundle.manifest.preprocessing, 200)
+    shown_images = image_data.for_bundle(bundle, data, 200)
     logits = session(bundle, "onnxruntime").run(shown_images.pixels).logits
     arrays: dict[str, Any] = {"images": shown_images.pixels, "labels": shown_images.labels, "run_logits": logits}
     facts = _facts(verdict, sizes, 0)
@@ -184,7 +184,7 @@ def _pictures(bundle: Bundle, data: Path) -> tuple[Any, Any, list[Any], Any]:
     from vitprune.backends.onnxruntime import _stack
     from vitprune.data import images as image_data
 
-    loaded = image_data.load(data, bundle.manifest.preprocessing, 200)
+    loaded = image_data.for_bundle(bundle, data, 200)
     opened = session(open_bundle(bundle.path), "onnxruntime")
     parts = [opened.run(loaded.pixels[start : start + BATCH]) for start in range(0, len(loaded), BATCH)]
     kept = [_stack([part.kept[site] for part in parts]) for site in range(len(parts[0].kept))]

@@ -9,33 +9,20 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, Field, SerializeAsAny, ValidationError, field_validator, model_validator
 
 from vitprune import methods
 from vitprune.errors import RecipeError
 from vitprune.methods.base import MethodParams
 from vitprune.methods.train_keys import TrainKeys
+from vitprune.model_section import ModelSection as ModelSection
+from vitprune.model_section import Section
 from vitprune.support.resources import shipped_recipes
 from vitprune.support.suggestions import did_you_mean
 from vitprune.support.yaml_text import parse
 
 
-class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
-
-
-class ModelSection(_Section):
-    """Which model: a timm name, weights (.pth, .safetensors or null = timm's), image size and timm arguments."""
-
-    name: str | None = None
-    weights: str | None = None
-    image_size: int | None = Field(default=None, gt=0)
-    args: dict[str, Any] = Field(default_factory=dict)
-    mean: list[float] | None = None
-    std: list[float] | None = None
-
-
-class GraphSection(_Section):
+class GraphSection(Section):
     """Opset, shape mode, batch profile "min:opt:max" (one number: static batch), and which output of a dense graph holds the logits."""
 
     opset: int = Field(default=18, ge=17, le=20)
@@ -65,19 +52,19 @@ class GraphSection(_Section):
         return int(self.batch) if ":" not in self.batch else None
 
 
-class PrecisionSection(_Section):
+class PrecisionSection(Section):
     """Numeric type of the graph; decisions are FP32 in every mode."""
 
     mode: Literal["fp32"] = "fp32"
     keep_fp32: list[str] = Field(default_factory=list)
 
 
-class Gates(_Section):
+class Gates(Section):
     """Limits that `validate` enforces; null switches one off.
 
     logits_max_abs: largest difference of a logit, reference against graph, where decisions agree.
     top1_agreement: share of images with the same top-1. top1_drop: points of accuracy lost against the dense model (needs
-    labels). flip_margin: a kept token may differ only where the reference's decision margin is below this.
+    labels); it holds when the 95 % interval of the drop lies below. flip_margin: a kept token may differ only where the reference's decision margin is below this.
     """
 
     logits_max_abs: float | None = Field(default=1e-4, gt=0)
@@ -86,14 +73,14 @@ class Gates(_Section):
     flip_margin: float = Field(default=1e-5, ge=0)
 
 
-class ValidateSection(_Section):
+class ValidateSection(Section):
     """How many images to run and the gates."""
 
     samples: int = Field(default=256, gt=0)
     gates: Gates = Field(default_factory=Gates)
 
 
-class Recipe(_Section):
+class Recipe(Section):
     """A complete recipe; unknown keys are refused."""
 
     version: Literal[1] = 1
@@ -156,6 +143,13 @@ class Recipe(_Section):
     def to_dict(self) -> dict[str, Any]:
         """The resolved recipe as plain data."""
         plain = self.model_dump(mode="json", by_alias=True)
+        for key in (
+            "interpolation",
+            "crop_pct",
+            "classes",
+        ):  # later than bundles and checkpoints that know a recipe by its digest
+            if plain["model"][key] is None:
+                del plain["model"][key]
         return plain if self.train is not None else {key: value for key, value in plain.items() if key != "train"}
 
     @property

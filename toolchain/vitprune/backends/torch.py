@@ -45,7 +45,7 @@ def dense_module(bundle: Bundle, weights: str | None = None) -> Any:
         )
     file = weights or source.get("file")
     section = bundle.recipe.model.model_copy(
-        update={"name": source["name"], "args": source["args"], "image_size": None, "weights": None}
+        update={"name": source["name"], "args": source["args"], "image_size": source.get("resampled_to"), "weights": None}
     )
     if source["weights"] == "file":
         path = weights_path(file or "")

@@ -15,7 +15,7 @@ InlineOption = Annotated[
     bool, typer.Option("--inline", help="Also write model.inline.onnx: plain ONNX without the custom domain, for other runtimes.")
 ]
 DataOption = Annotated[
-    Path | None, typer.Option("--data", help="Images: an .npz with 'images' (and 'labels'), or a folder of class folders.")
+    Path | None, typer.Option("--data", help="Images: class folders, a saved Hugging Face data set, IDX files, or an .npz.")
 ]
 BundleArgument = Annotated[Path, typer.Argument(help="A bundle made by export or rewrite.", show_default=False)]
 BatchOption = Annotated[str | None, typer.Option("--batch", help="min:opt:max or one number; default: the recipe's.")]

@@ -11,6 +11,9 @@ if TYPE_CHECKING:
     from vitprune.bundle import Bundle
     from vitprune.validation.verdict import Verdict
 
+MARKS = {(True, False): "[green]✓[/green]", (False, False): "[red]✗[/red]", (False, True): "[yellow]?[/yellow]"}
+COLOURS = {"passed": "green", "failed": "red", "undecided": "yellow"}
+
 
 def exported(bundle: Bundle, command: str) -> None:
     """What a new bundle holds."""
@@ -70,6 +73,7 @@ def verdict(outcome: Verdict) -> None:
         console.table("top-1 accuracy", list(comparison.accuracy), [[f"{value:.2f} %" for value in comparison.accuracy.values()]])
     console.info(console.macs_line(**outcome.macs))
     for gate in outcome.gates:
-        console.info(f"  {'[green]✓[/green]' if gate.passed else '[red]✗[/red]'} {gate.text()}")
-    word = "[bold green]PASSED[/bold green]" if outcome.passed else "[bold red]FAILED[/bold red]"
-    console.info(f"{word} {outcome.bundle} on {outcome.backend} against {outcome.reference}; evidence: {outcome.rung}")
+        console.info(f"  {MARKS[gate.passed, gate.undecided]} {gate.text()}")
+    console.info(
+        f"[bold {COLOURS[outcome.status]}]{outcome.status.upper()}[/] {outcome.bundle} on {outcome.backend} against {outcome.reference}; evidence: {outcome.rung}"
+    )

@@ -17,6 +17,10 @@ def command(
     recipe: RecipeOption = ...,  # type: ignore[assignment]
     output: OutputOption = ...,  # type: ignore[assignment]
     data: DataOption = None,
+    preprocessing: Annotated[
+        str | None,
+        typer.Option(help="What the model was trained on: a Hugging Face preprocessor_config.json, or a timm name."),
+    ] = None,
     overrides: SetOption = None,
     output_name: Annotated[
         str | None, typer.Option("--output-name", help="Output of the graph that holds the logits, where it has several.")
@@ -33,7 +37,12 @@ def command(
     chosen = [] if output_name is None else [f"graph.output={json.dumps(output_name)}"]
     parsed = Recipe.load(recipe, [*(overrides or []), *chosen])
     with console.step("rewrite") as step:
-        bundle = rewrite(dense, parsed, output, data=data, force=force, report=step.update)
+        bundle = rewrite(dense, parsed, output, data=data, preprocessing=preprocessing, force=force, report=step.update)
+    described = bundle.manifest.preprocessing
+    if not described["known"]:
+        console.warn("preprocessing is not known: accuracy cannot be gated; state it with --preprocessing or in the recipe")
+    else:
+        console.info(f"preprocessing: mean {described['mean']}, std {described['std']}, as {described['origin']} says")
     if inline:
         add_inlined(bundle)
     exported(bundle, "rewrite")

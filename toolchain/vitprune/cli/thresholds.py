@@ -14,7 +14,8 @@ from vitprune.cli._common import BundleArgument
 def command(
     bundle: BundleArgument,
     data: Annotated[
-        Path, typer.Option("--data", help="Calibration images: an .npz with 'images' and 'labels', or class folders.")
+        Path,
+        typer.Option("--data", help="Calibration images: class folders, a saved Hugging Face data set, IDX files, or an .npz."),
     ],
     accuracy: Annotated[float | None, typer.Option(help="Top-1 in percent to reach at least cost.")] = None,
     budget: Annotated[

@@ -1,28 +1,39 @@
-"""Images to validate on: an .npz file, a folder of class folders, or synthetic ones."""
+"""Images as a model reads them: from data on disk, or synthetic ones."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from vitprune.bundle import Bundle
+from vitprune.data.pixels import normalise as normalise
+from vitprune.data.preprocessing import for_show, of_bundle, require_known
+from vitprune.data.source import Source
+from vitprune.data.sources import open_images
 from vitprune.errors import LoadError
 from vitprune.support import extras
 
 
 @dataclass(frozen=True)
 class Images:
-    """Preprocessed images float32 [N,C,H,W], labels int64 [N] or None, and where they come from."""
+    """Preprocessed images float32 [N,C,H,W], labels int64 [N] or None, where they come from, and the classes' names where given."""
 
     pixels: NDArray[np.float32]
     labels: NDArray[np.int64] | None
     origin: str
+    classes: list[str] = field(default_factory=list)
 
     def __len__(self) -> int:
         return len(self.pixels)
+
+    def naming(self, preprocessing: dict[str, Any]) -> dict[str, Any]:
+        """The description of a model's images with the names of the classes, where these images brought them."""
+        return preprocessing if not self.classes or "classes" in preprocessing else preprocessing | {"classes": self.classes}
 
 
 def synthetic(count: int, preprocessing: dict[str, Any], seed: int = 0) -> Images:
@@ -39,90 +50,77 @@ def synthetic(count: int, preprocessing: dict[str, Any], seed: int = 0) -> Image
             fy, fx, phase = rng.uniform(0.02, 0.3), rng.uniform(0.02, 0.3), rng.uniform(0, 6.28)
             texture = 0.25 * np.sin(fy * rows + fx * columns + phase) + 0.05 * rng.standard_normal((height, width))
             pixels[image, channel] = np.clip(0.4 + texture * (1 - blob) + rng.uniform(0.2, 0.6) * blob, 0, 1)
-    return Images(normalise(pixels, preprocessing), None, f"synthetic (seed {seed})")
+    return Images(normalise(pixels, for_show(preprocessing)), None, f"synthetic (seed {seed})")
 
 
-def normalise(pixels: NDArray[np.float32], preprocessing: dict[str, Any]) -> NDArray[np.float32]:
-    """(pixels - mean) / std per channel; pixels in [0,1]."""
-    mean = np.asarray(preprocessing["mean"], np.float32)[:, None, None]
-    std = np.asarray(preprocessing["std"], np.float32)[:, None, None]
-    return ((pixels - mean) / std).astype(np.float32)
+def for_bundle(bundle: Bundle, path: Path, limit: int, splits: Sequence[str] = ("val",)) -> Images:
+    """At most `limit` images for a bundle; errors as for `load`."""
+    classes = bundle.manifest.model["geometry"].get("classes") or None
+    return load(path, of_bundle(bundle), limit, classes=classes, splits=splits)
 
 
-def load(path: Path, preprocessing: dict[str, Any], limit: int) -> Images:
+def load(
+    path: Path, preprocessing: dict[str, Any], limit: int, *, classes: int | None, splits: Sequence[str] = ("val",)
+) -> Images:
     """At most `limit` images, spread evenly over the data set.
 
+    Args:
+        path, classes, splits: as for `sources.open_images`. preprocessing: of the model, see `data.preprocessing`.
+
     Raises:
-        LoadError: VP620 not found, VP621 unreadable or of another shape, VP622 no images.
+        LoadError: VP62x as there; VP621 an image cannot be read or ready-made ones have another shape; VP628 pixels need resizing
+            or normalising and the model's preprocessing is not known. TargetError: VP201 a package is missing.
     """
-    if not path.exists():
-        raise LoadError(620, f"data '{path}' not found", next_step="give an .npz file or a folder with one folder per class")
-    return _folder(path, preprocessing, limit) if path.is_dir() else _npz(path, preprocessing, limit)
-
-
-def _spread(total: int, limit: int) -> NDArray[np.int64]:
-    return np.unique(np.linspace(0, total - 1, min(limit, total)).astype(np.int64))
-
-
-def _npz(path: Path, preprocessing: dict[str, Any], limit: int) -> Images:
+    source = open_images(path, splits, preprocessing, classes, limit)
     shape = tuple(preprocessing["input_size"])
-    try:
-        with np.load(path, allow_pickle=False) as data:
-            images, labels = data["images"], data["labels"] if "labels" in data.files else None
-    except (OSError, ValueError, KeyError) as error:
-        raise LoadError(
-            621,
-            f"data '{path}' cannot be read",
-            cause=" ".join(str(error).split()),
-            next_step="store arrays 'images' and, for accuracy, 'labels' with numpy.savez",
-        ) from error
-    if not len(images):
-        raise LoadError(622, f"data '{path}' holds no images", next_step="store at least one image")
-    if images.ndim == 3:
-        images = images[:, None]
-    elif images.ndim == 4 and images.shape[1:] != shape and images.shape[-1] == shape[0]:
-        images = images.transpose(0, 3, 1, 2)
-    if images.shape[1:] != shape:
-        raise LoadError(
-            621,
-            f"data '{path}' does not fit the model",
-            cause=f"images are {images.shape[1:]}, the model takes {shape}",
-            next_step=f"store images of shape {shape}",
-        )
-    pick = _spread(len(images), limit)
-    pixels = images[pick]
-    raw = pixels.dtype == np.uint8
-    ready = normalise(pixels.astype(np.float32) / 255, preprocessing) if raw else pixels.astype(np.float32)
-    return Images(ready, None if labels is None else labels[pick].astype(np.int64), path.name)
-
-
-def _folder(path: Path, preprocessing: dict[str, Any], limit: int) -> Images:
-    extras.import_torch("reading an image folder")
-    from timm.data import create_transform
-    from torchvision.datasets import ImageFolder
-
-    try:
-        dataset = ImageFolder(str(path))
-    except (FileNotFoundError, OSError) as error:
-        raise LoadError(
-            622,
-            f"data '{path}' holds no class folders with images",
-            cause=str(error).splitlines()[0],
-            next_step="use one folder per class",
-        ) from error
-    transform = create_transform(
-        input_size=tuple(preprocessing["input_size"]), is_training=False, interpolation=preprocessing["interpolation"],
-        mean=tuple(preprocessing["mean"]), std=tuple(preprocessing["std"]), crop_pct=preprocessing["crop_pct"],
-    )  # fmt: skip
-    pixels, labels = [], []
-    for position in _spread(len(dataset), limit):
-        file, label = dataset.samples[int(position)]
-        try:
-            image = dataset.loader(file)
-        except OSError as error:
+    fits = source.pixels is not None and source.pixels.shape[1:] == shape
+    complete = classes is not None and len(source.classes) == classes
+    named = source.classes if complete else []
+    if source.pixels is not None and source.ready:
+        if not fits:
             raise LoadError(
-                621, f"image '{file}' cannot be read", cause=str(error), next_step="remove or replace the file"
-            ) from error
-        pixels.append(np.asarray(transform(image), dtype=np.float32))
-        labels.append(label)
-    return Images(np.stack(pixels), np.asarray(labels, np.int64), path.name)
+                621,
+                f"data '{path}' does not fit the model",
+                cause=f"images are preprocessed and of shape {source.pixels.shape[1:]}, the model takes {shape}",
+                next_step=f"store images of shape {shape}, or uint8 pixels, which are resized",
+            )
+        return Images(np.ascontiguousarray(source.pixels), source.labels, source.origin, named)
+    if source.pixels is not None and fits:
+        scale = np.float32(255 if source.pixels.dtype == np.uint8 else 1)
+        return Images(normalise(source.pixels.astype(np.float32) / scale, preprocessing), source.labels, source.origin, named)
+    require_known(preprocessing, f"images of '{path}' cannot be resized and normalised as the model was trained")
+    prepare = Preparation(preprocessing)
+    return Images(np.stack([_one(source, i, prepare) for i in range(len(source))]), source.labels, source.origin, named)
+
+
+def _one(source: Source, number: int, prepare: Preparation) -> NDArray[np.float32]:
+    try:
+        image = source.read(number)
+        image.load()
+        return np.asarray(prepare(image), dtype=np.float32)
+    except (OSError, SyntaxError, ValueError) as error:  # PIL raises all three on damaged files
+        raise LoadError(
+            621,
+            f"image '{source.name(number)}' cannot be read",
+            cause=" ".join(str(error).split()) or type(error).__name__,
+            next_step="remove or replace it",
+        ) from error
+
+
+class Preparation:
+    """Resizes, crops and normalises PIL images as a model's evaluation does."""
+
+    def __init__(self, preprocessing: dict[str, Any]) -> None:
+        extras.import_torch("resizing images")
+        from timm.data import create_transform
+
+        self.mode = "L" if preprocessing["input_size"][0] == 1 else "RGB"
+        self._transform: Any = create_transform(
+            input_size=tuple(preprocessing["input_size"]), is_training=False, interpolation=preprocessing["interpolation"],
+            mean=tuple(preprocessing["mean"]), std=tuple(preprocessing["std"]), crop_pct=preprocessing["crop_pct"],
+            crop_mode=preprocessing.get("crop_mode", "center"),
+        )  # fmt: skip
+
+    def __call__(self, image: Any) -> Any:
+        """A PIL image as a float32 tensor [C,H,W]."""
+        return self._transform(image.convert(self.mode))

@@ -26,7 +26,7 @@ def export(
     from vitprune.vit.pruned import PrunedViT
 
     oracle = PrunedViT(model.module, recipe).eval()
-    inputs = parity.samples(recipe, model.preprocessing, data)
+    inputs = parity.samples(recipe, model.preprocessing, data, oracle.geometry.classes or None)
     report("exporting the dense model to ONNX")
     dense = dense_onnx(model.module, model.image_shape, recipe)
     report("rewriting the graph")
@@ -39,7 +39,17 @@ def export(
     arrays |= {} if inputs.labels is None else {"labels": inputs.labels}
     notes |= {"check": check, "samples": inputs.origin, "dense_nodes": len(dense.graph.node), "nodes": len(pruned.graph.node)}
     return write_bundle(
-        output, force, pruned, anatomy, recipe, model.name, source, model.preprocessing, oracle.sites, arrays, notes
+        output,
+        force,
+        pruned,
+        anatomy,
+        recipe,
+        model.name,
+        source,
+        inputs.naming(model.preprocessing),
+        oracle.sites,
+        arrays,
+        notes,
     )
 
 

@@ -21,15 +21,13 @@ ALONE = 2
 BATCH_LIMIT = 1e-5
 
 
-def samples(recipe: Recipe, preprocessing: dict[str, Any], data: str | Path | None) -> image_data.Images:
+def samples(recipe: Recipe, preprocessing: dict[str, Any], data: str | Path | None, classes: int | None) -> image_data.Images:
     """The images a bundle stores, from `data` or synthetic: as many as the recipe validates on and the bundle's size allows."""
     per_image = 4 * int(np.prod(preprocessing["input_size"]))
     count = min(recipe.validation.samples, max(MIN_SAMPLES, SAMPLE_BYTES // per_image))
-    return (
-        odd_ones(image_data.synthetic(count, preprocessing))
-        if data is None
-        else image_data.load(Path(data), preprocessing, count)
-    )
+    if data is None:
+        return odd_ones(image_data.synthetic(count, preprocessing))
+    return image_data.load(Path(data), preprocessing, count, classes=classes, splits=("val", "train"))
 
 
 def odd_ones(images: image_data.Images) -> image_data.Images:

@@ -15,9 +15,11 @@ from vitprune import methods
 from vitprune.backends.onnxruntime import make_session
 from vitprune.bundle import Bundle
 from vitprune.data.images import Images
+from vitprune.data.preprocessing import of_graph, require_known
 from vitprune.errors import ExportError
 from vitprune.exporting import parity
 from vitprune.exporting.dense import read_onnx
+from vitprune.exporting.initializers import check_initializers
 from vitprune.exporting.writing import write_bundle
 from vitprune.graph import surgery
 from vitprune.graph.anatomy.find import Anatomy
@@ -27,8 +29,9 @@ from vitprune.vit.loading import require_torch
 
 
 def rewrite(
-    path: Path, recipe: Recipe, output: Path, *, data: str | Path | None, force: bool, report: Callable[[str], None]
-) -> Bundle:
+    path: Path, recipe: Recipe, output: Path, *, data: str | Path | None, preprocessing: str | None, force: bool,
+    report: Callable[[str], None],
+) -> Bundle:  # fmt: skip
     """Apply a recipe to a dense ViT ONNX from any exporter.
 
     Three computations must agree before anything is written: the dense graph, the rewritten graph with nothing pruned, and, with
@@ -41,17 +44,15 @@ def rewrite(
     require_torch("rewrite")
     report("reading the dense graph")
     dense = read_onnx(path)
+    check_initializers(dense, path.name)
     report("rewriting the graph")
     pruned, anatomy, notes = surgery.rewrite(dense, recipe)
     taken = take_in(dense, recipe)
     recipe = taken.recipe
-    section = recipe.model
-    channels = anatomy.image_shape[0]
-    preprocessing = {
-        "input_size": list(anatomy.image_shape), "mean": section.mean or [0.5] * channels, "std": section.std or [0.5] * channels,
-        "interpolation": "bicubic", "crop_pct": 0.9,
-    }  # fmt: skip
-    inputs = parity.samples(recipe, preprocessing, data)
+    described = of_graph(anatomy.image_shape, recipe.model, preprocessing)
+    if recipe.validation.gates.top1_drop is not None:
+        require_known(described, "the recipe gates accuracy (validate.gates.top1_drop)")
+    inputs = parity.samples(recipe, described, data, anatomy.classes or None)
     report("checking the canonical graph against the dense one")
     batch = recipe.graph.static_batch
     dense_logits = _dense_logits(dense, taken.model, inputs.pixels, batch)
@@ -81,7 +82,17 @@ def rewrite(
     source = {"source": {"kind": "onnx", "file": path.name}, "geometry": asdict(sizes)}
     notes |= {"check": check, "samples": inputs.origin, "dense_nodes": len(dense.graph.node), "nodes": len(pruned.graph.node)}
     return write_bundle(
-        output, force, pruned, anatomy, recipe, recipe.model.name or path.stem, source, preprocessing, sites, arrays, notes
+        output,
+        force,
+        pruned,
+        anatomy,
+        recipe,
+        recipe.model.name or path.stem,
+        source,
+        inputs.naming(described),
+        sites,
+        arrays,
+        notes,
     )
 
 

@@ -79,8 +79,9 @@ class Pipeline(ABC):
 
     @abstractmethod
     def rewrite(
-        self, path: Path, recipe: Recipe, output: Path, *, data: str | Path | None, force: bool, report: Report
-    ) -> Bundle:
+        self, path: Path, recipe: Recipe, output: Path, *, data: str | Path | None, preprocessing: str | None, force: bool,
+        report: Report,
+    ) -> Bundle:  # fmt: skip
         """See `vitprune.pipelines.rewrite`."""
 
     @abstractmethod

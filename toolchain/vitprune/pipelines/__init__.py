@@ -62,7 +62,7 @@ def export(
     """Export a timm VisionTransformer with token pruning.
 
     Args:
-        module_or_name: a timm model name (None = the recipe's) or a VisionTransformer instance.
+        module_or_name: a timm model name (None = the recipe's) or a VisionTransformer instance, compiled by torch.compile or not.
         recipe: what to prune and how to export.
         output: folder of the new bundle.
         pretrained: take timm's weights for a name; seed: of random weights; weights: a checkpoint file.
@@ -74,12 +74,13 @@ def export(
         ExportError: VP30x the model, VP31x the method does not fit it, VP32x the graph, VP330 graph and reference disagree.
         RecipeError: VP106, VP107 the output; VP11x the recipe does not fit the model.
     """
+    from vitprune.vit.fitting import unwrapped
     from vitprune.vit.loading import require_torch
 
     check_output(Path(output), force)
     require_torch("export")
     made = of(recipe).export(
-        module_or_name, recipe, Path(output),
+        unwrapped(module_or_name), recipe, Path(output),
         pretrained=pretrained, seed=seed, weights=weights, data=data, force=force, report=report,
     )  # fmt: skip
     return _runnable(made)
@@ -91,17 +92,28 @@ def rewrite(
     output: str | Path,
     *,
     data: str | Path | None = None,
+    preprocessing: str | None = None,
     force: bool = False,
     report: Report = _silent,
 ) -> RunnableBundle:
     """Apply a recipe to a dense ViT ONNX from any exporter.
 
+    Args:
+        onnx_path: the dense graph. recipe, output, data, force, report: as for `export`.
+        preprocessing: what the model was trained on: a Hugging Face preprocessor_config.json or a timm name. The recipe's
+            model.mean, std, interpolation and crop_pct win, its model.name stands in; where nobody states it, it is unknown.
+
     Raises:
         LoadError: VP604 the file is missing or not ONNX. ExportError: VP32x the graph is not understood, VP331 the canonical
-            graph differs from the dense one. RecipeError: as for `export`.
+            graph differs from the dense one. RecipeError: as for `export`. LoadError: VP620, VP621 `preprocessing`, VP628 accuracy is
+            gated and preprocessing is unknown.
     """
     check_output(Path(output), force)
-    return _runnable(of(recipe).rewrite(Path(onnx_path), recipe, Path(output), data=data, force=force, report=report))
+    return _runnable(
+        of(recipe).rewrite(
+            Path(onnx_path), recipe, Path(output), data=data, preprocessing=preprocessing, force=force, report=report
+        )
+    )
 
 
 def reference(module: Any, recipe: Recipe) -> Any:
@@ -118,7 +130,9 @@ def reference(module: Any, recipe: Recipe) -> Any:
         ExportError: VP31x when there is nothing that could be patched.
         RecipeError: VP11x when the recipe does not fit the model.
     """
-    return of(recipe).reference(module, recipe)
+    from vitprune.vit.fitting import unwrapped
+
+    return of(recipe).reference(unwrapped(module), recipe)
 
 
 def session(bundle: Bundle, backend: str, target: str | None = None) -> Session:

@@ -6,12 +6,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
-from vitprune import pipelines
+from vitprune import methods, pipelines
 from vitprune.bundle import open_bundle, write_atomic
 from vitprune.data import images as image_data
+from vitprune.data.preprocessing import of_bundle
 from vitprune.errors import LoadError, RecipeError
 from vitprune.methods.pipeline import Goal
 from vitprune.recipe import Recipe
@@ -43,7 +41,9 @@ def run(
             106, f"output '{output}' exists", cause="recipes are not overwritten", next_step="choose another -o, or --force"
         )
     recipe, module, preprocessing = _opened(source, weights, pretrained, overrides)
-    inputs = pictures(data, preprocessing, samples)
+    cascade = methods.get(recipe.prune.method).pipeline is not None  # its exits are judged by labels
+    classes = int(module.shape.classes) if cascade else None
+    inputs = image_data.load(data, preprocessing, samples, classes=classes, splits=("train",))
     goal = Goal(macs, tokens, quantile)
     found = pipelines.of(recipe).calibrate(module, recipe, inputs, preprocessing, goal, report)
     plain = recipe.to_dict()
@@ -61,24 +61,6 @@ def run(
     return {"method": recipe.prune.method, "images": len(inputs), **found.prune, **found.facts}
 
 
-def pictures(data: Path, preprocessing: dict[str, Any], samples: int) -> image_data.Images:
-    """Calibration images as in validation, from all that training reads; an .npz may lack labels."""
-    if data.is_file():
-        return image_data.load(data, preprocessing, samples)
-    from vitprune.data.sources import open_split
-    from vitprune.training.feeding import BadImages, Feed
-
-    found = open_split(data, "train", np.iinfo(np.int64).max)
-    assert found is not None
-    some = found.first(samples)
-    parts = [np.arange(start, min(start + 64, len(some))) for start in range(0, len(some), 64)]
-    batches = list(Feed(some, preprocessing, None, 0).batches(parts, 0, 0))
-    for batch in batches:
-        BadImages(fatal=True).book(batch.bad)
-    pixels: NDArray[np.float32] = np.concatenate([batch.images.numpy() for batch in batches])
-    return image_data.Images(pixels, some.labels, found.origin)
-
-
 def _opened(
     source: str, weights: str | None, pretrained: bool, overrides: list[str] | None
 ) -> tuple[Recipe, Any, dict[str, Any]]:
@@ -86,7 +68,7 @@ def _opened(
     if (folder / "manifest.json").is_file():
         bundle = open_bundle(folder)
         recipe = Recipe.load(bundle.recipe.to_dict(), overrides)
-        return recipe, pipelines.of(recipe).load_again(bundle, recipe, weights), bundle.manifest.preprocessing
+        return recipe, pipelines.of(recipe).load_again(bundle, recipe, weights), of_bundle(bundle)
     if folder.is_dir():
         raise LoadError(
             600, f"'{source}' is not a bundle", cause="it has no manifest.json", next_step="give a recipe or a bundle"

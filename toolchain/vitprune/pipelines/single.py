@@ -51,12 +51,13 @@ class SingleModelPipeline(Pipeline):
         )
 
     def rewrite(
-        self, path: Path, recipe: Recipe, output: Path, *, data: str | Path | None, force: bool, report: Report
-    ) -> Bundle:
+        self, path: Path, recipe: Recipe, output: Path, *, data: str | Path | None, preprocessing: str | None, force: bool,
+        report: Report,
+    ) -> Bundle:  # fmt: skip
         """See `vitprune.exporting.rewrite.rewrite`."""
         from vitprune.exporting.rewrite import rewrite
 
-        return rewrite(path, recipe, output, data=data, force=force, report=report)
+        return rewrite(path, recipe, output, data=data, preprocessing=preprocessing, force=force, report=report)
 
     def reference(self, module: Any, recipe: Recipe) -> Any:
         """See `vitprune.vit.pruned.PrunedViT`."""

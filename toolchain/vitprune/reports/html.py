@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vitprune.reports.pictures import data_uri, displayable, with_dropped
+from vitprune.validation.compare import Gate
 from vitprune.validation.verdict import Verdict
 
 _STYLE = """
@@ -18,7 +19,7 @@ body{font:15px/1.5 system-ui,sans-serif;color:var(--ink);background:var(--paper)
 h1{font-size:1.6rem;margin:0 0 .3rem}h2{font-size:1.15rem;margin:2rem 0 .6rem}p.note{color:var(--soft);margin:.2rem 0}
 table{border-collapse:collapse;width:100%}th,td{padding:.35rem .7rem;border-bottom:1px solid var(--line);text-align:right;font-variant-numeric:tabular-nums}
 th:first-child,td:first-child{text-align:left}th{color:var(--soft);font-weight:600}
-.verdict{display:inline-block;padding:.15rem .6rem;border-radius:.4rem;font-weight:700;color:#fff}.pass{background:var(--good)}.fail{background:var(--bad)}
+.verdict{display:inline-block;padding:.15rem .6rem;border-radius:.4rem;font-weight:700;color:#fff}.pass{background:var(--good)}.fail{background:var(--bad)}.open{background:#8a6d00}
 .gallery{overflow-x:auto}.row{display:flex;gap:.5rem;align-items:flex-start;padding:.5rem 0;border-bottom:1px solid var(--line)}
 figure{margin:0;text-align:center;flex:none}img{display:block;border-radius:.3rem;image-rendering:pixelated;width:112px;height:auto}
 figcaption{font-size:.74rem;color:var(--soft);margin-top:.15rem}.who{width:118px;flex:none;font-size:.85rem}
@@ -88,6 +89,10 @@ def _gallery(
     return "".join(rows)
 
 
+def _interval(gate: Gate) -> str:
+    return "" if gate.interval is None else f"{gate.interval[0]:.3g} to {gate.interval[1]:.3g}{gate.unit}"
+
+
 def _name(names: list[str], number: int) -> str:
     return names[number] if number < len(names) else f"class {number}"
 
@@ -107,10 +112,19 @@ def html_report(
     """
     comparison = verdict.comparison
     blocks = [site.block for site in comparison.sites]
-    word, style = ("PASSED", "pass") if verdict.passed else ("FAILED", "fail")
+    word, style = verdict.status.upper(), {"passed": "pass", "failed": "fail", "undecided": "open"}[verdict.status]
     gates = _table(
-        ["gate", "limit", "seen", ""],
-        [[g.name, f"{g.limit:g}{g.unit}", f"{g.seen:.3g}{g.unit}", "holds" if g.passed else "broken"] for g in verdict.gates],
+        ["gate", "limit", "seen", "95 % interval", ""],
+        [
+            [
+                g.name,
+                f"{g.limit:g}{g.unit}",
+                f"{g.seen:.3g}{g.unit}",
+                _interval(g),
+                "holds" if g.passed else "undecided" if g.undecided else "broken",
+            ]
+            for g in verdict.gates
+        ],
     )
     table = _table(["", "dense", "pruned"], facts) if facts else ""
     return f"""<!doctype html>

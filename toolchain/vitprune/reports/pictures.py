@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from vitprune.data.preprocessing import for_show, normalisation
+
 
 def png(pixels: NDArray[np.uint8]) -> bytes:
     """Encode uint8 [H,W,3] as PNG (RFC 2083: 8-bit RGB, no filter)."""
@@ -30,8 +32,7 @@ def data_uri(pixels: NDArray[np.uint8]) -> str:
 
 def displayable(image: NDArray[np.float32], preprocessing: dict[str, Any]) -> NDArray[np.uint8]:
     """Undo the normalisation of [C,H,W]; uint8 [H,W,3]."""
-    mean = np.asarray(preprocessing["mean"], np.float32)[:, None, None]
-    std = np.asarray(preprocessing["std"], np.float32)[:, None, None]
+    mean, std = normalisation(for_show(preprocessing))
     pixels = (np.clip(image * std + mean, 0, 1) * 255).round().astype(np.uint8).transpose(1, 2, 0)
     return np.repeat(pixels, 3, axis=2) if pixels.shape[2] == 1 else pixels[:, :, :3]
 

@@ -13,7 +13,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from vitprune.data.sources import Source
+from vitprune.data.images import Preparation
+from vitprune.data.pixels import normalise
+from vitprune.data.preprocessing import require_known
+from vitprune.data.source import Source
 from vitprune.errors import LoadError
 from vitprune.methods.train_keys import Augment
 
@@ -63,12 +66,13 @@ class Feed:
     """A source made ready for a model.
 
     Args:
-        source: images and labels. preprocessing: of the model (input_size, mean, std, interpolation, crop_pct).
+        source: images and labels. preprocessing: of the model (see `data.preprocessing`).
         augment: of training; None = as in validation. seed: of the run.
     """
 
     def __init__(self, source: Source, preprocessing: dict[str, Any], augment: Augment | None, seed: int) -> None:
         self.source, self.preprocessing, self.augment, self.seed = source, preprocessing, augment, seed
+        self.labels = np.zeros(len(source), np.int64) if source.labels is None else source.labels
         self.shape = tuple(preprocessing["input_size"])
         fits = source.pixels is not None and source.pixels.shape[1:] == self.shape
         plain = augment is None or augment.kind != "timm"
@@ -81,6 +85,8 @@ class Feed:
                 next_step="--set train.augment.kind=timm",
             )
         self.whole = fits and plain
+        if not self.whole:
+            require_known(preprocessing, "images cannot be prepared as the model was trained")
         self._transform: Any = None
 
     def batches(self, parts: Sequence[NDArray[np.int64]], epoch: int, workers: int) -> Iterator[Batch]:
@@ -97,12 +103,12 @@ class Feed:
 
     def _from_memory(self, part: NDArray[np.int64], epoch: int) -> Batch:
         assert self.source.pixels is not None
-        mean = np.asarray(self.preprocessing["mean"], np.float32)[:, None, None]
-        std = np.asarray(self.preprocessing["std"], np.float32)[:, None, None]
-        pixels = torch.from_numpy((self.source.pixels[part].astype(np.float32) / 255 - mean) / std)
+        white = np.float32(255 if self.source.pixels.dtype == np.uint8 else 1)
+        pixels = torch.from_numpy(normalise(self.source.pixels[part].astype(np.float32) / white, self.preprocessing))
         if self.augment is not None and self.augment.kind == "shift":
-            pixels = self._shifted(pixels, part, epoch, torch.from_numpy(-mean / std))
-        return Batch(pixels, torch.from_numpy(self.source.labels[part]))
+            black = torch.from_numpy(normalise(np.zeros((len(pixels[0]), 1, 1), np.float32), self.preprocessing))
+            pixels = self._shifted(pixels, part, epoch, black)
+        return Batch(pixels, torch.from_numpy(self.labels[part]))
 
     def _shifted(self, pixels: Tensor, part: NDArray[np.int64], epoch: int, black: Tensor) -> Tensor:
         assert self.augment is not None
@@ -138,29 +144,25 @@ class Feed:
                 bad.append((self.source.name(at), " ".join(str(error).split()) or type(error).__name__))
                 continue
             with seeded(self.seed, epoch, at, 3):
-                return self._apply(image), int(self.source.labels[at]), bad
+                return self._apply(image), int(self.labels[at]), bad
         raise LoadError(622, "no image can be read", cause=f"{bad[0][0]}: {bad[0][1]}", next_step="check the files")
 
     def _apply(self, image: Any) -> Tensor:
         image = image.convert("L" if self.shape[0] == 1 else "RGB")
         if self._transform is None:
-            self._transform = _transform(self.preprocessing, self.augment)
+            augmented = self.augment is not None and self.augment.kind == "timm"
+            self._transform = _transform(self.preprocessing, self.augment) if augmented else Preparation(self.preprocessing)
         pixels: Tensor = self._transform(image)
         return pixels
 
 
-def _transform(preprocessing: dict[str, Any], augment: Augment | None) -> Any:
+def _transform(preprocessing: dict[str, Any], augment: Any) -> Any:
     from timm.data import create_transform
 
-    common: dict[str, Any] = {
-        "input_size": tuple(preprocessing["input_size"]), "interpolation": preprocessing["interpolation"],
-        "mean": tuple(preprocessing["mean"]), "std": tuple(preprocessing["std"]),
-    }  # fmt: skip
-    if augment is None or augment.kind != "timm":
-        return create_transform(**common, is_training=False, crop_pct=preprocessing["crop_pct"])
     return create_transform(
-        **common, is_training=True, scale=(augment.crop_scale[0], augment.crop_scale[1]), hflip=augment.flip, auto_augment=augment.auto_augment,
-        color_jitter=augment.color_jitter, re_prob=augment.erasing, re_mode="pixel",
+        input_size=tuple(preprocessing["input_size"]), interpolation=preprocessing["interpolation"], mean=tuple(preprocessing["mean"]),
+        std=tuple(preprocessing["std"]), is_training=True, scale=(augment.crop_scale[0], augment.crop_scale[1]), hflip=augment.flip,
+        auto_augment=augment.auto_augment, color_jitter=augment.color_jitter, re_prob=augment.erasing, re_mode="pixel",
     )  # fmt: skip
 
 

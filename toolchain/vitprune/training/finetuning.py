@@ -103,8 +103,10 @@ def finetune(
     kind = methods.get(recipe.prune.method).training or Reduction
     start = kind.load(recipe, model, pretrained=pretrained, seed=keys.seed, weights=weights)
     classes = int(start.module.shape.classes if hasattr(start.module, "shape") else start.module.num_classes)
-    source, held_out = open_split(data, "train", classes), open_split(data, "val", classes)
+    source = open_split(data, "train", classes, start.preprocessing.get("classes", ()))
     assert source is not None
+    assert source.labels is not None
+    held_out = open_split(data, "val", classes, source.classes)
     feed = Feed(source, start.preprocessing, keys.augment, keys.seed)
     judged = None if held_out is None else Feed(held_out.first(keys.validation_images), start.preprocessing, None, keys.seed)
     accelerator = accelerator_for(kind, keys.precision)
@@ -133,7 +135,7 @@ def finetune(
         "device": str(accelerator.device), "precision": keys.precision, "history": state.history,
     }  # fmt: skip
     if accelerator.is_main_process:
-        write(output, run.best_known.trained(), recipe, start, facts)
+        write(output, run.best_known.trained(), recipe, start, facts, source.classes)
     accelerator.wait_for_everyone()
     result = Result(output, facts, bool(accelerator.is_main_process))
     accelerator.end_training()
@@ -151,14 +153,15 @@ def _comparable(recipe: Recipe) -> dict[str, Any]:
     return {key: plain[key] for key in ("model", "prune", "train")}
 
 
-def write(folder: Path, trained: Any, recipe: Recipe, start: LoadedModel, facts: dict[str, Any]) -> None:
-    """Weights, recipe and facts; the recipe last, so that its presence means a finished run."""
+def write(folder: Path, trained: Any, recipe: Recipe, start: LoadedModel, facts: dict[str, Any], classes: list[str]) -> None:
+    """Weights, recipe and facts; the recipe last, so that its presence means a finished run. classes: names, where the data has any."""
     from safetensors.torch import save
 
     for name, tensors in trained.files.items():
         write_atomic(folder / name, save(tensors, metadata={"format": "pt"}))
     write_atomic(folder / FACTS, (json.dumps(facts, indent=2) + "\n").encode())
     plain = recipe.to_dict()
+    plain["model"] |= {"classes": classes} if classes else {}
     for path, value in {"model.name": start.name, **trained.changes}.items():
         section, key = path.split(".")
         plain[section][key] = value

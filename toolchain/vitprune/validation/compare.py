@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from vitprune.validation import intervals
+
 if TYPE_CHECKING:
     from vitprune.backends import Result
     from vitprune.recipe import Gates
@@ -33,7 +35,7 @@ class Comparison:
     """Everything the gates look at.
 
     logits_max_abs covers images whose decisions all agree: after a legal flip another token set is computed with, which is a different
-    and equally valid result.
+    and equally valid result. top1_agreement_interval: at 95 %. drop: of accuracy against the dense model, where labels are known.
     """
 
     images: int
@@ -44,6 +46,8 @@ class Comparison:
     sites: list[SiteComparison]
     accuracy: dict[str, float] | None = None
     evidence: dict[str, Any] = field(default_factory=dict)
+    top1_agreement_interval: tuple[float, float] = (0.0, 1.0)
+    drop: intervals.Drop | None = None
 
     def document(self) -> dict[str, Any]:
         """JSON-ready form."""
@@ -52,17 +56,47 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Gate:
-    """One gate: its limit, what was seen, and whether it holds."""
+    """One gate: its limit, what was seen, and whether it holds.
+
+    interval: of what was seen, at 95 %, where it is an estimate. undecided: the interval spans the limit, so that the gate neither
+    holds nor fails; it does not pass. more: images that would decide it, beyond those seen; None where no number would.
+    """
 
     name: str
     limit: float
     seen: float
     passed: bool
     unit: str = ""
+    interval: tuple[float, float] | None = None
+    undecided: bool = False
+    more: int | None = None
 
     def text(self) -> str:
         """One line."""
-        return f"{self.name} {self.seen:.3g}{self.unit} ({'within' if self.passed else 'beyond'} {self.limit:g}{self.unit})"
+        between = "" if self.interval is None else f", 95 % interval {self.interval[0]:.3g} to {self.interval[1]:.3g}"
+        word = "within" if self.passed else "undecided against" if self.undecided else "beyond"
+        return f"{self.name} {self.seen:.3g}{self.unit}{between} ({word} {self.limit:g}{self.unit}{self._advice()})"
+
+    def _advice(self) -> str:
+        if not self.undecided:
+            return ""
+        return (
+            ": no number of images decides it"
+            if self.more is None
+            else f": about {rounded(self.more):,} more images would decide it"
+        )
+
+    def document(self) -> dict[str, Any]:
+        """JSON-ready form."""
+        plain = {"name": self.name, "limit": self.limit, "seen": self.seen, "passed": self.passed}
+        estimate = {} if self.interval is None else {"interval": list(self.interval), "undecided": self.undecided}
+        return plain | estimate | ({"more_images": self.more} if self.undecided else {})
+
+
+def rounded(count: int) -> int:
+    """A number of images to two digits, upwards: it is an estimate."""
+    step = 10 ** max(0, len(str(count)) - 2)
+    return -(-count // step) * step
 
 
 def _sets(kept: NDArray[np.int64]) -> list[set[int]]:
@@ -118,9 +152,11 @@ def compare(result: Result, reference: dict[str, NDArray[Any]], blocks: list[int
         logits_max_abs=float(difference[agreeing].max()) if agreeing.any() else float("nan"),
         logits_compared=int(agreeing.sum()),
         top1_agreement=float((top1 == reference["logits"].argmax(1)).mean()),
+        top1_agreement_interval=intervals.wilson(int((top1 == reference["logits"].argmax(1)).sum()), count),
         dense_agreement=None if dense is None else float((top1 == dense.argmax(1)).mean()),
         sites=sites,
         accuracy=_accuracy(result.logits, reference),
+        drop=None if dense is None or "labels" not in reference else intervals.drop(dense.argmax(1), top1, reference["labels"]),
     )
 
 
@@ -149,11 +185,35 @@ def gate_list(comparison: Comparison, gates: Gates) -> list[Gate]:
         found.append(Gate("logits_max_abs", gates.logits_max_abs, seen, bool(seen <= gates.logits_max_abs)))
     if gates.top1_agreement is not None:
         seen = comparison.top1_agreement
-        found.append(Gate("top1_agreement", gates.top1_agreement, seen, seen >= gates.top1_agreement))
-    if gates.top1_drop is not None and comparison.accuracy is not None and "dense" in comparison.accuracy:
-        seen = comparison.accuracy["dense"] - comparison.accuracy["pruned"]
-        found.append(Gate("top1_drop", gates.top1_drop, seen, seen <= gates.top1_drop, " points"))
+        found.append(
+            Gate(
+                "top1_agreement",
+                gates.top1_agreement,
+                seen,
+                seen >= gates.top1_agreement,
+                interval=comparison.top1_agreement_interval,
+            )
+        )
+    if gates.top1_drop is not None and comparison.drop is not None:
+        found.append(drop_gate(comparison.drop, gates.top1_drop))
     return found
+
+
+def drop_gate(drop: intervals.Drop, limit: float) -> Gate:
+    """The gate on accuracy: holds when the interval's upper end is below the limit, fails when its lower end is above."""
+    holds, needed = drop.decides(limit), None
+    if holds is None and (needed := drop.images_needed(limit)) is not None:
+        needed -= drop.images
+    return Gate(
+        "top1_drop",
+        limit,
+        drop.points,
+        bool(holds),
+        " points",
+        interval=(drop.low, drop.high),
+        undecided=holds is None,
+        more=needed,
+    )
 
 
 def failures(comparison: Comparison, gates: Gates) -> list[Gate]:

@@ -14,6 +14,7 @@ from vitprune import backends, methods
 from vitprune.backends import Result
 from vitprune.bundle import Bundle
 from vitprune.data import images as image_data
+from vitprune.data.preprocessing import of_bundle, require_known
 from vitprune.errors import LoadError, RecipeError, VitpruneError
 from vitprune.methods.base import Geometry
 from vitprune.methods.cost import dense_blocks, model_macs
@@ -36,6 +37,8 @@ def validate(
 ) -> Verdict:
     """Validate a bundle of a single model; arguments and errors as `vitprune.pipelines.validate`."""
     gates = bundle.recipe.validation.gates
+    if gates.top1_drop is not None:
+        require_known(of_bundle(bundle), "accuracy is gated (validate.gates.top1_drop)")
     blocks = [int(site["block"]) for site in bundle.manifest.sites]
     session = backends.session(bundle, backend, target)
     stored = bundle.samples()
@@ -92,7 +95,7 @@ def _inputs(
         return image_data.Images(
             stored["images"][:count], None if labels is None else labels[:count], "stored samples"
         ), "stored samples"
-    loaded = image_data.load(Path(data), bundle.manifest.preprocessing, samples or bundle.recipe.validation.samples)
+    loaded = image_data.for_bundle(bundle, Path(data), samples or bundle.recipe.validation.samples)
     return loaded, loaded.origin
 
 

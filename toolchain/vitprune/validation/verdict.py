@@ -27,6 +27,13 @@ class Verdict:
         return all(gate.passed for gate in self.gates)
 
     @property
+    def status(self) -> str:
+        """One of "passed", "failed", "undecided": where no gate fails and one cannot be decided on so few images."""
+        if self.passed:
+            return "passed"
+        return "undecided" if all(gate.passed or gate.undecided for gate in self.gates) else "failed"
+
+    @property
     def rung(self) -> str:
         """The rung of evidence this stands on (architecture §9)."""
         if self.backend.startswith("tensorrt") or self.backend.endswith("cuda"):
@@ -37,9 +44,9 @@ class Verdict:
 
     def document(self) -> dict[str, Any]:
         """JSON-ready form."""
-        gates = [{"name": g.name, "limit": g.limit, "seen": g.seen, "passed": g.passed} for g in self.gates]
+        gates = [gate.document() for gate in self.gates]
         return {
-            "status": "passed" if self.passed else "failed", "exit_code": 0 if self.passed else 1, "bundle": self.bundle,
+            "status": self.status, "exit_code": 0 if self.passed else 1, "bundle": self.bundle,
             "backend": self.backend, "reference": self.reference, "data": self.data, "evidence": self.rung, "gates": gates,
             "macs": self.macs, "comparison": self.comparison.document(),
         }  # fmt: skip

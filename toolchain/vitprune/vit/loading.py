@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
-from vitprune.errors import ExportError
+from vitprune.data.preprocessing import describe, imagenet_names, plain
+from vitprune.errors import ExportError, RecipeError
 from vitprune.recipe import ModelSection
 from vitprune.support import extras
-from vitprune.support.hashing import sha256_of
 from vitprune.support.resources import SHIPPED as SHIPPED
-from vitprune.support.resources import located
 from vitprune.support.suggestions import did_you_mean
+from vitprune.vit.fitting import check_module
+from vitprune.vit.fitting import load_weights as load_weights
+from vitprune.vit.weights import read_weights as read_weights
+from vitprune.vit.weights import shards as shards
+from vitprune.vit.weights import weights_digest as weights_digest
+from vitprune.vit.weights import weights_path as weights_path
 
 
 @dataclass(frozen=True)
@@ -44,28 +46,28 @@ def require_torch(purpose: str) -> None:
     from vitprune.vit import t2t as t2t
 
 
-def weights_path(text: str) -> Path:
-    """Resolve a weights entry; "shipped:" names files that come with vitprune."""
-    return located(text)
-
-
 def preprocessing_of(module: Any, section: ModelSection) -> dict[str, Any]:
-    """Input size, mean, std, interpolation and crop of a timm model; the recipe's mean and std win."""
+    """The description (see `data.preprocessing`) of a timm model; what the recipe states wins.
+
+    A model that carries no pretrained_cfg was not made by timm's create_model: what it was trained on is then the recipe's to say.
+    """
     from timm import data
 
+    own = getattr(module, "pretrained_cfg", None)
     resolve: Callable[..., dict[str, Any]] = data.resolve_data_config
-    config = resolve(model=module)  # timm's defaults (ImageNet) for a model that carries no pretrained_cfg
-    embed = module.patch_embed
-    size = embed.img_size or config["input_size"][1:]
+    config = resolve(model=module)  # ImageNet's mean and std where it knows nothing
+    size = module.patch_embed.img_size or config["input_size"][1:]
     channels = image_channels(module) or config["input_size"][0]
-    mean, std = section.mean or list(config["mean"]), section.std or list(config["std"])
-    return {
-        "input_size": [int(channels), int(size[0]), int(size[1])],
-        "mean": [float(v) for v in (mean * channels)[:channels]] if len(mean) != channels else [float(v) for v in mean],
-        "std": [float(v) for v in (std * channels)[:channels]] if len(std) != channels else [float(v) for v in std],
-        "interpolation": config["interpolation"],
-        "crop_pct": float(config["crop_pct"]),
-    }
+    name = str((own or {}).get("architecture", ""))
+    found = describe((channels, *size), section, plain(config) if own else None, f"timm {name}".strip())
+    if section.classes is not None and len(section.classes) > module.num_classes:
+        raise RecipeError(
+            128,
+            f"model.classes has {len(section.classes)} names",
+            cause=f"the model has {module.num_classes} classes",
+            next_step="give the names of the model's classes, in its order",
+        )
+    return found
 
 
 def image_channels(module: Any) -> int | None:
@@ -76,9 +78,14 @@ def image_channels(module: Any) -> int | None:
 
 
 def from_module(module: Any, section: ModelSection, name: str = "") -> LoadedModel:
-    """Wrap an instance of the user's own; it cannot be made again from a bundle, so its samples carry the reference."""
+    """Wrap an instance of the user's own; it cannot be made again from a bundle, so its samples carry the reference.
+
+    Raises:
+        ExportError: VP306 weights that are no finite float32 numbers.
+    """
     module = module.eval()
     label = name or section.name or type(module).__name__.lower()
+    check_module(module, label)
     if not hasattr(module, "patch_embed"):
         return LoadedModel(module, label, {}, {"kind": "module"})
     return LoadedModel(module, label, preprocessing_of(module, section), {"kind": "module"})
@@ -94,7 +101,8 @@ def load(section: ModelSection, *, pretrained: bool = True, seed: int = 0, weigh
         weights: a file that wins over the recipe's.
 
     Raises:
-        ExportError: VP300 unknown name, VP301 arguments do not fit, VP302 weights cannot be had, VP303 weights do not fit.
+        ExportError: VP300 unknown name, VP301 arguments do not fit, VP302 weights cannot be had, VP303 weights do not fit, VP305
+            positions of another grid, VP306 weights that are no finite real numbers. RecipeError: VP128 more class names than classes.
     """
     require_torch("loading a model")
     import timm
@@ -133,100 +141,12 @@ def load(section: ModelSection, *, pretrained: bool = True, seed: int = 0, weigh
         ) from error
     if file:
         path = weights_path(file)
-        load_weights(module, path)
+        source |= load_weights(module, path, resample=section.image_size)
         source |= {"weights": "file", "file": file if file.startswith(SHIPPED) else path.name, "sha256": weights_digest(path)}
     else:
         source |= {"weights": "pretrained"} if fetch else {"weights": "random", "seed": seed}
-    return LoadedModel(module, name, preprocessing_of(module, section), source)
-
-
-def shards(path: Path) -> list[Path]:
-    """The files that hold the weights: the file itself, or what an index in Hugging Face's format names, beside it."""
-    if path.suffix != ".json":
-        return [path]
-    names = json.loads(path.read_text())["weight_map"].values()
-    return [path.parent / name for name in sorted({Path(name).name for name in names})]
-
-
-def weights_digest(path: Path) -> str:
-    """sha256 of a weights file; of an index, that of the digests of its shards; empty when one is missing."""
-    try:
-        parts = shards(path)
-        return sha256_of(path) if parts == [path] else hashlib.sha256("".join(map(sha256_of, parts)).encode()).hexdigest()
-    except (OSError, ValueError, KeyError):
-        return ""
-
-
-def read_weights(path: Path) -> dict[str, Any]:
-    """State dict of a .safetensors, .pth or .pt file, or of the shards that a .safetensors.index.json names.
-
-    Raises:
-        ExportError: VP302 when it is missing or not a state dict.
-    """
-    if not path.is_file():
-        raise ExportError(
-            302, f"weights file '{path}' not found", cause="no such file", next_step="check --weights or model.weights"
-        )
-    try:
-        if path.suffix in (".safetensors", ".json"):
-            from safetensors.torch import load_file
-
-            return {name: value for part in shards(path) for name, value in load_file(str(part)).items()}
-        import torch
-
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        raise ExportError(
-            302,
-            f"weights file '{path}' cannot be read",
-            cause=str(error).splitlines()[0],
-            next_step="give a .safetensors or .pth state dict",
-        ) from error
-    for key in ("state_dict_ema", "model_ema", "state_dict", "model"):
-        if isinstance(state, dict) and isinstance(state.get(key), dict):
-            state = state[key]
-            break
-    if not isinstance(state, dict):
-        raise ExportError(
-            302,
-            f"weights file '{path}' holds no state dict",
-            cause=f"found {type(state).__name__}",
-            next_step="give a .safetensors or .pth state dict",
-        )
-    return {name.removeprefix("module."): value for name, value in state.items()}
-
-
-def load_weights(module: Any, path: Path) -> None:
-    """Load a weights file strictly.
-
-    Raises:
-        ExportError: VP303 naming the first difference.
-    """
-    state = read_weights(path)
-    if hasattr(module, "convert_state"):  # a model of ours whose published checkpoints have other names
-        state = module.convert_state(state)
-    own = {name: tuple(value.shape) for name, value in module.state_dict().items()}
-    for name, shape in own.items():
-        if name not in state:
-            raise ExportError(
-                303,
-                f"'{path.name}' does not fit the model",
-                cause=f"it has no '{name}'",
-                next_step="check model.name and model.args against the checkpoint",
-            )
-        if tuple(state[name].shape) != shape:
-            raise ExportError(
-                303,
-                f"'{path.name}' does not fit the model",
-                cause=f"'{name}' is {tuple(state[name].shape)}, the model wants {shape}",
-                next_step="check model.name and model.args against the checkpoint",
-            )
-    extra = sorted(set(state) - set(own))
-    if extra:
-        raise ExportError(
-            303,
-            f"'{path.name}' does not fit the model",
-            cause=f"it has '{extra[0]}', which the model lacks",
-            next_step="check model.name and model.args against the checkpoint",
-        )
-    module.load_state_dict(state)
+    check_module(module, name)
+    preprocessing = preprocessing_of(module, section)
+    if fetch and "classes" not in preprocessing and (names := imagenet_names(module)):
+        preprocessing["classes"] = names
+    return LoadedModel(module, name, preprocessing, source)

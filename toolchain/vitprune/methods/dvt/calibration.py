@@ -54,7 +54,7 @@ def calibrate(
             cause=f"thresholds belong to a cascade; this bundle uses {params.method}",
             next_step="vitprune export MODEL -r dvt_deit_small -o BUNDLE",
         )
-    inputs = image_data.load(data, bundle.manifest.preprocessing, samples)
+    inputs = image_data.for_bundle(bundle, data, samples, ("train",))
     session = open_session(bundle, backend)
     pieces = []
     for start in range(0, len(inputs), BATCH):

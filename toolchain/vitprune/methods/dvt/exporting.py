@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +41,8 @@ def export(
     """
     report("loading the model")
     model = load(module_or_name, recipe, pretrained=pretrained, seed=seed, weights=weights)
-    inputs = parity.samples(recipe, model.preprocessing, data)
+    inputs = parity.samples(recipe, model.preprocessing, data, int(model.module.shape.classes))
+    model = replace(model, preprocessing=inputs.naming(model.preprocessing))
     graphs = member_graphs(model.module, recipe, report)
     report("checking against the PyTorch reference")
     arrays = reference_arrays(torch_members(model.module), inputs, _params(recipe).thresholds)

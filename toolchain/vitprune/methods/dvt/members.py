@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from vitprune import methods
+from vitprune.data.preprocessing import describe
 from vitprune.errors import ExportError, LoadError, RecipeError
 from vitprune.methods.base import keys_of
 from vitprune.methods.dvt.cost import embedding
@@ -75,10 +76,7 @@ def load(module_or_name: Any, recipe: Recipe, *, pretrained: bool, seed: int, we
     if module_or_name is not None and not isinstance(module_or_name, str):
         shape = require_cascade(module_or_name).shape
         check_grids(keys_of(recipe.prune, Params), shape)
-        preprocessing = {
-            "input_size": [shape.channels, shape.image, shape.image], "mean": section.mean or [0.5] * shape.channels,
-            "std": section.std or [0.5] * shape.channels, "interpolation": "bicubic", "crop_pct": 0.875,
-        }  # fmt: skip
+        preprocessing = describe((shape.channels, shape.image, shape.image), section)
         return LoadedModel(module_or_name.eval(), section.name or "cascade", preprocessing, {"kind": "module"})
     if module_or_name and module_or_name != section.name:
         section = section.model_copy(update={"name": module_or_name})

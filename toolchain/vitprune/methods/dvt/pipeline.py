@@ -57,8 +57,9 @@ class CascadePipeline(Pipeline):
         )
 
     def rewrite(
-        self, path: Path, recipe: Recipe, output: Path, *, data: str | Path | None, force: bool, report: Report
-    ) -> Bundle:
+        self, path: Path, recipe: Recipe, output: Path, *, data: str | Path | None, preprocessing: str | None, force: bool,
+        report: Report,
+    ) -> Bundle:  # fmt: skip
         """Refused: a cascade is three models trained together, not one dense graph.
 
         Raises:

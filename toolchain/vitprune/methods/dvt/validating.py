@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from vitprune import backends
 from vitprune.bundle import Bundle
 from vitprune.data import images as image_data
+from vitprune.data.preprocessing import of_bundle, require_known
 from vitprune.errors import LoadError, RecipeError, VitpruneError
 from vitprune.methods.base import Geometry, keys_of
 from vitprune.methods.cost import dense_blocks, model_macs
@@ -20,6 +21,7 @@ from vitprune.methods.dvt.cost import exit_costs
 from vitprune.methods.dvt.host import Member, all_exits, confidence, fires, open_session, torch_members
 from vitprune.methods.dvt.keys import EXITS, Params
 from vitprune.recipe import Gates
+from vitprune.validation import intervals
 from vitprune.validation.compare import Comparison, Gate, gate_list
 from vitprune.validation.verdict import Verdict
 
@@ -94,6 +96,8 @@ def compare(
         logits_max_abs=max(worst),
         logits_compared=len(exits) * EXITS,
         top1_agreement=float((top1 == reference["logits"].argmax(1)).mean()),
+        top1_agreement_interval=intervals.wilson(int((top1 == reference["logits"].argmax(1)).sum()), len(exits)),
+        drop=None if labels is None else intervals.drop(reference[f"logits_exit{EXITS}"].argmax(1), top1, labels),
         dense_agreement=float((top1 == reference[f"logits_exit{EXITS}"].argmax(1)).mean()),
         sites=[],
         accuracy=accuracy,
@@ -107,6 +111,8 @@ def validate(
 ) -> Verdict:  # fmt: skip
     """Validate a cascade; arguments and errors as `vitprune.validation.validate.validate`."""
     gates, params = bundle.recipe.validation.gates, _params(bundle)
+    if gates.top1_drop is not None:
+        require_known(of_bundle(bundle), "accuracy is gated (validate.gates.top1_drop)")
     session = open_session(bundle, backend)
     stored = bundle.samples()
     cascade, note = _live(bundle, reference, data, weights)
@@ -177,7 +183,7 @@ def _live(bundle: Bundle, reference: str, data: Any, weights: str | None) -> tup
 
 def _inputs(bundle: Bundle, stored: Arrays, data: str | Path | None, samples: int | None) -> image_data.Images:
     if data is not None:
-        return image_data.load(Path(data), bundle.manifest.preprocessing, samples or bundle.recipe.validation.samples)
+        return image_data.for_bundle(bundle, Path(data), samples or bundle.recipe.validation.samples)
     count, labels = samples or len(stored["images"]), stored.get("labels")
     return image_data.Images(stored["images"][:count], None if labels is None else labels[:count], "stored samples")
 

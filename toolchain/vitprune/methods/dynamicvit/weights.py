@@ -116,5 +116,12 @@ def _fitting(tensors: Mapping[str, Any], source: str, site: Site[DynamicVitOptio
                 cause=f"{head}{name} {has}, expected {list(shape)} for tokens of width {site.options.width}",
                 next_step="use the predictor trained for this model and these stages",
             )
+        if not np.isfinite(found).all():
+            raise RecipeError(
+                126,
+                f"predictor '{source}' does not fit stage {site.block}",
+                cause=f"{head}{name} holds NaN or infinite values",
+                next_step="use an earlier checkpoint: training has diverged",
+            )
         weights[name] = np.ascontiguousarray(found, dtype=np.float32)
     return weights
