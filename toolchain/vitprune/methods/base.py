@@ -52,12 +52,14 @@ class Geometry:
 class BlockTokens:
     """Token counts (prefix included) in one block, for the cost model.
 
-    entering: rows of keys and values. queries: rows of queries, attention and projection. mlp: rows of the MLP.
+    entering: rows of keys and values. queries: rows of queries, attention and projection. mlp: rows of the MLP. selection: MACs
+    that the method spends on its decision, where it says so.
     """
 
     entering: float
     queries: float
     mlp: float
+    selection: float = 0.0
 
 
 @dataclass(frozen=True)
