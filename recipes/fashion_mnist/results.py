@@ -61,12 +61,18 @@ def accuracy(predicted: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
     return accuracy_of(int((predicted == labels).sum()), len(labels))
 
 
+def digits(logits: np.ndarray) -> str:
+    """Predicted classes, one digit an image: what paired comparisons are made of."""
+    return "".join(str(number) for number in logits.argmax(1))
+
+
 @torch.inference_mode()
 def evaluate_dense(module: Any, images: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
     logits = np.concatenate([module(torch.from_numpy(images[i : i + BATCH])).numpy() for i in range(0, len(images), BATCH)])
     shape = geometry(module)
     macs = model_macs(shape, dense_blocks(shape))
-    return accuracy(logits.argmax(1), labels) | {"macs": macs, "macs_share": 1.0, "sites": []}
+    found = accuracy(logits.argmax(1), labels) | {"predicted": digits(logits)}
+    return found | {"macs": macs, "macs_share": 1.0, "sites": []}
 
 
 @torch.inference_mode()
@@ -95,7 +101,7 @@ def evaluate_tokens(module: Any, recipe: Recipe, images: np.ndarray, labels: np.
         }
         for n, site in enumerate(oracle.sites)
     ]  # fmt: skip
-    found = accuracy(np.concatenate(logits).argmax(1), labels)
+    found = accuracy(np.concatenate(logits).argmax(1), labels) | {"predicted": digits(np.concatenate(logits))}
     found |= {"macs": float(each.mean()), "macs_share": float(each.mean() / dense), "macs_deviation": float(each.std() / dense)}
     found |= {
         "sites": sites,
