@@ -30,7 +30,10 @@ def swept(recipe: Path, name: str, share: float, data: Path, samples: int, keys:
         subprocess.run(
             [sys.executable, *calibrate, "--budget-macs", str(share), "-o", str(made), "--force", "--quiet"], check=True
         )
-        subprocess.run([sys.executable, str(HERE / "results.py"), str(made), "--name", f"{name}-{label}", *more], check=True)
+        subprocess.run(
+            [sys.executable, str(HERE / "results.py"), str(made), "--name", f"{name}-{label}", "--data", str(data), *more],
+            check=True,
+        )
 
 
 def main() -> int:

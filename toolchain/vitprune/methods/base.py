@@ -192,6 +192,10 @@ class Method(ABC):
         """How bundles of the method are exported, run and validated; None = as those of a single pruned model."""
         return None
 
+    def padded_advice(self, params: Any) -> str:
+        """What padded shapes lose with these keys, and the keys that lose less; "" where there is nothing to say."""
+        return ""
+
     def _of_several_models(self, message: str) -> RecipeError:
         return RecipeError(
             145, f"{self.name} has {message}", cause="it runs several models per image",

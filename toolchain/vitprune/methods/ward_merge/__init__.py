@@ -63,6 +63,15 @@ class WardMerge(Method):
                 blocks[site.block] = replace(blocks[site.block], selection=_distances(site.options, blocks[site.block], geometry))
         return blocks
 
+    def padded_advice(self, params: Any) -> str:
+        """See `Method.padded_advice`."""
+        if params.counts == "fixed":
+            return ""
+        return (
+            "padded capacities hold what the fullest image needs, which loses most of what adaptive counts gain; constant shapes "
+            "are what prune.counts=fixed is for: vitprune calibrate RECIPE --set prune.counts=fixed --data DIR --budget-macs X -o NEW.yaml"
+        )
+
     @property
     def reference(self) -> type[ReferenceMethod]:
         """See `Method.reference`."""
