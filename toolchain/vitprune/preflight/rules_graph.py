@@ -167,10 +167,10 @@ def namespace(context: Context) -> Opinion | None:
 
 
 @rule("VP418", "padded counts")
-def padded_counts(context: Context) -> Said | None:
+def padded_counts(context: Context) -> Opinion | None:
     """Constant shapes keep what the method gains."""
     recipe = context.bundle.recipe
     if recipe.graph.shapes != "padded":
         return None
-    text = methods.get(recipe.prune.method).padded_advice(recipe.prune)
-    return (context.accepted, *text.split("; ", 1)) if text else None  # type: ignore[return-value]
+    what, _, instead = methods.get(recipe.prune.method).padded_advice(recipe.prune).partition("; ")
+    return (context.accepted, what, instead) if what else None

@@ -49,7 +49,8 @@ class MergedPairs(Knob):
 def spread(total: int, stages: int, power: float, patches: int) -> list[int]:
     """Pairs per stage, adding up to `total` as far as half of what is left at every stage allows; earlier stages take the rest."""
     weights = [((stages - stage) / stages) ** power for stage in range(stages)]
-    taken, due, left = [], 0.0, patches
+    taken: list[int] = []
+    left = patches
     for stage, weight in enumerate(weights):
         rest = total - sum(taken)
         due = rest * weight / sum(weights[stage:])

@@ -68,7 +68,7 @@ class WardMerge(Method):
         if params.counts == "fixed":
             return ""
         return (
-            "padded capacities hold what the fullest image needs, which loses most of what adaptive counts gain; constant shapes "
+            "padded capacities hold what the fullest image needs, so they lose most of what adaptive counts gain; constant shapes "
             "are what prune.counts=fixed is for: vitprune calibrate RECIPE --set prune.counts=fixed --data DIR --budget-macs X -o NEW.yaml"
         )
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from vitprune.methods.base import keys_of
 from vitprune.methods.knob import Knob
+from vitprune.methods.ward_merge.keys import Params
 
 if TYPE_CHECKING:
     from vitprune.calibration.bench import Bench
@@ -23,7 +25,7 @@ class Damage(Knob):
     def settings(self, bench: Bench, value: float) -> dict[str, Any]:
         """Method keys at a value; with fixed counts mean counts of adaptive merging are measured first."""
         keys: dict[str, Any] = {"mu": float(f"{10**value:.5g}"), "capacity": None}
-        if bench.recipe.prune.model_dump()["counts"] == "adaptive":
+        if keys_of(bench.recipe.prune, Params).counts == "adaptive":
             return keys
         measured = bench.measure(keys | {"counts": "adaptive", "r": None})
         left = [round(float(count)) for count in measured.counts.mean(axis=0)]

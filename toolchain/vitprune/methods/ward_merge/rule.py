@@ -46,12 +46,13 @@ def directions(x: Tensor, sketch: int | None) -> Tensor:
     """Rows [B,P,C] at unit length, float32; with a sketch [B,P,d], sums of channels with random signs (fewer than C only)."""
     import torch
 
-    unit = x.float() / x.float().norm(dim=-1, keepdim=True).clamp(min=1e-12)
+    length: Tensor = x.float().pow(2).sum(dim=-1, keepdim=True).sqrt()
+    unit = x.float() / length.clamp(min=1e-12)
     width = x.shape[-1]
     if sketch is None or sketch >= width:
         return unit
     signed = torch.nn.functional.pad(unit * torch.from_numpy(signs(width)).to(x.device), (0, -width % sketch))
-    return signed.unflatten(-1, (-1, sketch)).sum(dim=-2)
+    return signed.reshape(*signed.shape[:-1], -1, sketch).sum(dim=-2)
 
 
 def damages(z: Tensor, mass: Tensor, valid: Tensor) -> Tensor:
