@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import re
 from pathlib import Path
 from typing import Any
@@ -78,9 +79,34 @@ def questions(runs: dict[str, Run]) -> list[list[str]]:
     return rows
 
 
+# Pairs of runs at one share, judged image by image where both stored which they got right.
+PAIRED = [
+    (f"{first}-{share}", f"tome_falling-untrained-{share}")
+    for first in ("ward_merge-untrained", "ward_merge-fixed-untrained")
+    for share in (80, 65, 50, 40)
+]
+
+
+def paired(runs: dict[str, Run]) -> list[list[str]]:
+    """Difference in top-1 points of two runs on the same images, with the 95 % interval of paired differences."""
+    rows = []
+    for first, second in PAIRED:
+        if "right" not in runs.get(first, {}) or "right" not in runs.get(second, {}):
+            continue
+        one, other = runs[first], runs[second]
+        pairs = list(zip(one["right"], other["right"], strict=True))
+        gained, lost, count = pairs.count(("1", "0")), pairs.count(("0", "1")), len(pairs)
+        points = 100 * (gained - lost) / count
+        half = 196 * math.sqrt(gained + lost - (gained - lost) ** 2 / count) / count
+        verdict = "better" if points > half else "worse" if points < -half else "no difference beyond the interval"
+        sides = f"{one['top1']:.2f} % at {one['macs_share']:.3f} / {other['top1']:.2f} % at {other['macs_share']:.3f}"
+        rows.append([f"{first} / {second}", sides, f"{points:+.2f} [{points - half:+.2f}, {points + half:+.2f}]", verdict])
+    return rows
+
+
 def winners(runs: list[Run]) -> list[list[str]]:
     rows = []
-    for share in (0.8, 0.65, 0.5):
+    for share in (0.8, 0.65, 0.5, 0.4):
         near = [run for run in runs if run["method"] != "dense" and share - 0.08 <= run["macs_share"] <= share + 0.02]
         best = max(near, key=lambda run: run["top1"], default=None)
         if best is None:
@@ -157,6 +183,14 @@ def markdown(runs: list[Run], plots: list[str]) -> str:
         "\n".join(claims(named)),
         "## Questions of the papers",
         table(["question", "first / second", "points", "first better?"], questions(named)),
+        *(
+            [
+                "## Ward merging against ToMe on its best falling schedule",
+                table(["runs", "top-1 at share", "points", ""], paired(named)),
+            ]
+            if paired(named)
+            else []
+        ),
         "## Best at a share of the dense MACs",
         table(["share", "run", "top-1", "within its interval"], winners(runs)),
         *(["## Depths and exits", "\n\n".join(details(runs))] if details(runs) else []),

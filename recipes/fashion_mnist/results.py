@@ -63,12 +63,18 @@ def accuracy(predicted: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
     return accuracy_of(int((predicted == labels).sum()), len(labels))
 
 
+def right(logits: np.ndarray, labels: np.ndarray) -> str:
+    """1 for every image classified rightly, else 0: what paired comparisons are made of."""
+    return "".join(str(int(one)) for one in logits.argmax(1) == labels)
+
+
 @torch.inference_mode()
 def evaluate_dense(module: Any, images: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
     logits = np.concatenate([module(torch.from_numpy(images[i : i + BATCH])).numpy() for i in range(0, len(images), BATCH)])
     shape = geometry(module)
     macs = model_macs(shape, dense_blocks(shape))
-    return accuracy(logits.argmax(1), labels) | {"macs": macs, "macs_share": 1.0, "sites": []}
+    found = accuracy(logits.argmax(1), labels) | {"right": right(logits, labels)}
+    return found | {"macs": macs, "macs_share": 1.0, "sites": []}
 
 
 @torch.inference_mode()
@@ -97,7 +103,7 @@ def evaluate_tokens(module: Any, recipe: Recipe, images: np.ndarray, labels: np.
         }
         for n, site in enumerate(oracle.sites)
     ]  # fmt: skip
-    found = accuracy(np.concatenate(logits).argmax(1), labels)
+    found = accuracy(np.concatenate(logits).argmax(1), labels) | {"right": right(np.concatenate(logits), labels)}
     found |= {"macs": float(each.mean()), "macs_share": float(each.mean() / dense), "macs_deviation": float(each.std() / dense)}
     found |= {
         "sites": sites,

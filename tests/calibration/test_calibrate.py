@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 import sys
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from vitprune.calibration.calibrating import calibrate
 from vitprune.cli import run as cli
 from vitprune.errors import RecipeError
 from vitprune.methods.asvit.knob import between
+from vitprune.methods.tome.knob import spread
 from vitprune.recipe import Recipe
 from vitprune.vit import loading
 
@@ -114,3 +116,37 @@ def test_a_bundle_of_a_cascade_gets_thresholds(tmp_path):
     assert cli([*call, "--budget-macs", "1.0"]) == 0
     assert len(Recipe.load(tmp_path / "new.yaml").prune.thresholds) == 2
     assert cli([*call, "--force", "--mean-tokens", "5"]) == 2
+
+
+def test_pairs_are_spread_as_a_schedule_says():
+    assert spread(13, 8, 0.0, 49) == [2, 2, 2, 2, 2, 1, 1, 1]
+    assert spread(40, 8, 1.0, 49) == [9, 8, 7, 6, 4, 3, 2, 1]
+    assert spread(20, 3, 4.0, 16) == [8, 4, 2]  # half of what is left at most
+
+
+def test_the_schedule_that_agrees_best_is_kept():
+    one = bench("tome")
+    lines = []
+    found = calibrate(one, macs=0.8, tokens=None, quantile=None, report=lines.append, schedule="best")
+    assert found.measured.macs <= 0.8
+    tried = [tuple(float(word) for word in re.findall(r"([\d.]+) %.* ([\d.]+)$", line)[0]) for line in lines if "cosine" in line]
+    assert len(tried) == 5
+    same, near = one.agreement(found.prune)
+    assert max(tried) == (pytest.approx(100 * same, abs=0.06), pytest.approx(near, abs=6e-6))
+    assert one.agreement({"r": 0}) == (1.0, pytest.approx(1.0))
+
+
+def test_fixed_counts_follow_the_mean_of_adaptive_ones():
+    one = bench("ward_merge", counts="fixed")
+    found = calibrate(one, macs=0.8, tokens=None, quantile=None, report=silent)
+    assert found.measured.macs <= 0.8
+    assert len(np.unique(found.measured.counts, axis=0)) == 1
+    adaptive = one.measure({"counts": "adaptive", "r": None, "mu": found.prune["mu"]}).counts.mean(axis=0)
+    left = one.geometry.patches - np.cumsum(found.prune["r"])
+    np.testing.assert_allclose(left, adaptive, atol=0.51)
+
+
+@pytest.mark.parametrize(("method", "schedule"), [("topk", "falling"), ("tome", "rising")])
+def test_schedules_that_are_not_there(method, schedule):
+    with pytest.raises(RecipeError, match="VP174"):
+        calibrate(bench(method), macs=0.8, tokens=None, quantile=None, report=silent, schedule=schedule)

@@ -2,20 +2,24 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import onnx
 import pytest
 
+from helpers import tiny
 from vitprune import targets
 from vitprune.bundle import Bundle, open_bundle
 from vitprune.cli import run as cli
 from vitprune.errors import PreflightError, TargetError
+from vitprune.pipelines import export
 from vitprune.preflight import check as checking
 from vitprune.preflight.check import check, require
 from vitprune.preflight.findings import Finding, Report, Verdict
 from vitprune.preflight.memory import estimate
 from vitprune.preflight.rules import all_rules, rule
+from vitprune.recipe import Recipe
 from vitprune.support.gpus import Gpu
 
 # Ids are promises: a new rule gets a new id, a rule that goes leaves a gap.
@@ -24,6 +28,7 @@ RULES = {
     "VP407": "function or plugin", "VP408": "plugin namespace", "VP409": "memory", "VP410": "known wrong results",
     "VP411": "compute capability", "VP412": "number types", "VP413": "release and module", "VP414": "data-dependent shapes",
     "VP415": "file size", "VP416": "a builder of NVIDIA takes the graph", "VP417": "results on the device",
+    "VP418": "padded counts",
 }  # fmt: skip
 
 
@@ -307,3 +312,19 @@ def test_inspect_command(bundle: Bundle, capsys: pytest.CaptureFixture[str]) -> 
     )
     assert document["engines"]["rtx"]["facts"]["layers"] == 3
     assert "model.onnx" in document["files"]
+
+
+def test_padded_adaptive_merging_is_told_of_fixed_counts(tmp_path: Path) -> None:
+    """Export and check say that padded capacities lose the gain, and what to do; with fixed counts there is nothing to say."""
+    merging = {"method": "ward_merge", "mu": 0.5, "stages": [0, 1]}
+    for name, keys, shapes in (
+        ("padded", {}, "padded"), ("fixed", {"counts": "fixed", "r": 3}, "padded"), ("dynamic", {}, "dynamic"),
+    ):  # fmt: skip
+        recipe = Recipe.load({"prune": merging | keys, "graph": {"shapes": shapes}, "validate": {"samples": 2}})
+        made = export(tiny(depth=3), recipe, tmp_path / name)
+        found = [finding for finding in look(made, "onnxruntime-cpu").findings if finding.rule == "VP418"]
+        notes = json.loads((made.path / "reports" / "export.json").read_text())
+        assert bool(found) == bool(notes.get("warnings")) == (name == "padded")
+        if found:
+            assert "lose" in found[0].text
+            assert "prune.counts=fixed" in found[0].mend

@@ -4,7 +4,7 @@ import numpy as np
 
 from vitprune.pipelines import validate
 from vitprune.reports.html import html_report
-from vitprune.reports.pictures import displayable, png, with_dropped
+from vitprune.reports.pictures import displayable, png, with_dropped, with_groups
 
 
 def test_pictures_show_what_was_dropped():
@@ -46,3 +46,16 @@ def test_report_is_self_contained(made_bundle):
     assert "http://" not in text
     assert "https://" not in text
     assert 'src="data:image/png' in text
+
+
+def test_groups_have_their_mean_colour():
+    """Patches 0 and 1 merged, 2 on its own, 3 lost: mean, unchanged, dark; away from the lines between groups."""
+    pixels = np.zeros((8, 8, 3), np.uint8)
+    pixels[:4, :4], pixels[:4, 4:], pixels[4:, :4] = 100, 200, 40
+    pixels[4:, 0] = 60
+    shown = with_groups(pixels, np.array([0, 0, 2, -1]), (2, 2))
+    assert (shown[:4] == 150).all()
+    assert (shown[5:, 0] == 60).all()
+    assert (shown[5:, 1:4] == 40).all()
+    assert (shown[5:, 5:] == (38, 50, 78)).all()
+    assert (shown[4, :4] != 40).any(), "a line parts the groups"

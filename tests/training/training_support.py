@@ -33,6 +33,7 @@ PRUNE: dict[str, dict[str, Any]] = {
     "tome": {"r": 2},
     "tome_threshold": {"tau": 0.8, "r_max": 3},
     "topk": {"stages": [1, 3]},
+    "ward_merge": {"mu": 0.3},
 }
 
 

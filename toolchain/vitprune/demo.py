@@ -76,9 +76,12 @@ def run(method: str, folder: Path, step: Callable[[str], Any]) -> DemoResult:
         verdict = validate(bundle, data=data, report=shown.update)
     facts = _facts(verdict, sizes, bundle.manifest.model["geometry"]["patches"])
     images, labels, kept, logits = _pictures(bundle, data)
+    groups = _groups(recipe, images)
     patches = int(np.sqrt(bundle.manifest.model["geometry"]["patches"]))
     arrays = {"images": images, "labels": labels, "run_logits": logits}
-    text = html_report(verdict, arrays, kept, bundle.manifest.preprocessing, (patches, patches), facts=facts, class_names=CLASSES)
+    text = html_report(
+        verdict, arrays, kept, bundle.manifest.preprocessing, (patches, patches), facts=facts, class_names=CLASSES, groups=groups
+    )
     return DemoResult(verdict, facts, bundle.write_report("report.html", text), notes)
 
 
@@ -178,6 +181,18 @@ def _facts(verdict: Verdict, sizes: dict[str, tuple[int, int]], patches: int) ->
         ["logits against PyTorch, worst", "–", f"{comparison.logits_max_abs:.1e}"],
     ]
     return rows + [[name, f"{dense / 2**20:.2f} MiB", f"{pruned / 2**20:.2f} MiB"] for name, (dense, pruned) in sizes.items()]
+
+
+def _groups(recipe: Recipe, images: np.ndarray) -> list[Any] | None:
+    """Per site int64 [n,P], which patch stands for every patch, by the reference; None for methods that do not merge."""
+    import torch
+
+    from vitprune.vit.pruned import PrunedViT
+
+    oracle = PrunedViT(load(recipe.model).module, recipe).eval()
+    with torch.inference_mode():
+        oracle(torch.from_numpy(images))
+    return list(oracle.extra["groups"].numpy()) if "groups" in oracle.extra else None
 
 
 def _pictures(bundle: Bundle, data: Path) -> tuple[Any, Any, list[Any], Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -62,6 +63,25 @@ class Bench:
                 overflow.append((torch.stack(oracle.overflow, dim=1) > 0).any(dim=1).numpy())
         every = np.concatenate(counts)
         return Measured(every, self.cost(oracle.sites, every.mean(axis=0)), np.concatenate(margins), np.concatenate(overflow))
+
+    def agreement(self, changes: dict[str, Any]) -> tuple[float, float]:
+        """Share of images with the dense model's prediction, and mean cosine of the logits (about their mean) with the dense ones."""
+        oracle = PrunedViT(self.module, self.with_prune(changes)).eval()
+        pruned, dense = self._logits(oracle), self._dense_logits
+        same = float((pruned.argmax(dim=1) == dense.argmax(dim=1)).float().mean())
+        near = torch.nn.functional.cosine_similarity(
+            pruned - pruned.mean(dim=1, keepdim=True), dense - dense.mean(dim=1, keepdim=True)
+        )
+        return same, float(near.mean())
+
+    @cached_property
+    def _dense_logits(self) -> torch.Tensor:
+        return self._logits(self.module)
+
+    def _logits(self, model: Any) -> torch.Tensor:
+        with torch.inference_mode():
+            parts = [self.images[start : start + BATCH] for start in range(0, len(self.images), BATCH)]
+            return torch.cat([model(torch.from_numpy(part)) for part in parts])
 
     def cost(self, sites: Any, kept: Sequence[float] | NDArray[Any]) -> float:
         """Share of the dense MACs for mean kept counts."""

@@ -43,21 +43,24 @@ def check_goal(macs: float | None, tokens: float | None, quantile: float | None)
 
 
 def calibrate(
-    bench: Bench, *, macs: float | None, tokens: float | None, quantile: float | None, report: Callable[[str], None]
-) -> Calibrated:
+    bench: Bench, *, macs: float | None, tokens: float | None, quantile: float | None, report: Callable[[str], None],
+    schedule: str | None = None,
+) -> Calibrated:  # fmt: skip
     """Find the setting closest below a budget, then capacities.
 
     Args:
         macs: share of the dense MACs, mean over images. tokens: mean number of patches that a site leaves. quantile: of the kept
-            counts that a padded capacity must hold, per site.
+            counts that a padded capacity must hold, per site. schedule: of the knob's `schedules`; of several forms the one that
+            agrees best with the dense model on the images is kept.
 
     Raises:
-        RecipeError: VP170 goals, VP171 the budget is out of reach, VP172 no such setting, VP173 counts are constant.
+        RecipeError: VP170 goals, VP171 the budget is out of reach, VP172 no such setting, VP173 counts are constant, VP174 no such
+            schedule.
     """
     check_goal(macs, tokens, quantile)
     prune: dict[str, Any] = {}
     if macs is not None or tokens is not None:
-        prune = _search(bench, macs, tokens, report)
+        prune = _best(bench, macs, tokens, schedule, report)
     measured = bench.measure(prune)
     if quantile is None:
         return Calibrated(prune, measured)
@@ -72,16 +75,40 @@ def calibrate(
     return Calibrated(prune, cut, float(cut.overflow.mean()), {"shapes": "padded"})
 
 
-def _search(bench: Bench, macs: float | None, tokens: float | None, report: Callable[[str], None]) -> dict[str, Any]:
-    """Bisection on the method's one setting; the result costs at most the budget."""
+def _best(
+    bench: Bench, macs: float | None, tokens: float | None, schedule: str | None, report: Callable[[str], None]
+) -> dict[str, Any]:
+    """The setting within the budget; of several schedules the one whose predictions, then logits, are nearest to the dense model's."""
     knob = _knob(bench.method)
+    if schedule is None:
+        return _search(bench, knob, macs, tokens, report)
+    if schedule not in knob.schedules:
+        scheduled = [name for name in methods.names() if (one := methods.get(name).knob) is not None and one.schedules]
+        raise RecipeError(
+            174, f"{bench.method.name} has no schedule '{schedule}'",
+            cause=f"it has {', '.join(knob.schedules)}" if knob.schedules else f"methods with schedules: {', '.join(scheduled)}",
+            next_step="leave out --schedule" if not knob.schedules else f"--schedule {knob.schedules[-1]}",
+        )  # fmt: skip
+    found = []
+    for form in knob.forms(schedule):
+        prune = _search(bench, form, macs, tokens, report)
+        agreed = bench.agreement(prune)
+        report(f"{prune}: {100 * agreed[0]:.1f} % of the dense predictions, cosine of the logits {agreed[1]:.5f}")
+        found.append((agreed, prune))
+    return max(found, key=lambda one: one[0])[1]
+
+
+def _search(bench: Bench, knob: Knob, macs: float | None, tokens: float | None, report: Callable[[str], None]) -> dict[str, Any]:
+    """Bisection on the method's one setting; the result costs at most the budget."""
     aim = macs if macs is not None else tokens
     assert aim is not None
 
     def cost(x: float) -> float:
         measured = bench.measure(knob.settings(bench, x))
         value = measured.macs if macs is not None else measured.tokens
-        report(f"{bench.method.name} at {x:.5g}: {measured.macs:.3f} of the dense MACs, {measured.tokens:.1f} patches per site")
+        report(
+            f"{bench.method.name} at {knob.show(x)}: {measured.macs:.3f} of the dense MACs, {measured.tokens:.1f} patches per site"
+        )
         return value
 
     low, high = knob.bounds(bench)

@@ -25,6 +25,10 @@ def command(
         float | None,
         typer.Option(min=0.5, max=1.0, help="Also padded capacities: quantile of the kept counts, for example 0.99."),
     ] = None,
+    schedule: Annotated[
+        str | None,
+        typer.Option(help="How tome spreads its merges: constant, falling, or best = what agrees best with the dense model."),
+    ] = None,
     samples: Annotated[int, typer.Option(min=1, help="Largest number of images.")] = 512,
     weights: Annotated[str | None, typer.Option(help="Checkpoint; wins over the recipe's.")] = None,
     pretrained: Annotated[bool, typer.Option("--pretrained/--no-pretrained", help="timm's weights, or random ones.")] = True,
@@ -37,7 +41,7 @@ def command(
     with console.step("calibrate") as step:
         done = run(
             source, data, output, macs=budget_macs, tokens=mean_tokens, quantile=capacities, samples=samples, weights=weights,
-            pretrained=pretrained, overrides=overrides, force=force, report=step.update,
+            pretrained=pretrained, overrides=overrides, force=force, report=step.update, schedule=schedule,
         )  # fmt: skip
     console.table(f"{done['method']} on {done['images']} images", ["", ""], [[name, str(value)] for name, value in done.items()])
     console.info(f"next: vitprune export -r {output} -o BUNDLE")

@@ -52,12 +52,14 @@ class Geometry:
 class BlockTokens:
     """Token counts (prefix included) in one block, for the cost model.
 
-    entering: rows of keys and values. queries: rows of queries, attention and projection. mlp: rows of the MLP.
+    entering: rows of keys and values. queries: rows of queries, attention and projection. mlp: rows of the MLP. selection: MACs
+    that the method spends on its decision, where it says so.
     """
 
     entering: float
     queries: float
     mlp: float
+    selection: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -189,6 +191,10 @@ class Method(ABC):
     def pipeline(self) -> Pipeline | None:
         """How bundles of the method are exported, run and validated; None = as those of a single pruned model."""
         return None
+
+    def padded_advice(self, params: Any) -> str:
+        """What padded shapes lose with these keys, and the keys that lose less; "" where there is nothing to say."""
+        return ""
 
     def _of_several_models(self, message: str) -> RecipeError:
         return RecipeError(

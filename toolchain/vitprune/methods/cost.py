@@ -9,14 +9,18 @@ from vitprune.methods.base import BlockTokens, Geometry, Site
 
 
 def block_macs(tokens: BlockTokens, width: int, mlp_hidden: int, keys: int = 0) -> float:
-    """MACs of one block: Q on its rows, K and V on all (or on a fixed number of rows), two attention products, projection, MLP."""
+    """MACs of one block.
+
+    Q on its rows, K and V on all (or on a fixed number of rows), two attention products, projection, MLP, and what the method counts
+    for its selection.
+    """
     n, k = keys or tokens.entering, tokens.queries
     projections = 2 * n * width**2 + 2 * k * width**2
-    return projections + 2 * n * k * width + 2 * tokens.mlp * width * mlp_hidden
+    return projections + 2 * n * k * width + 2 * tokens.mlp * width * mlp_hidden + tokens.selection
 
 
 def model_macs(geometry: Geometry, blocks: Sequence[BlockTokens]) -> float:
-    """MACs of the whole model: patch embedding and blocks; norms, softmax, selection and head are not counted."""
+    """MACs of the whole model: patch embedding and blocks; norms, softmax and head are not counted, selection by the methods that say so."""
     return geometry.embed_macs + sum(block_macs(block, geometry.width, geometry.mlp_hidden, geometry.keys) for block in blocks)
 
 

@@ -13,8 +13,11 @@ class Knob(ABC):
     """One number.
 
     Class attributes:
-        integer: only whole numbers make sense. rising: the cost rises with the number.
+        integer: only whole numbers make sense. rising: the cost rises with the number. schedules: how the method can spread its
+            reduction over the blocks, by name; empty = there is one way only.
     """
+
+    schedules: ClassVar[tuple[str, ...]] = ()
 
     integer: ClassVar[bool] = False
     rising: ClassVar[bool] = True
@@ -26,3 +29,11 @@ class Knob(ABC):
     @abstractmethod
     def settings(self, bench: Bench, value: float) -> dict[str, Any]:
         """Method keys at a value; may measure on the bench."""
+
+    def forms(self, schedule: str) -> list[Knob]:
+        """The knobs that a schedule of `schedules` stands for; calibration keeps the one that agrees best with the dense model."""
+        return [self]
+
+    def show(self, value: float) -> str:
+        """A value, for people."""
+        return f"{value:.5g}"

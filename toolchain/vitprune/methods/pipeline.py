@@ -34,12 +34,13 @@ class Goal:
     """What calibration aims at.
 
     macs: share of the dense MACs, mean over images. tokens: mean number of patches that a site leaves. quantile: of the kept counts
-    that a padded capacity must hold, per site.
+    that a padded capacity must hold, per site. schedule: how the reduction is spread over the blocks, where the method has a choice.
     """
 
     macs: float | None = None
     tokens: float | None = None
     quantile: float | None = None
+    schedule: str | None = None
 
 
 @dataclass(frozen=True)

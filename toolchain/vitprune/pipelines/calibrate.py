@@ -19,6 +19,7 @@ from vitprune.vit.loading import require_torch
 def run(
     source: str, data: Path, output: Path, *, macs: float | None, tokens: float | None, quantile: float | None, samples: int,
     weights: str | None, pretrained: bool, overrides: list[str] | None, force: bool, report: Callable[[str], None],
+    schedule: str | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """Calibrate and write.
 
@@ -44,7 +45,7 @@ def run(
     cascade = methods.get(recipe.prune.method).pipeline is not None  # its exits are judged by labels
     classes = int(module.shape.classes) if cascade else None
     inputs = image_data.load(data, preprocessing, samples, classes=classes, splits=("train",))
-    goal = Goal(macs, tokens, quantile)
+    goal = Goal(macs, tokens, quantile, schedule)
     found = pipelines.of(recipe).calibrate(module, recipe, inputs, preprocessing, goal, report)
     plain = recipe.to_dict()
     plain["prune"] |= found.prune

@@ -98,10 +98,13 @@ class SingleModelPipeline(Pipeline):
         from vitprune.calibration.calibrating import calibrate
 
         bench = Bench(module, recipe, inputs.pixels)
-        found = calibrate(bench, macs=goal.macs, tokens=goal.tokens, quantile=goal.quantile, report=report)
+        found = calibrate(
+            bench, macs=goal.macs, tokens=goal.tokens, quantile=goal.quantile, report=report, schedule=goal.schedule
+        )
         facts: dict[str, Any] = {
             "macs_share": round(found.measured.macs, 5), "mean_tokens": round(found.measured.tokens, 3),
             "tokens_per_site": [round(float(value), 2) for value in found.measured.counts.mean(axis=0)],
         }  # fmt: skip
-        facts |= {} if found.overflow is None else {"overflow_rate": found.overflow}
+        overflow = found.overflow if found.overflow is not None else float(found.measured.overflow.mean())
+        facts |= {"overflow_rate": overflow} if found.overflow is not None or overflow else {}
         return Calibration(found.prune, facts, found.graph)

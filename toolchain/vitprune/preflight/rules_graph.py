@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from vitprune import methods
 from vitprune.backends._tensorrt.support import CUMULATIVE_LAYER
 from vitprune.graph.lowering import tensorrt as variants
 from vitprune.preflight import operators as tables
@@ -163,3 +164,13 @@ def namespace(context: Context) -> Opinion | None:
         text = f"{len(unnamed)} TokenSample nodes have no plugin_namespace: the parser would not find the plugin"
         return Verdict.BLOCKED, text, "export the bundle again"
     return context.accepted, f"every TokenSample node names namespace '{variants.NAMESPACE}'", ""
+
+
+@rule("VP418", "padded counts")
+def padded_counts(context: Context) -> Opinion | None:
+    """Constant shapes keep what the method gains."""
+    recipe = context.bundle.recipe
+    if recipe.graph.shapes != "padded":
+        return None
+    what, _, instead = methods.get(recipe.prune.method).padded_advice(recipe.prune).partition("; ")
+    return (context.accepted, what, instead) if what else None

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vitprune.reports.pictures import data_uri, displayable, with_dropped
+from vitprune.reports.pictures import data_uri, displayable, with_dropped, with_groups
 from vitprune.validation.compare import Gate
 from vitprune.validation.verdict import Verdict
 
@@ -61,6 +61,7 @@ def _gallery(
     grid: tuple[int, int],
     names: list[str],
     count: int,
+    groups: list[NDArray[np.int64]] | None = None,
 ) -> str:
     if not kept:
         return "<p>no tokens are dropped by this method</p>"
@@ -75,8 +76,11 @@ def _gallery(
         figures = [
             f'<figure><img alt="input" src="{data_uri(with_dropped(pixels, everything, grid, scale))}"><figcaption>input</figcaption></figure>'
         ]
-        for block, site in zip(blocks, kept, strict=True):
-            picture = data_uri(with_dropped(pixels, site[image], grid, scale))
+        for number, (block, site) in enumerate(zip(blocks, kept, strict=True)):
+            if groups:
+                picture = data_uri(with_groups(pixels, groups[number][image], grid, scale))
+            else:
+                picture = data_uri(with_dropped(pixels, site[image], grid, scale))
             left = int((site[image] >= 0).sum())
             figures.append(
                 f'<figure><img alt="kept after block {block}" src="{picture}"><figcaption>block {block}: {left}</figcaption></figure>'
@@ -100,6 +104,7 @@ def _name(names: list[str], number: int) -> str:
 def html_report(
     verdict: Verdict, arrays: dict[str, NDArray[Any]], kept: list[NDArray[np.int64]], preprocessing: dict[str, Any], grid: tuple[int, int],
     *, facts: list[list[str]] | None = None, class_names: list[str] | None = None, count: int = 10,
+    groups: list[NDArray[np.int64]] | None = None,
 ) -> str:  # fmt: skip
     """Write the report.
 
@@ -109,6 +114,7 @@ def html_report(
         kept: per site int64 [n,K], what the run kept.
         preprocessing: to show the images as they were. grid: patch rows and columns.
         facts: rows of (what, dense, pruned). class_names: for captions. count: number of images shown, easiest and hardest.
+        groups: of merging methods, per site int64 [n,P]: for every patch the patch that represents its row; shown in mean colours.
     """
     comparison = verdict.comparison
     blocks = [site.block for site in comparison.sites]
@@ -134,7 +140,7 @@ def html_report(
 {"<h2>Dense against pruned</h2>" + table if table else ""}
 <h2>Gates</h2>{gates}
 <h2>Kept patches per site</h2><p class="note">mean over the images; the line is the range seen; of {grid[0] * grid[1]} patches</p>{_bars(verdict, grid[0] * grid[1])}
-<h2>Which tokens were kept</h2><p class="note">the images that needed the fewest tokens, then those that needed the most; dropped patches are dark</p>
-<div class="gallery">{_gallery(arrays, kept, blocks, preprocessing, grid, class_names or [], count)}</div>
+<h2>Which tokens were {"merged" if groups else "kept"}</h2><p class="note">the images that needed the fewest tokens, then those that needed the most; {"merged patches have their mean colour" if groups else "dropped patches are dark"}</p>
+<div class="gallery">{_gallery(arrays, kept, blocks, preprocessing, grid, class_names or [], count, groups)}</div>
 </html>
 """

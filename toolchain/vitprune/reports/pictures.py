@@ -48,3 +48,28 @@ def with_dropped(pixels: NDArray[np.uint8], kept: NDArray[np.int64], grid: tuple
     tint = np.array([38, 50, 78], np.float32)
     area = large[: mask.shape[0], : mask.shape[1]]
     return np.where(gone, (0.18 * area + 0.82 * tint), area).astype(np.uint8)
+
+
+def with_groups(pixels: NDArray[np.uint8], group: NDArray[np.int64], grid: tuple[int, int], scale: int = 1) -> NDArray[np.uint8]:
+    """Enlarge an image and paint every group of merged patches in its mean colour, with thin lines between groups.
+
+    Args:
+        pixels: uint8 [H,W,3]. group: int64 [P], for every patch the patch that represents it, -1 where a capacity lost it.
+        grid: patch rows and columns. scale: enlargement.
+    """
+    large = np.repeat(np.repeat(pixels, scale, axis=0), scale, axis=1)
+    height, width = large.shape[0] // grid[0], large.shape[1] // grid[1]
+    area = large[: grid[0] * height, : grid[1] * width].astype(np.float32)
+    names = np.repeat(np.repeat(group.reshape(grid), height, axis=0), width, axis=1)
+    painted = area.copy()
+    for name in np.unique(group):
+        members = names == name
+        if name < 0:
+            painted[members] = (38, 50, 78)
+        elif (group == name).sum() > 1:  # a patch on its own stays as it is
+            painted[members] = area[members].mean(axis=0)
+    edge = np.zeros(names.shape, bool)
+    edge[1:] |= names[1:] != names[:-1]
+    edge[:, 1:] |= names[:, 1:] != names[:, :-1]
+    painted[edge] = 0.6 * painted[edge] + 0.4 * np.array((230, 140, 30), np.float32)
+    return painted.astype(np.uint8)

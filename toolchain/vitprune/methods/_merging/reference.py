@@ -63,12 +63,15 @@ class MergingReference(ReferenceMethod):
         return torch.cat([patches.new_zeros(len(patches), state.prefix), patches], dim=1)[:, None, None, :].to(dtype)
 
 
-def join(x: Tensor, joins: Tensor, into: Tensor, state: TokenState) -> Tensor:
-    """Let slots join others: size-weighted means of rows, sizes summed, groups renamed.
+def join(
+    x: Tensor, joins: Tensor, into: Tensor, state: TokenState, mass: Tensor | None = None, keep_norm: bool = False
+) -> Tensor:
+    """Let slots join others: weighted means of rows, sizes summed, groups renamed.
 
     Args:
         x: [B,N,C] rows, prefix first. joins: bool [B,P'], slots that leave. into: int64 [B,P'], the slot each one joins (read
-            where it leaves). state: sizes and groups are brought up to date; slots are packed by the caller.
+            where it leaves), which does not leave itself. state: sizes and groups are brought up to date; slots are packed by the
+            caller. mass: [B,P'] weights of the rows; None = sizes. keep_norm: bring means to the largest norm among their members.
 
     Returns:
         [B,N,C]; rows of slots that left are unchanged.
@@ -80,8 +83,14 @@ def join(x: Tensor, joins: Tensor, into: Tensor, state: TokenState) -> Tensor:
     patches = x[:, state.prefix :]
     wide = target[:, :, None].expand_as(patches)
     total = torch.zeros_like(size).scatter_add(1, target, share)
-    summed = torch.zeros_like(patches).scatter_add(1, wide, patches * share[:, :, None].to(x.dtype))
-    merged = summed / total.clamp(min=1)[:, :, None].to(x.dtype)
+    part = share if mass is None else torch.where(state.valid, mass, torch.zeros_like(mass))
+    weight = torch.zeros_like(part).scatter_add(1, target, part)
+    summed = torch.zeros_like(patches).scatter_add(1, wide, patches * part[:, :, None].to(x.dtype))
+    merged = summed / torch.where(weight > 0, weight, torch.ones_like(weight))[:, :, None].to(x.dtype)
+    if keep_norm:
+        norm = patches.norm(dim=-1)
+        largest = torch.zeros_like(norm).scatter_reduce(1, target, norm, "amax")
+        merged = merged * (largest / merged.norm(dim=-1).clamp(min=1e-12))[:, :, None]
     alone = (total == size) | (total == 0)  # nothing joined: the row stays as it is, to the last bit
     state.extra["size"] = torch.where(total > 0, total, size)
     _rename(joins, target, state)
@@ -94,4 +103,14 @@ def _rename(joins: Tensor, target: Tensor, state: TokenState) -> None:
     for image in range(len(joins)):
         leaving = (joins & state.valid)[image]
         name[image, state.patch[image, leaving]] = state.patch[image, target[image, leaving]]
-    state.extra["group"] = name.gather(1, state.extra["group"])
+    group = state.extra["group"]
+    state.extra["group"] = torch.where(group < 0, group, name.gather(1, group.clamp(min=0)))  # -1: lost to a capacity
+
+
+def lose(chosen: Tensor, state: TokenState) -> None:
+    """Patches whose row is not among the chosen slots (bool [B,P']) are represented by none: their group is -1."""
+    number = torch.where(chosen, state.patch, torch.full_like(state.patch, state.patches))
+    kept = torch.zeros_like(state.extra["group"][:, :1], dtype=torch.bool).repeat(1, state.patches + 1)
+    kept = kept.scatter(1, number, True)[:, : state.patches]
+    group = state.extra["group"]
+    state.extra["group"] = group.masked_fill((group < 0) | ~kept.gather(1, group.clamp(min=0)), -1)

@@ -1,4 +1,4 @@
-"""ToMe: the number of pairs merged in all, spread evenly over the stages (earlier ones take the rest)."""
+"""ToMe: the number of pairs merged in all, spread over the stages evenly or falling."""
 
 from __future__ import annotations
 
@@ -11,12 +11,26 @@ from vitprune.methods.tome.keys import Params
 if TYPE_CHECKING:
     from vitprune.calibration.bench import Bench
 
+FALLING = (0.5, 1.0, 2.0, 4.0)  # powers of the share of stages that are still to come
+
 
 class MergedPairs(Knob):
-    """Number of pairs merged in all."""
+    """Number of pairs merged in all.
+
+    power: every stage takes part in proportion to the share of stages from it on, to this power; 0 = evenly, 1 = falling linearly.
+    """
 
     integer: ClassVar[bool] = True
     rising: ClassVar[bool] = False
+    schedules: ClassVar[tuple[str, ...]] = ("constant", "falling", "best")
+
+    def __init__(self, power: float = 0.0) -> None:
+        self.power = power
+
+    def forms(self, schedule: str) -> list[Knob]:
+        """See `Knob.forms`: even, four falling ones, or all of them."""
+        powers = {"constant": (0.0,), "falling": FALLING, "best": (0.0, *FALLING)}[schedule]
+        return [MergedPairs(power) for power in powers]
 
     def bounds(self, bench: Bench) -> tuple[float, float]:
         """Up to the point where hardly anything is left to merge."""
@@ -25,5 +39,22 @@ class MergedPairs(Knob):
     def settings(self, bench: Bench, value: float) -> dict[str, Any]:
         """Method keys at a value."""
         stages = len(keys_of(bench.recipe.prune, Params).blocks(bench.geometry))
-        each, rest = divmod(int(value), stages)
-        return {"r": [each + (stage < rest) for stage in range(stages)], "inflect": 0.0}
+        return {"r": spread(int(value), stages, self.power, bench.geometry.patches), "inflect": 0.0}
+
+    def show(self, value: float) -> str:
+        """See `Knob.show`."""
+        return f"{int(value)} pairs" + (f" falling with power {self.power:g}" if self.power else "")
+
+
+def spread(total: int, stages: int, power: float, patches: int) -> list[int]:
+    """Pairs per stage, adding up to `total` as far as half of what is left at every stage allows; earlier stages take the rest."""
+    weights = [((stages - stage) / stages) ** power for stage in range(stages)]
+    taken: list[int] = []
+    left = patches
+    for stage, weight in enumerate(weights):
+        rest = total - sum(taken)
+        due = rest * weight / sum(weights[stage:])
+        r = min(-int(-due // 1), rest, left // 2)
+        taken.append(r)
+        left -= r
+    return taken
