@@ -22,7 +22,7 @@ def exported(bundle: Bundle, command: str) -> None:
     size = sum((bundle.path / name).stat().st_size for name in bundle.model_files) / 2**20
     models = "" if len(bundle.model_files) == 1 else f"{len(bundle.model_files)} models, "
     console.info(
-        f"bundle [bold]{bundle.path}[/bold]: {models}{live} prune sites, {notes['nodes']} nodes, {size:.1f} MiB, samples {notes['samples']}"
+        f"bundle [bold]{console.plain(bundle.path)}[/bold]: {models}{live} prune sites, {notes['nodes']} nodes, {size:.1f} MiB, samples {console.plain(notes['samples'])}"
     )
     if "logits_max_abs" in check:
         console.info(
@@ -70,6 +70,8 @@ def verdict(outcome: Verdict) -> None:
         console.table("top-1 accuracy", list(comparison.accuracy), [[f"{value:.2f} %" for value in comparison.accuracy.values()]])
     console.info(console.macs_line(**outcome.macs))
     for gate in outcome.gates:
-        console.info(f"  {'[green]✓[/green]' if gate.passed else '[red]✗[/red]'} {gate.text()}")
+        console.info(f"  {'[green]✓[/green]' if gate.passed else '[red]✗[/red]'} {console.plain(gate.text())}")
     word = "[bold green]PASSED[/bold green]" if outcome.passed else "[bold red]FAILED[/bold red]"
-    console.info(f"{word} {outcome.bundle} on {outcome.backend} against {outcome.reference}; evidence: {outcome.rung}")
+    console.info(
+        f"{word} {console.plain(outcome.bundle)} on {console.plain(outcome.backend)} against {console.plain(outcome.reference)}; evidence: {outcome.rung}"
+    )

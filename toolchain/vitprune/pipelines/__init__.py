@@ -35,16 +35,16 @@ class RunnableBundle(Bundle):
 
 
 def _runnable(opened: Bundle) -> RunnableBundle:
-    return RunnableBundle(opened.path, opened.manifest, opened.recipe)
+    return RunnableBundle(opened.path, opened.manifest, opened.recipe, opened.foreign_code)
 
 
 def _silent(text: str) -> None:
     """Progress that nobody asked for."""
 
 
-def open_bundle(path: str | Path) -> RunnableBundle:
-    """Open a bundle and verify its files; errors as `vitprune.bundle.open_bundle`."""
-    return _runnable(bundles.open_bundle(path))
+def open_bundle(path: str | Path, foreign_code: bool = False) -> RunnableBundle:
+    """Open a bundle and verify its files; arguments and errors as `vitprune.bundle.open_bundle`."""
+    return _runnable(bundles.open_bundle(path, foreign_code))
 
 
 def export(
