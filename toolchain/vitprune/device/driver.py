@@ -17,62 +17,56 @@ import json
 import os
 import shutil
 import sys
-import tempfile
 import time
 import traceback
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from vitprune.device.entry import sha256_of, show
 from vitprune.device.job import Job
 from vitprune.errors import LoadError, TargetError, VitpruneError
-from vitprune.support.about import VERSION
-from vitprune.support.hashing import sha256_of
+from vitprune.support import temporary
 from vitprune.support.replacing import replace_folder
-
-Show = Callable[[str, str, str, str], None]
 
 RESULT = "result.json"
 OUTPUTS = {False: "out", True: "out-rehearsal"}
 
 
-def run(root: Path, manifest: dict[str, Any], options: argparse.Namespace, show: Show) -> int:
-    """Run a verified package; returns the exit code. show: prints an error (code, message, cause, next step)."""
+def run(root: Path, manifest: dict[str, Any], options: argparse.Namespace) -> int:
+    """Run a verified package; returns the exit code."""
     output = root / OUTPUTS[options.rehearse]
     job = Job(root / "bundle", manifest["job"])
     try:
-        work = Path(tempfile.mkdtemp(prefix=f".{output.name}.", suffix=".tmp", dir=root))
+        with temporary.folder(output) as work:
+            return _run(root, manifest, options, job, work, output)
     except OSError as error:
-        return _unwritable(output, error, show)
+        return _unwritable(output, error)
+
+
+def _run(root: Path, manifest: dict[str, Any], options: argparse.Namespace, job: Job, work: Path, output: Path) -> int:
     result: dict[str, Any] = {
         "schema_version": 1, "package": manifest["name"], "package_sha256": manifest["sha256"], "target": job.target["name"],
         "mode": "rehearsal" if options.rehearse else "device",
     }  # fmt: skip
     try:
-        try:
-            result |= _work(job, work, options)
-        except VitpruneError as error:
-            show(error.code, error.message, error.cause, error.next_step)
-            result |= {"status": "error", "exit_code": 2, "error": error.document()}
-        except Exception as error:
-            traceback.print_exc()
-            document = {"code": "VP249", "message": f"unexpected {type(error).__name__}", "cause": str(error), "next_step": ""}
-            show(document["code"], document["message"], document["cause"], "report the lines above")
-            result |= {"status": "error", "exit_code": 2, "error": document}
-        files = sorted(path for path in work.rglob("*") if path.is_file())
-        result["files"] = {path.relative_to(work).as_posix(): sha256_of(path) for path in files}
-        _write(work / RESULT, result)
-        work.chmod(0o755)
-        replace_folder(work, output)
-    except OSError as error:
-        return _unwritable(output, error, show)
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
+        result |= _work(job, work, options)
+    except VitpruneError as error:
+        show(error.code, error.message, error.cause, error.next_step)
+        result |= {"status": "error", "exit_code": 2, "error": error.document()}
+    except Exception as error:
+        traceback.print_exc()
+        document = {"code": "VP249", "message": f"unexpected {type(error).__name__}", "cause": str(error), "next_step": ""}
+        show(document["code"], document["message"], document["cause"], "report the lines above")
+        result |= {"status": "error", "exit_code": 2, "error": document}
+    files = sorted(path for path in work.rglob("*") if path.is_file())
+    result["files"] = {path.relative_to(work).as_posix(): sha256_of(path) for path in files}
+    _write(work / RESULT, result)
+    replace_folder(work, output)
     print(f"{result['status']}: {output}", file=sys.stderr)
     return int(result["exit_code"])
 
 
-def _unwritable(output: Path, error: OSError, show: Show) -> int:
+def _unwritable(output: Path, error: OSError) -> int:
     show("VP245", f"cannot write '{output}'", error.strerror or str(error), "free some space, or unpack elsewhere")
     return 2
 
@@ -158,7 +152,7 @@ def _plugin(job: Job, work: Path, options: argparse.Namespace) -> dict[str, Any]
 
 def _engine(job: Job, work: Path, options: argparse.Namespace, plugin: dict[str, Any]) -> dict[str, Any]:
     """Build the engine in a child process; returns the contents of engine.json."""
-    from vitprune import backends
+    from vitprune import __version__, backends
     from vitprune.engines import building
     from vitprune.graph.lowering.logits import with_logits_only
 
@@ -185,7 +179,7 @@ def _engine(job: Job, work: Path, options: argparse.Namespace, plugin: dict[str,
     file = folder / job.target["engine_file"]
     document = {
         "schema_version": 1, "target": job.target["name"], "backend": name, "backend_version": backends.get(name).version(),
-        "tool_version": VERSION, "host": os.uname().machine, "batch": job.batch, "precision": job.facts["precision"],
+        "tool_version": __version__, "host": os.uname().machine, "batch": job.batch, "precision": job.facts["precision"],
         "model_sha256": job.facts["model_sha256"], "engine": file.name, "engine_sha256": sha256_of(file),
         "engine_bytes": file.stat().st_size, "seconds": round(time.monotonic() - began, 2), "facts": facts,
     }  # fmt: skip
