@@ -59,6 +59,22 @@ def check_output(output: Path, force: bool) -> None:
         raise unwritable(output, error) from error
 
 
+def require_new_file(output: Path, force: bool) -> None:
+    """Refuse the place of a new file early, before any work is done; its folder must be there.
+
+    Raises:
+        RecipeError: VP106 something is there, VP107 nothing can be there.
+    """
+    if os.path.lexists(output) and (not force or not output.is_file()):
+        raise _exists(output)
+    try:
+        if not output.parent.is_dir():
+            raise FileNotFoundError(2, f"there is no folder '{output.parent}'")
+        _require_place(output)
+    except OSError as error:
+        raise unwritable(output, error) from error
+
+
 def _exists(output: Path) -> RecipeError:
     return RecipeError(
         106,

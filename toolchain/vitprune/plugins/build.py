@@ -113,9 +113,14 @@ def _compile(sources: Path, work: Path, tools: Toolchain, options: list[str], jo
         program = file.is_file() and os.access(file, os.X_OK)
         if program or file.name in (LIBRARY, _INFO):
             shutil.copy2(file, stage / file.name)
+    _note(stage)
+    return stage
+
+
+def _note(stage: Path) -> None:
+    """Keep the hash of everything in a finished build."""
     digests = {file.name: sha256_of(file) for file in sorted(stage.iterdir())}
     (stage / _DIGESTS).write_text(json.dumps(digests, indent=2) + "\n", encoding="utf-8")
-    return stage
 
 
 def _whole(folder: Path) -> bool:

@@ -74,7 +74,8 @@ def arrived(number: int, frame: FrameType | None) -> None:
 def leave() -> None:
     """End the process without running anything more of it."""
     with suppress(OSError):
-        os.write(2, b"interrupted; nothing was left half-written\n")
+        shown = b"\x1b[?25h" if os.isatty(2) else b""  # a progress bar hides the cursor
+        os.write(2, shown + b"interrupted; nothing was left half-written\n")
     for stream in (sys.stdout, sys.stderr):
         with suppress(OSError, ValueError, AttributeError, RuntimeError):
             stream.flush()
