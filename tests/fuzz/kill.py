@@ -113,7 +113,7 @@ def run(times: int, seed: int = 0, only: int | None = None) -> dict[str, Any]:
             while left(root) and time.monotonic() < until:
                 time.sleep(0.05)
             counts["builder left"] += bool(left(root))
-            if number % 3 == 2 or number == times - 1:  # the next runs sweep
+            if number % 10 == 9 or number == times - 1:  # the next runs sweep
                 for line in lines:
                     counts["next run failed"] += started(line, root).wait() != 0
                 counts["temporary left"] += bool(temporaries(root))

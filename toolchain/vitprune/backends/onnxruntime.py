@@ -11,7 +11,7 @@ import numpy as np
 from vitprune.backends import Result
 from vitprune.backends._engines import find
 from vitprune.backends._inputs import images
-from vitprune.errors import LoadError
+from vitprune.errors import LoadError, first_line
 
 if TYPE_CHECKING:
     from vitprune.bundle import Bundle
@@ -59,7 +59,7 @@ def make_session(
         raise LoadError(
             612,
             "ONNX Runtime refuses the model",
-            cause=str(error).splitlines()[0],
+            cause=first_line(error),
             next_step="vitprune inspect the bundle, or export it again",
         ) from error
 

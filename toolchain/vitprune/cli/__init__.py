@@ -14,10 +14,10 @@ from typing import Annotated, Any
 import typer
 
 from vitprune import __version__, console
-from vitprune.errors import LoadError, RecipeError, VitpruneError
+from vitprune.errors import LoadError, RecipeError, VitpruneError, first_line
 from vitprune.support import interrupts, registry
 from vitprune.support.interrupts import INTERRUPTED
-from vitprune.support.limits import limits
+from vitprune.support.limits import BeyondLimit, limits
 
 app = typer.Typer(
     name="vitprune",
@@ -148,7 +148,14 @@ def _explained(error: Exception, name: str) -> VitpruneError:
         return RecipeError(199, misread(), cause="the command line was not understood", next_step=step)
     if isinstance(error, MemoryError):
         return RecipeError(
-            191, "memory ran out", cause=_first_line(error), next_step="close other programs, or take a smaller model or batch"
+            191,
+            "memory ran out",
+            cause=first_line(error)[:300],
+            next_step="close other programs, or take a smaller model or batch",
+        )
+    if isinstance(error, BeyondLimit):
+        return RecipeError(
+            193, "an input is larger than what is read", cause=str(error), next_step="--no-limits reads it all the same"
         )
     if isinstance(error, OSError) and error.errno is not None:
         if error.errno == errno.EPIPE:
@@ -163,13 +170,9 @@ def _explained(error: Exception, name: str) -> VitpruneError:
     return RecipeError(
         198,
         f"unexpected {type(error).__name__}",
-        cause=_first_line(error),
+        cause=first_line(error)[:300],
         next_step="run again with --debug and report the output",
     )
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).split("\n")[0][:300]
 
 
 def _interrupted() -> int:

@@ -16,7 +16,8 @@ class Limits:
     """Switched off as a whole.
 
     text: bytes of a recipe, target or manifest. array: bytes of all arrays of an .npz, unpacked. pixels: of one image file.
-    values: numbers that a model takes as one input.
+    values: numbers that a model takes as one input. weights: numbers that a model made from a recipe's arguments holds. tokens: patches
+    of an image, whose squares attention computes.
     """
 
     on: bool = True
@@ -24,6 +25,8 @@ class Limits:
     array: int = 2 * GIB
     pixels: int = 50_000_000
     values: int = 1 << 26
+    weights: int = 1 << 31
+    tokens: int = 1 << 14
 
 
 limits = Limits()
