@@ -18,9 +18,9 @@ import pytest
 from vitprune import backends, cli, engines, targets
 from vitprune.backends._engines import find
 from vitprune.bundle import check_output, folder_in_place, open_bundle
+from vitprune.bundle_parts.manifest import Manifest
 from vitprune.errors import LoadError, RecipeError, TargetError
 from vitprune.exporting.inspecting import inspect
-from vitprune.manifest import Manifest
 from vitprune.support import trust
 
 TARGET = "onnxruntime-cpu"
@@ -180,7 +180,7 @@ def test_odd_json_is_refused(copy: Path, text: str) -> None:
 
 
 def relisted(bundle: Path, name: str) -> None:
-    from vitprune.bundle import sha256_of
+    from vitprune.support.hashing import sha256_of
 
     files = json.loads((bundle / "manifest.json").read_text())["files"]
     resealed(bundle, files=files | {name: sha256_of(bundle / name)})

@@ -298,7 +298,7 @@ def test_a_signal_that_is_ignored_stays_ignored() -> None:
 def test_a_killed_replacement_keeps_the_old_bundle(bundle_copy: Path) -> None:
     """Killed at the last moment before the new one takes its place."""
     code = (
-        "import os, signal; from pathlib import Path; from vitprune import bundle_output as b\n"
+        "import os, signal; from pathlib import Path; from vitprune.bundle_parts import output as b\n"
         "b.replace_folder = lambda *_: os.kill(os.getpid(), signal.SIGKILL)\n"
         f"with b.folder_in_place(Path({str(bundle_copy)!r}), True) as new: (new / 'x').write_text('x')\n"
     )

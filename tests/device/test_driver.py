@@ -73,7 +73,7 @@ def test_failed_gate_is_exit_1(unpacked: Path) -> None:
 def run_here(root: Path, manifest: dict[str, Any], samples: dict[str, Any], *options: str) -> int:
     """Run the driver in this process, with other samples."""
     np.savez(root / "bundle" / "samples.npz", **samples)
-    return driver.run(root, manifest, entry.arguments(list(options)))
+    return driver.run(root, manifest, entry.arguments(list(options)), entry.show)
 
 
 class StandIn:
@@ -127,7 +127,7 @@ def stand_in(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> dict[str, Any]:
 def test_device_run_writes_engine_and_reports(unpacked: Path, stand_in: dict[str, Any]) -> None:
     manifest = entry.verify(unpacked)
     options = entry.arguments(["--plugin", "skip", "--rounds", "2"])
-    assert driver.run(unpacked, manifest, options) == 0
+    assert driver.run(unpacked, manifest, options, entry.show) == 0
     out = unpacked / "out"
     request = stand_in["request"]
     assert (request["backend"], tuple(request["batch"]), request["plugin"]) == ("tensorrt", (1, 4, 8), "none")
@@ -152,7 +152,7 @@ def test_another_tensorrt_than_stated_is_said(
     options = entry.arguments(["--plugin", "skip", "--rounds", "1"])
     for stated, differs in (("10.3.0", False), ("10.16.2", True)):
         manifest["job"]["stated"] = {"tensorrt": stated}
-        assert driver.run(unpacked, manifest, options) == 0
+        assert driver.run(unpacked, manifest, options, entry.show) == 0
         said = load(unpacked / "out" / "result.json")["differs"]
         assert bool(said) == differs
         assert (f"note: {said}" in capsys.readouterr().err) == differs
@@ -160,7 +160,7 @@ def test_another_tensorrt_than_stated_is_said(
 
 def test_wrong_engine_fails_its_gates_and_says_so(unpacked: Path, stand_in: dict[str, Any], tmp_path: Path) -> None:
     stand_in["backend"] = StandIn(tmp_path, spoil=0.5)
-    assert driver.run(unpacked, entry.verify(unpacked), entry.arguments(["--plugin", "skip", "--rounds", "1"])) == 1
+    assert driver.run(unpacked, entry.verify(unpacked), entry.arguments(["--plugin", "skip", "--rounds", "1"]), entry.show) == 1
     assert load(unpacked / "out" / "engine" / "engine.json")["validated"] == "failed"
 
 
@@ -175,7 +175,7 @@ def test_failed_build_leaves_the_error_and_no_engine(
         raise BuildError(502, "the builder was killed by SIGKILL", cause="memory", next_step="lower --workspace")
 
     monkeypatch.setattr(building, "run_child", fail)
-    assert driver.run(unpacked, entry.verify(unpacked), entry.arguments(["--plugin", "skip"])) == 2
+    assert driver.run(unpacked, entry.verify(unpacked), entry.arguments(["--plugin", "skip"]), entry.show) == 2
     result = load(unpacked / "out" / "result.json")
     assert result["error"]["code"] == "VP502"
     assert set(result["files"]) == {"environment.json", "engine/build.log"}
@@ -190,7 +190,7 @@ def test_without_the_runtime(unpacked: Path, monkeypatch: pytest.MonkeyPatch, ca
     absent = SimpleNamespace(missing=lambda: "TensorRT is not installed")
     monkeypatch.setattr(backends, "get", lambda name: absent if name == "tensorrt" else get(name))
     monkeypatch.setattr(backends, "names", lambda: sorted({*names(), "tensorrt"}))
-    assert driver.run(unpacked, entry.verify(unpacked), entry.arguments([])) == 2
+    assert driver.run(unpacked, entry.verify(unpacked), entry.arguments([]), entry.show) == 2
     assert load(unpacked / "out" / "result.json")["error"]["code"] == "VP241"
     assert "VITPRUNE_PYTHON" in capsys.readouterr().err
 
@@ -210,7 +210,7 @@ def test_python_without_numpy(unpacked: Path, tmp_path: Path) -> None:
 def test_new_output_replaces_the_old(unpacked: Path, stand_in: dict[str, Any]) -> None:
     (unpacked / "out").mkdir()
     (unpacked / "out" / "stale").write_text("")
-    assert driver.run(unpacked, entry.verify(unpacked), entry.arguments(["--plugin", "skip", "--rounds", "1"])) == 0
+    assert driver.run(unpacked, entry.verify(unpacked), entry.arguments(["--plugin", "skip", "--rounds", "1"]), entry.show) == 0
     assert not (unpacked / "out" / "stale").exists()
 
 
@@ -219,7 +219,7 @@ def test_unwritable_place(unpacked: Path, monkeypatch: pytest.MonkeyPatch, capsy
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(driver.temporary, "folder", full)
-    assert driver.run(unpacked, entry.verify(unpacked), entry.arguments(["--rehearse"])) == 2
+    assert driver.run(unpacked, entry.verify(unpacked), entry.arguments(["--rehearse"]), entry.show) == 2
     assert "VP245" in capsys.readouterr().err
 
 

@@ -10,10 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from vitprune.bundle import Bundle, open_bundle, sha256_of
+from vitprune.bundle import Bundle, open_bundle
 from vitprune.device.collect import collect
 from vitprune.device.entry import Refused, verify
 from vitprune.errors import RecipeError, TargetError
+from vitprune.support.hashing import sha256_of
 
 MODULES = ("json", "argparse", "__future__", "platform", "contextlib", "importlib", "numpy", "sitecustomize")
 

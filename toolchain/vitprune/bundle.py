@@ -7,7 +7,7 @@
     engines/<t>/    engines, added by build-engine, listed in the manifest
     reports/        reports, rewritten at will, not listed
 
-A bundle appears under its name only when complete (`bundle_output`); its manifest changes under a lock.
+A bundle appears under its name only when complete (`bundle_parts.output`); its manifest changes under a lock.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from vitprune.bundle_output import check_output as check_output
-from vitprune.bundle_output import folder_in_place as folder_in_place
-from vitprune.bundle_output import unwritable
+from vitprune.bundle_parts.manifest import Manifest, damaged, read_manifest
+from vitprune.bundle_parts.output import check_output as check_output
+from vitprune.bundle_parts.output import folder_in_place as folder_in_place
+from vitprune.bundle_parts.output import unwritable
 from vitprune.errors import LoadError, RecipeError
-from vitprune.manifest import Manifest, damaged, read_manifest
 from vitprune.recipe import Recipe
-from vitprune.recipe_reading import read_text
+from vitprune.recipe_parts.reading import read_text
 from vitprune.support import files
 from vitprune.support.arrays import load_arrays
-from vitprune.support.files import sha256_of as sha256_of
 from vitprune.support.files import write_atomic as write_atomic
+from vitprune.support.hashing import sha256_of
 from vitprune.support.locking import locked
 
 ENGINES, REPORTS = "engines/", "reports/"

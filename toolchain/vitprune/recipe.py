@@ -24,8 +24,8 @@ from vitprune import methods
 from vitprune.errors import RecipeError
 from vitprune.methods.base import MethodParams
 from vitprune.methods.train_keys import TrainKeys
-from vitprune.recipe_reading import merge, override, read, with_files
-from vitprune.recipe_values import ModelArgs, read_profile
+from vitprune.recipe_parts.reading import merge, override, read, with_files
+from vitprune.recipe_parts.values import ModelArgs, read_profile
 from vitprune.support.suggestions import did_you_mean
 
 

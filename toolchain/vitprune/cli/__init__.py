@@ -13,9 +13,10 @@ from typing import Annotated, Any
 
 import typer
 
-from vitprune import __version__, console
+from vitprune import console
 from vitprune.errors import LoadError, RecipeError, VitpruneError, first_line
 from vitprune.support import interrupts, registry
+from vitprune.support.about import VERSION
 from vitprune.support.interrupts import INTERRUPTED
 from vitprune.support.limits import BeyondLimit, limits
 
@@ -30,7 +31,7 @@ app = typer.Typer(
 
 def _version(wanted: bool) -> None:
     if wanted:
-        typer.echo(f"vitprune {__version__}")
+        typer.echo(f"vitprune {VERSION}")
         raise typer.Exit
 
 

@@ -19,7 +19,7 @@ from vitprune.cli._common import (
     TensorrtOption,
 )
 from vitprune.errors import RecipeError
-from vitprune.recipe_values import read_profile
+from vitprune.recipe_parts.values import read_profile
 
 
 def command(

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from vitprune.bundle import Bundle, sha256_of
+from vitprune.bundle import Bundle
 from vitprune.device import preparing
 from vitprune.device.collect import PACKAGE_REPORT, collect, is_package_file
 from vitprune.device.hardware import is_device, lacking
@@ -18,6 +18,7 @@ from vitprune.device.remote import Remote, require_tools
 from vitprune.device.remote_run import run_package
 from vitprune.engines import batch_profile, building, put, under_way
 from vitprune.errors import RecipeError, TargetError
+from vitprune.support.hashing import sha256_of
 from vitprune.targets import Choice, Target, capability
 
 PACKAGED = "packaged, engine to be built on the device"

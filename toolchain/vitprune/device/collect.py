@@ -8,12 +8,13 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from vitprune.bundle import Bundle, sha256_of, write_atomic
+from vitprune.bundle import Bundle, write_atomic
 from vitprune.device.driver import RESULT
 from vitprune.engines import put, under_way
 from vitprune.errors import RecipeError, TargetError
 from vitprune.support import json_text
 from vitprune.support.files import inside, linked, read_text
+from vitprune.support.hashing import sha256_of
 
 PACKAGE_REPORT = "package-report.json"
 

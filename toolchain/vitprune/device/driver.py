@@ -19,31 +19,35 @@ import shutil
 import sys
 import time
 import traceback
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from vitprune.device.entry import sha256_of, show
 from vitprune.device.job import Job
 from vitprune.errors import LoadError, TargetError, VitpruneError
 from vitprune.support import temporary
+from vitprune.support.about import VERSION
+from vitprune.support.hashing import sha256_of
 from vitprune.support.replacing import replace_folder
+
+Show = Callable[[str, str, str, str], None]
 
 RESULT = "result.json"
 OUTPUTS = {False: "out", True: "out-rehearsal"}
 
 
-def run(root: Path, manifest: dict[str, Any], options: argparse.Namespace) -> int:
-    """Run a verified package; returns the exit code."""
+def run(root: Path, manifest: dict[str, Any], options: argparse.Namespace, show: Show) -> int:
+    """Run a verified package; returns the exit code. show: prints an error (code, message, cause, next step)."""
     output = root / OUTPUTS[options.rehearse]
     job = Job(root / "bundle", manifest["job"])
     try:
         with temporary.folder(output) as work:
-            return _run(root, manifest, options, job, work, output)
+            return _run(manifest, options, job, work, output, show)
     except OSError as error:
-        return _unwritable(output, error)
+        return _unwritable(output, error, show)
 
 
-def _run(root: Path, manifest: dict[str, Any], options: argparse.Namespace, job: Job, work: Path, output: Path) -> int:
+def _run(manifest: dict[str, Any], options: argparse.Namespace, job: Job, work: Path, output: Path, show: Show) -> int:
     result: dict[str, Any] = {
         "schema_version": 1, "package": manifest["name"], "package_sha256": manifest["sha256"], "target": job.target["name"],
         "mode": "rehearsal" if options.rehearse else "device",
@@ -66,7 +70,7 @@ def _run(root: Path, manifest: dict[str, Any], options: argparse.Namespace, job:
     return int(result["exit_code"])
 
 
-def _unwritable(output: Path, error: OSError) -> int:
+def _unwritable(output: Path, error: OSError, show: Show) -> int:
     show("VP245", f"cannot write '{output}'", error.strerror or str(error), "free some space, or unpack elsewhere")
     return 2
 
@@ -152,7 +156,7 @@ def _plugin(job: Job, work: Path, options: argparse.Namespace) -> dict[str, Any]
 
 def _engine(job: Job, work: Path, options: argparse.Namespace, plugin: dict[str, Any]) -> dict[str, Any]:
     """Build the engine in a child process; returns the contents of engine.json."""
-    from vitprune import __version__, backends
+    from vitprune import backends
     from vitprune.engines import building
     from vitprune.graph.lowering.logits import with_logits_only
 
@@ -179,7 +183,7 @@ def _engine(job: Job, work: Path, options: argparse.Namespace, plugin: dict[str,
     file = folder / job.target["engine_file"]
     document = {
         "schema_version": 1, "target": job.target["name"], "backend": name, "backend_version": backends.get(name).version(),
-        "tool_version": __version__, "host": os.uname().machine, "batch": job.batch, "precision": job.facts["precision"],
+        "tool_version": VERSION, "host": os.uname().machine, "batch": job.batch, "precision": job.facts["precision"],
         "model_sha256": job.facts["model_sha256"], "engine": file.name, "engine_sha256": sha256_of(file),
         "engine_bytes": file.stat().st_size, "seconds": round(time.monotonic() - began, 2), "facts": facts,
     }  # fmt: skip

@@ -19,12 +19,12 @@ import tarfile
 from pathlib import Path
 from typing import Any
 
-from vitprune import __version__
 from vitprune.bundle import Bundle
 from vitprune.device import entry
 from vitprune.device.hardware import capability_of, machine_of
 from vitprune.errors import LoadError, RecipeError, TargetError
 from vitprune.support import json_text, temporary
+from vitprune.support.about import VERSION
 from vitprune.targets import Target
 
 
@@ -62,7 +62,7 @@ def write_package(bundle: Bundle, target: Target, job: dict[str, Any], output: P
     """
     contents = package_files(bundle)
     manifest: dict[str, Any] = {
-        "schema_version": entry.SCHEMA, "kind": entry.KIND, "name": package_name(bundle, target), "tool_version": __version__,
+        "schema_version": entry.SCHEMA, "kind": entry.KIND, "name": package_name(bundle, target), "tool_version": VERSION,
         "machine": machine_of(target), "job": job, "files": {name: _digest(source) for name, source in sorted(contents.items())},
     }  # fmt: skip
     manifest["sha256"] = entry.seal(manifest)

@@ -12,12 +12,14 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from vitprune import __version__, backends
-from vitprune.bundle import Bundle, sha256_of
+from vitprune import backends
+from vitprune.bundle import Bundle
 from vitprune.engines import building
 from vitprune.errors import BuildError, RecipeError, TargetError
 from vitprune.graph.lowering.logits import with_logits_only
 from vitprune.support import temporary
+from vitprune.support.about import VERSION
+from vitprune.support.hashing import sha256_of
 from vitprune.support.locking import locked
 from vitprune.support.replacing import replaced
 from vitprune.support.versions import Version
@@ -163,7 +165,7 @@ def _build(
     """Build every model file into `folder` and write engine.json there; returns its contents."""
     document = {
         "schema_version": 1, "target": target.name, "backend": target.backend, "backend_version": backend.version(),
-        "tool_version": __version__, "host": platform.machine(), "batch": profile, "precision": bundle.recipe.precision.mode,
+        "tool_version": VERSION, "host": platform.machine(), "batch": profile, "precision": bundle.recipe.precision.mode,
     }  # fmt: skip
     _take_timing_cache(bundle.engine_path(target.name), folder)
     options: dict[str, Any] = {

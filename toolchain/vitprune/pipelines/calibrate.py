@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from vitprune import pipelines
 from vitprune.bundle import open_bundle, write_atomic
-from vitprune.bundle_output import require_new_file
+from vitprune.bundle_parts.output import require_new_file
 from vitprune.data import images as image_data
 from vitprune.errors import LoadError, RecipeError
 from vitprune.methods.pipeline import Goal

@@ -14,7 +14,8 @@ from vitprune.plugins.errors import PluginError
 from vitprune.plugins.sources import find_sources, source_digest
 from vitprune.plugins.toolchain import Toolchain, find_toolchain
 from vitprune.support import json_text, temporary
-from vitprune.support.files import plain_name, read_text, sha256_of
+from vitprune.support.files import plain_name, read_text
+from vitprune.support.hashing import sha256_of
 from vitprune.support.replacing import replace_folder
 
 LIBRARY = "libvitprune_plugin.so"

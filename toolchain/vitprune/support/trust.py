@@ -6,7 +6,7 @@ import os
 from contextlib import suppress
 from pathlib import Path
 
-from vitprune.support.files import sha256_of
+from vitprune.support.hashing import sha256_of
 
 
 def folder() -> Path:

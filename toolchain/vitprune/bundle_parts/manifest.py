@@ -10,10 +10,10 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, field_validator, model_validator
 
-from vitprune import __version__
 from vitprune.errors import LoadError
-from vitprune.recipe_values import ModelArgs
+from vitprune.recipe_parts.values import ModelArgs
 from vitprune.support import files, json_text
+from vitprune.support.about import VERSION
 from vitprune.support.limits import limits, require
 from vitprune.support.resources import SHIPPED
 
@@ -143,7 +143,7 @@ class Manifest(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     schema_version: int = SCHEMA
-    tool_version: str = __version__
+    tool_version: str = VERSION
     name: str
     model: dict[str, Any]
     preprocessing: dict[str, Any]

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from vitprune.bundle_parts.manifest import MANIFEST, read_manifest
 from vitprune.errors import LoadError, RecipeError
-from vitprune.manifest import MANIFEST, read_manifest
 from vitprune.support import temporary
 from vitprune.support.locking import locked
 from vitprune.support.replacing import move_into_nothing, replace_folder
