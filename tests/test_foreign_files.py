@@ -312,3 +312,43 @@ def test_text_of_files_does_not_reach_the_terminal_as_commands(copy: Path, capsy
     assert not set(shown) & set("\x1b\x07\u202e")
     assert "\\x1b]0;owned\\x07" in shown
     assert "[/bold]" in shown
+
+
+@pytest.mark.parametrize("fault", ["input sizes", "weights elsewhere", "a node that does not fit"])
+def test_a_graph_that_cannot_run_is_named_whatever_understanding_it_met(
+    tiny_dense, tmp_path: Path, fault: str, monkeypatch
+) -> None:
+    import onnx
+
+    from vitprune.exporting.runnable import require_runnable
+    from vitprune.graph import surgery
+    from vitprune.pipelines import rewrite
+    from vitprune.recipe import Recipe
+
+    model = onnx.ModelProto.FromString(tiny_dense.SerializeToString())
+    file = tmp_path / "dense.onnx"
+    file.write_bytes(model.SerializeToString())
+    require_runnable(file)
+    if fault == "input sizes":
+        model.graph.input[0].type.tensor_type.shape.dim[1].dim_value = 7
+    elif fault == "weights elsewhere":
+        tensor = next(one for one in model.graph.initializer if len(one.raw_data) > 64)
+        tensor.ClearField("raw_data")
+        tensor.data_location = onnx.TensorProto.EXTERNAL
+        entry = tensor.external_data.add()
+        entry.key, entry.value = "location", "missing.bin"
+    else:
+        node = next(one for one in model.graph.node if one.op_type == "MatMul")
+        node.input[1] = model.graph.input[0].name
+    file.write_bytes(model.SerializeToString())
+
+    def fails(*_: object, **__: object) -> None:
+        raise TypeError("'NoneType' object is not subscriptable")
+
+    monkeypatch.setattr(surgery, "rewrite", fails)
+    with pytest.raises(LoadError) as error:
+        rewrite(file, Recipe.load({"prune": {"method": "ats", "stages": [1]}}), tmp_path / "out")
+    assert error.value.code in ("VP604", "VP612")
+    file.write_bytes(tiny_dense.SerializeToString())
+    with pytest.raises(TypeError):  # a defect stays one
+        rewrite(file, Recipe.load({"prune": {"method": "ats", "stages": [1]}}), tmp_path / "out")

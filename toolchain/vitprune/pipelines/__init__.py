@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from vitprune import bundle as bundles
 from vitprune import methods
 from vitprune.bundle import Bundle, check_output
+from vitprune.errors import VitpruneError
 from vitprune.methods.pipeline import Pipeline, Report, Session
 from vitprune.pipelines.single import SingleModelPipeline
 
@@ -101,7 +102,15 @@ def rewrite(
             graph differs from the dense one. RecipeError: as for `export`.
     """
     check_output(Path(output), force)
-    return _runnable(of(recipe).rewrite(Path(onnx_path), recipe, Path(output), data=data, force=force, report=report))
+    try:
+        return _runnable(of(recipe).rewrite(Path(onnx_path), recipe, Path(output), data=data, force=force, report=report))
+    except (VitpruneError, OSError):
+        raise
+    except Exception:
+        from vitprune.exporting.runnable import require_runnable
+
+        require_runnable(Path(onnx_path))  # a graph that cannot run is named so; what is left is a defect of ours
+        raise
 
 
 def reference(module: Any, recipe: Recipe) -> Any:
