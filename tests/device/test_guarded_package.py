@@ -61,10 +61,10 @@ def test_files_that_nobody_lists_are_refused_wherever_they_lie(unpacked: Path, n
 @pytest.mark.parametrize("name", ["lib", "out", "plugin-cache"])
 def test_linked_folders_are_refused(unpacked: Path, tmp_path: Path, name: str) -> None:
     if (unpacked / name).exists():
-        shutil.move(unpacked / name, tmp_path / "elsewhere")
+        shutil.move(unpacked / name, tmp_path / "aside")
     else:
-        (tmp_path / "elsewhere").mkdir()
-    (unpacked / name).symlink_to(tmp_path / "elsewhere")
+        (tmp_path / "aside").mkdir()
+    (unpacked / name).symlink_to(tmp_path / "aside")
     with pytest.raises(Refused):
         verify(unpacked)
 

@@ -14,6 +14,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -50,8 +51,8 @@ def snapshot(root: Path) -> dict[str, int]:
     return kept | {name: 0 for name in os.listdir(root) if name not in ("case",)}
 
 
-def run(cases: int, first: int = 0, log: Any = None, seconds: float = 1e9) -> dict[str, Any]:
-    """Run cases `first` .. `first + cases`, or as many as the seconds allow; returns the counts."""
+def run(seeds: Sequence[int], log: Any = None, seconds: float = 1e9) -> dict[str, Any]:
+    """Run the cases of the seeds, or as many as the seconds allow; returns the counts."""
     root = Path(tempfile.mkdtemp(prefix="vitprune-fuzz-"))
     began, kinds, found = time.monotonic(), Counter[str](), []
     exits: Counter[str] = Counter()
@@ -59,7 +60,7 @@ def run(cases: int, first: int = 0, log: Any = None, seconds: float = 1e9) -> di
         worker.warm()
         _make_corpus(root / "corpus")
         before = snapshot(root)
-        for seed in range(first, first + cases):
+        for seed in seeds:
             if time.monotonic() - began > seconds:
                 break
             place = root / "case"
@@ -80,7 +81,7 @@ def run(cases: int, first: int = 0, log: Any = None, seconds: float = 1e9) -> di
         shutil.rmtree(root, ignore_errors=True)
     counts = Counter(name for entry in found for name in entry["findings"])
     return {
-        "cases": sum(kinds.values()), "first_seed": first, "seconds": round(time.monotonic() - began), "kinds": dict(sorted(kinds.items())),
+        "cases": sum(kinds.values()), "first_seed": min(seeds), "seconds": round(time.monotonic() - began), "kinds": dict(sorted(kinds.items())),
         "exits": dict(sorted(exits.items())), "findings": {name: counts[name] for name in FINDINGS},
         "seeds": {name: [entry["seed"] for entry in found if name in entry["findings"]] for name in FINDINGS},
     }  # fmt: skip
@@ -106,12 +107,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--cases", type=int, default=3000)
     parser.add_argument("--first", type=int, default=0)
+    parser.add_argument("--seeds", type=int, nargs="+", help="these alone, to see a finding again")
     parser.add_argument("--seconds", type=float, default=1e9)
     parser.add_argument("--log", type=Path, help="findings as JSON lines")
     parser.add_argument("--store", action="store_true", help="write results.json and RESULTS.md")
     options = parser.parse_args()
     with open(options.log or os.devnull, "a", encoding="utf-8") as log:
-        result = run(options.cases, options.first, log, options.seconds)
+        result = run(options.seeds or range(options.first, options.first + options.cases), log, options.seconds)
     print(json.dumps(result, indent=2))
     if options.store:
         (HERE / "results.json").write_text(json.dumps(result, indent=2) + "\n")

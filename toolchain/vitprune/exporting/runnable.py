@@ -6,6 +6,7 @@ import math
 from pathlib import Path
 
 import numpy as np
+import onnx
 
 from vitprune.backends.onnxruntime import make_session
 from vitprune.errors import LoadError, first_line
@@ -20,6 +21,8 @@ def require_runnable(path: Path) -> None:
         LoadError: VP604, VP612. BeyondLimit: the input is too large.
     """
     model = read_model(path)
+    if why := _unreadable(model):
+        raise _refused(path, why)
     known = {tensor.name for tensor in model.graph.initializer}
     inputs = [value for value in model.graph.input if value.name not in known]
     session = make_session(path)
@@ -38,6 +41,18 @@ def require_runnable(path: Path) -> None:
         session.run(None, {inputs[0].name: np.zeros([sizes[0] or 1, *sizes[1:]], kind)})
     except Exception as error:
         raise _refused(path, first_line(error)[:200]) from error
+
+
+def _unreadable(model: onnx.ModelProto) -> str:
+    """Why the names in a graph are no text, or ""; protobuf tells only when they are asked for."""
+    try:
+        for node in model.graph.node:
+            _ = node.name, node.op_type, node.domain, list(node.input), list(node.output), [one.name for one in node.attribute]
+        for value in [*model.graph.input, *model.graph.output, *model.graph.value_info, *model.graph.initializer]:
+            _ = value.name
+        return ""
+    except UnicodeDecodeError as error:
+        return f"a name in it is no text: {first_line(error)}"
 
 
 def _refused(path: Path, cause: str) -> LoadError:
