@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+from onnx import numpy_helper
 
 from vitprune.backends.onnxruntime import make_session
 from vitprune.errors import LoadError, first_line
@@ -44,15 +45,20 @@ def require_runnable(path: Path) -> None:
 
 
 def _unreadable(model: onnx.ModelProto) -> str:
-    """Why the names in a graph are no text, or ""; protobuf tells only when they are asked for."""
+    """Why the texts or numbers in a graph cannot be read, or ""; protobuf tells only when they are asked for."""
+    from google.protobuf import text_format
+
     try:
-        for node in model.graph.node:
-            _ = node.name, node.op_type, node.domain, list(node.input), list(node.output), [one.name for one in node.attribute]
-        for value in [*model.graph.input, *model.graph.output, *model.graph.value_info, *model.graph.initializer]:
-            _ = value.name
+        for tensor in model.graph.initializer:
+            numpy_helper.to_array(tensor)
+        bare = onnx.ModelProto()
+        bare.CopyFrom(model)
+        for tensor in bare.graph.initializer:
+            tensor.ClearField("raw_data")
+        text_format.MessageToString(bare)
         return ""
-    except UnicodeDecodeError as error:
-        return f"a name in it is no text: {first_line(error)}"
+    except (ValueError, TypeError, KeyError) as error:  # UnicodeDecodeError is a ValueError
+        return first_line(error)
 
 
 def _refused(path: Path, cause: str) -> LoadError:
