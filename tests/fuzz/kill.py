@@ -43,10 +43,10 @@ def commands(root: Path) -> list[list[str]]:
     ]  # fmt: skip
 
 
-def started(arguments: list[str], root: Path) -> subprocess.Popen[bytes]:
+def started(arguments: list[str], root: Path, errors: int = subprocess.DEVNULL) -> subprocess.Popen[bytes]:
     """The command in a session of its own, marked in its environment so that what it leaves can be found."""
     return subprocess.Popen(
-        [sys.executable, "-m", "vitprune", *arguments, "-q"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        [sys.executable, "-m", "vitprune", *arguments, "-q"], stdout=subprocess.DEVNULL, stderr=errors,
         start_new_session=True, env={**os.environ, "VITPRUNE_FUZZ": str(root), "OMP_NUM_THREADS": "1"},
     )  # fmt: skip
 
@@ -91,6 +91,7 @@ def run(times: int, seed: int = 0, only: int | None = None) -> dict[str, Any]:
     """Kill `times` times; returns the counts of findings."""
     rng, root = random.Random(seed), Path(tempfile.mkdtemp(prefix="vitprune-kill-"))
     counts, running = dict.fromkeys(FINDINGS, 0), 0
+    said: list[str] = []
     try:
         _corpus(root / "in")
         lines = commands(root)
@@ -115,11 +116,14 @@ def run(times: int, seed: int = 0, only: int | None = None) -> dict[str, Any]:
             counts["builder left"] += bool(left(root))
             if number % 10 == 9 or number == times - 1:  # the next runs sweep
                 for line in lines:
-                    counts["next run failed"] += started(line, root).wait() != 0
+                    after = started(line, root, subprocess.PIPE)
+                    text = after.communicate()[1].decode(errors="replace")
+                    counts["next run failed"] += after.returncode != 0
+                    said += [f"{line[0]}: {after.returncode}: {text[-600:]}"] if after.returncode else []
                 counts["temporary left"] += bool(temporaries(root))
     finally:
         shutil.rmtree(root, ignore_errors=True)
-    return {"times": times, "seed": seed, "killed_while_running": running, "findings": counts}
+    return {"times": times, "seed": seed, "killed_while_running": running, "findings": counts, "said": said}
 
 
 def _corpus(place: Path) -> None:
