@@ -189,6 +189,7 @@ def test_failing_engine(built: Callable[..., Bundle], monkeypatch: pytest.Monkey
 def test_unreadable_facts(built: Callable[..., Bundle]) -> None:
     bundle = built()
     (bundle.engine_path("jetson-orin") / "engine.json").write_text("[1]")
+    bundle.list_engine("jetson-orin")
     refused("VP638", bundle)
 
 
@@ -196,6 +197,8 @@ def test_engine_of_another_model(built: Callable[..., Bundle]) -> None:
     bundle = built()
     file = bundle.engine_path("jetson-orin") / "engine.json"
     file.write_text(json.dumps({**json.loads(file.read_text()), "model_sha256": "0"}))
+    refused("VP629", bundle)
+    bundle.list_engine("jetson-orin")
     refused("VP639", bundle)
 
 

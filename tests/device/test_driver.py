@@ -218,7 +218,7 @@ def test_unwritable_place(unpacked: Path, monkeypatch: pytest.MonkeyPatch, capsy
     def full(*_: Any, **__: Any) -> Any:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(driver.tempfile, "mkdtemp", full)
+    monkeypatch.setattr(driver.temporary, "folder", full)
     assert driver.run(unpacked, entry.verify(unpacked), entry.arguments(["--rehearse"]), entry.show) == 2
     assert "VP245" in capsys.readouterr().err
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -103,3 +105,36 @@ def test_library_of_another_interface(tmp_path: Path) -> None:
     with pytest.raises(PluginError, match="interface 99") as caught:
         load(path)
     assert caught.value.code == "VP606"
+
+
+@pytest.mark.parametrize("damage", ["changed", "cut off", "gone", "info"])
+def test_a_damaged_build_is_built_again(tmp_path, monkeypatch, damage):
+    """What the cache holds counts only as it was made."""
+    building = sys.modules["vitprune.plugins.build"]
+    made = []
+
+    def compile_(sources, work, tools, options, jobs):
+        made.append(1)
+        stage = work / "stage"
+        stage.mkdir()
+        (stage / building.LIBRARY).write_bytes(b"library")
+        info = {"version": "1", "compiler": "c", "nvcc": "", "architectures": "", "tensorrt": "", "onnxruntime_api": ""}
+        (stage / "build_info.json").write_text(json.dumps(info))
+        building._note(stage)
+        return stage
+
+    monkeypatch.setattr(building, "_compile", compile_)
+    library = building.build(cache=tmp_path, cuda=False).library
+    assert building.build(cache=tmp_path, cuda=False).cached
+    assert len(made) == 1
+    if damage == "changed":
+        library.write_bytes(b"librarx")
+    elif damage == "cut off":
+        library.write_bytes(b"")
+    elif damage == "gone":
+        library.unlink()
+    else:
+        (library.parent / "build_info.json").write_text("{}")
+    again = building.build(cache=tmp_path, cuda=False)
+    assert (again.cached, again.library.read_bytes(), len(made)) == (False, b"library", 2)
+    assert [path.name for path in tmp_path.iterdir()] == [library.parent.name]

@@ -63,6 +63,7 @@ def record(bundle: Bundle, target: str, backend: str, **facts: Any) -> None:
     digest = bundle.manifest.files["model.onnx"]
     document = {"backend": backend, "engine": "model.engine", "model_sha256": digest, "engine_sha256": "e", "facts": facts}
     (folder / "engine.json").write_text(json.dumps(document))
+    bundle.list_engine(target)
 
 
 def test_ids_are_stable() -> None:

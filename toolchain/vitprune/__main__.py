@@ -1,5 +1,18 @@
-"""`python -m vitprune`."""
+"""The console script, and `python -m vitprune`. It answers Ctrl-C from its first line on."""
 
-from vitprune.cli import main
+from __future__ import annotations
 
-main()
+from vitprune.support import interrupts, processes
+
+
+def main() -> None:
+    """Run the command line; nothing is imported from the current folder."""
+    interrupts.install()
+    from vitprune.cli import main as command_line
+
+    command_line()
+
+
+if __name__ == "__main__":
+    processes.without_current_folder()
+    main()

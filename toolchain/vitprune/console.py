@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import re
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
 from rich.console import Console
+from rich.errors import MarkupError
 from rich.markup import escape
 from rich.progress import (
     BarColumn,
@@ -22,10 +25,13 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 from rich.table import Table
+from rich.text import Text
 
 from vitprune.errors import VitpruneError
 
 SCHEMA_VERSION = 1
+# Control characters, which a terminal obeys, and those that turn the direction of text; half surrogate pairs, which cannot be written.
+_CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 _NUMBER = re.compile(r"[-+<>≤~]?\d|[-–]?$")
 
 
@@ -43,15 +49,47 @@ class Settings:
 settings = Settings()
 
 
+class Closed(Exception):
+    """Nobody reads on, or the disk is full: what was to be said cannot be. exit_code: 141 for a closed pipe as shells say it, else 2."""
+
+    def __init__(self, error: OSError) -> None:
+        super().__init__(error.strerror or str(error))
+        self.exit_code = 141 if error.errno == errno.EPIPE else 2
+
+
+def harmless(text: str) -> str:
+    """Text of which nothing is obeyed by a terminal: control characters are written out."""
+    return _CONTROL.sub(lambda found: f"\\x{ord(found[0]):02x}" if ord(found[0]) < 256 else f"\\u{ord(found[0]):04x}", text)
+
+
+def plain(text: object) -> str:
+    """Text in which nothing is taken for markup."""
+    return escape(harmless(str(text)))
+
+
+def show(content: object) -> None:
+    """Print to stderr: a renderable, or a line of markup, which is shown as it stands where it is none.
+
+    Raises:
+        Closed: it cannot be written.
+    """
+    try:
+        settings.console.print(_rendered(content) if isinstance(content, str) else content)
+    except OSError as error:
+        raise Closed(error) from error
+
+
+def _rendered(line: str) -> Text:
+    try:
+        return Text.from_markup(harmless(line))
+    except MarkupError:
+        return Text(harmless(line))
+
+
 def info(text: str) -> None:
     """Print one line of markup to stderr unless --quiet."""
     if not settings.quiet:
-        settings.console.print(text)
-
-
-def plain(text: str) -> str:
-    """Text in which nothing is taken for markup."""
-    return escape(text)
+        show(text)
 
 
 def macs_line(pruned: float, dense: float, ratio: float) -> str:
@@ -63,42 +101,57 @@ def macs_line(pruned: float, dense: float, ratio: float) -> str:
 def detail(text: str) -> None:
     """Print one line only with --verbose."""
     if settings.verbose and not settings.quiet:
-        settings.console.print(f"[dim]{text}[/dim]")
+        show(f"[dim]{text}[/dim]")
 
 
 def warn(text: str) -> None:
-    """Print a warning; shown with --quiet too."""
-    settings.console.print(f"[yellow]warning:[/yellow] {text}")
+    """Print a warning, in which nothing is markup; shown with --quiet too."""
+    show(f"[yellow]warning:[/yellow] {plain(text)}")
 
 
 def table(title: str, columns: list[str], rows: list[list[str]]) -> None:
     """Print a table to stderr unless --quiet; columns of numbers are right-aligned."""
     if settings.quiet:
         return
-    view = Table(title=title, title_justify="left")
+    view = Table(title=plain(title), title_justify="left")
     for position, column in enumerate(columns):
         filled = [row[position] for row in rows if row[position] not in ("", "–")]
         numbers = position > 0 and bool(filled) and all(_NUMBER.match(cell) for cell in filled)
         view.add_column(column, justify="right" if numbers else "left")
     for row in rows:
-        view.add_row(*(escape(cell) for cell in row))
-    settings.console.print(view)
+        view.add_row(*(plain(cell) for cell in row))
+    show(view)
 
 
 def document(command: str, body: dict[str, Any]) -> None:
-    """Write the JSON document of a command to stdout when --json was given."""
+    """Write the JSON document of a command to stdout when --json was given.
+
+    Raises:
+        Closed: it cannot be written.
+    """
     if settings.json:
-        sys.stdout.write(json.dumps({"schema_version": SCHEMA_VERSION, "command": command, **body}, indent=2) + "\n")
-        sys.stdout.flush()
+        try:
+            sys.stdout.write(json.dumps({"schema_version": SCHEMA_VERSION, "command": command, **body}, indent=2) + "\n")
+            sys.stdout.flush()
+        except OSError as error:
+            raise Closed(error) from error
+
+
+def give_up() -> None:
+    """Let what is still buffered go nowhere: the interpreter flushes at its end, and would fail again."""
+    with suppress(OSError, ValueError, AttributeError):
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        for stream in (sys.stdout, sys.stderr):
+            os.dup2(nowhere, stream.fileno())
 
 
 def show_error(error: VitpruneError, command: str = "") -> None:
     """Print an error: code, what, why, next step; and its JSON form with --json."""
-    settings.console.print(f"[bold red]error {error.code}[/bold red] {escape(error.message)}")
+    show(f"[bold red]error {error.code}[/bold red] {plain(error.message)}")
     if error.cause:
-        settings.console.print(f"  [bold]cause[/bold] {escape(error.cause)}")
+        show(f"  [bold]cause[/bold] {plain(error.cause)}")
     if error.next_step:
-        settings.console.print(f"  [bold]next[/bold]  {escape(error.next_step)}")
+        show(f"  [bold]next[/bold]  {plain(error.next_step)}")
     document(command, {"status": "error", "exit_code": error.exit_code, "error": error.document()})
 
 
@@ -111,7 +164,7 @@ class Step:
     def update(self, text: str) -> None:
         """Show `text` behind the step's title."""
         if self._progress is not None:
-            self._progress.update(self._task, description=f"{self._title} [dim]{escape(text)}[/dim]")
+            self._progress.update(self._task, description=f"{self._title} [dim]{plain(text)}[/dim]")
 
 
 @contextmanager
@@ -121,7 +174,7 @@ def step(title: str) -> Iterator[Step]:
         yield Step(None, None, title)
         return
     if not settings.console.is_terminal:
-        settings.console.print(f"{title} …")
+        show(f"{title} …")
         yield Step(None, None, title)
         return
     columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
@@ -129,7 +182,7 @@ def step(title: str) -> Iterator[Step]:
         task = progress.add_task(title)
         yield Step(progress, task, title)
         elapsed = progress.tasks[0].elapsed or 0.0
-    settings.console.print(f"[green]✓[/green] {title} [dim]{elapsed:.1f} s[/dim]")
+    show(f"[green]✓[/green] {title} [dim]{elapsed:.1f} s[/dim]")
 
 
 class Bar:
@@ -141,9 +194,9 @@ class Bar:
     def update(self, done: int, total: int, text: str) -> None:
         """Show that `done` of `total` is done."""
         if self._progress is not None:
-            self._progress.update(self._task, completed=done, total=total, description=f"{self._title} [dim]{escape(text)}[/dim]")
+            self._progress.update(self._task, completed=done, total=total, description=f"{self._title} [dim]{plain(text)}[/dim]")
         elif text.startswith("epoch"):
-            info(f"{done}/{total} {escape(text)}")
+            info(f"{done}/{total} {plain(text)}")
 
 
 @contextmanager

@@ -43,6 +43,11 @@ class VitpruneError(Exception):
         return {"code": self.code, "message": self.message, "cause": self.cause, "next_step": self.next_step}
 
 
+def first_line(error: BaseException) -> str:
+    """The first line of what an exception says, its type where it says nothing."""
+    return next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+
+
 class RecipeError(VitpruneError):
     """The recipe or the command line is wrong."""
 

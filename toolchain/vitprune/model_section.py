@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
+
+from vitprune.recipe_parts.values import ModelArgs
 
 
 class Section(BaseModel):
@@ -24,7 +26,7 @@ class ModelSection(Section):
     name: str | None = None
     weights: str | None = None
     image_size: int | None = Field(default=None, gt=0)
-    args: dict[str, Any] = Field(default_factory=dict)
+    args: ModelArgs = Field(default_factory=dict)
     mean: list[float] | None = Field(default=None, min_length=1)
     std: list[float] | None = Field(default=None, min_length=1)
     interpolation: Literal["nearest", "bilinear", "bicubic", "box", "hamming", "lanczos"] | None = None

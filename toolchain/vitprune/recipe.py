@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
+import os
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,9 +18,9 @@ from vitprune.methods.base import MethodParams
 from vitprune.methods.train_keys import TrainKeys
 from vitprune.model_section import ModelSection as ModelSection
 from vitprune.model_section import Section
-from vitprune.support.resources import shipped_recipes
+from vitprune.recipe_parts.reading import merge, override, read, with_files
+from vitprune.recipe_parts.values import read_profile
 from vitprune.support.suggestions import did_you_mean
-from vitprune.support.yaml_text import parse
 
 
 class GraphSection(Section):
@@ -33,18 +34,13 @@ class GraphSection(Section):
     @field_validator("batch", mode="before")
     @classmethod
     def _profile(cls, value: Any) -> str:
-        parts = str(value).split(":")
-        if len(parts) not in (1, 3) or not all(part.isdigit() and int(part) > 0 for part in parts):
-            raise ValueError("batch is one number or min:opt:max, for example 1:4:8")
-        if len(parts) == 3 and not int(parts[0]) <= int(parts[1]) <= int(parts[2]):
-            raise ValueError("batch min:opt:max must ascend")
+        read_profile(str(value))
         return str(value)
 
     @property
     def profile(self) -> tuple[int, int, int]:
         """(min, opt, max)."""
-        parts = [int(part) for part in self.batch.split(":")]
-        return (parts[0], parts[0], parts[0]) if len(parts) == 1 else (parts[0], parts[1], parts[2])
+        return read_profile(self.batch)
 
     @property
     def static_batch(self) -> int | None:
@@ -120,11 +116,13 @@ class Recipe(Section):
         Raises:
             RecipeError: VP100 not found, VP101 not YAML, VP102 a key or value is wrong, VP103/VP104 no such method.
         """
-        data = copy.deepcopy(source) if isinstance(source, dict) else _with_files(_read(Path(source)), Path(source))
+        data = copy.deepcopy(source) if isinstance(source, dict) else with_files(read(Path(source)), Path(source))
         base = data.pop("extends", None)
+        if base is not None and not isinstance(base, str):
+            raise RecipeError(102, "'extends' is not a recipe", cause="it is a path or the name of a shipped recipe")
         if base is not None:
-            beside = Path(source).parent / str(base) if not isinstance(source, dict) else Path(str(base))
-            parent = _read(beside if beside.exists() else Path(str(base)))
+            beside = Path(source).parent / base if not isinstance(source, dict) else Path(base)
+            parent = read(beside if os.path.exists(beside) else Path(base))
             if "extends" in parent:
                 raise RecipeError(
                     102,
@@ -132,9 +130,9 @@ class Recipe(Section):
                     cause="extends goes one level deep",
                     next_step="extend the base recipe directly",
                 )
-            data = _merge(parent, data)
-        for override in overrides or []:
-            _override(data, override)
+            data = merge(parent, data)
+        for text in overrides or []:
+            override(data, text)
         try:
             return cls.model_validate(data)
         except ValidationError as error:
@@ -170,79 +168,11 @@ class Recipe(Section):
         return Recipe.load(self.to_dict(), [f"{path}={json.dumps(value)}"])
 
 
-def _read(path: Path) -> dict[str, Any]:
-    if not path.exists():
-        shipped = shipped_recipes()
-        if str(path) not in shipped:
-            raise RecipeError(
-                100, f"recipe '{path}' not found", cause=did_you_mean(str(path), shipped), next_step="vitprune recipes"
-            )
-        path = shipped[str(path)]
-    try:
-        data = parse(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
-        raise RecipeError(
-            101, f"recipe '{path}' cannot be read", cause=" ".join(str(error).split()), next_step="check the file's YAML syntax"
-        ) from error
-    if not isinstance(data, dict):
-        raise RecipeError(
-            101,
-            f"recipe '{path}' is not a mapping",
-            cause="a recipe has keys such as prune: and graph:",
-            next_step="vitprune recipes",
-        )
-    return data
-
-
-def _with_files(data: dict[str, Any], path: Path) -> dict[str, Any]:
-    """Files that lie beside a recipe are found from everywhere: a trained recipe names its weights without a folder."""
-    prune = data.get("prune")
-    keys: tuple[str, ...] = ()
-    if isinstance(prune, dict) and prune.get("method") in methods.names():
-        keys = methods.get(prune["method"]).params.paths
-    for section, names in (("model", ("weights",)), ("prune", keys)):
-        own: Any = data.get(section)
-        for key in names if isinstance(own, dict) else ():
-            beside = path.parent / own[key] if isinstance(own.get(key), str) else None
-            if beside is not None and beside.is_file():
-                own[key] = str(beside)
-    return data
-
-
 def _parsed(model: type[BaseModel], data: dict[str, Any], prefix: str) -> BaseModel:
     try:
         return model.model_validate(data)
     except ValidationError as error:
         raise _readable(error, model, prefix) from error
-
-
-def _merge(base: dict[str, Any], top: dict[str, Any]) -> dict[str, Any]:
-    merged = dict(base)
-    for key, value in top.items():
-        both = isinstance(value, dict) and isinstance(merged.get(key), dict)
-        merged[key] = _merge(merged[key], value) if both else value
-    return merged
-
-
-def _override(data: dict[str, Any], text: str) -> None:
-    path, separator, value = text.partition("=")
-    keys = path.strip().split(".")
-    if not separator or not all(keys):
-        raise RecipeError(105, f"--set '{text}' is not key.path=value", next_step="for example --set prune.num_samples=64")
-    here = data
-    for key in keys[:-1]:
-        here = here.setdefault(key, {})
-        if not isinstance(here, dict):
-            raise RecipeError(
-                105,
-                f"--set '{text}' goes through a value",
-                cause=f"'{key}' holds no keys",
-                next_step="for example --set prune.num_samples=64",
-            )
-    try:
-        here[keys[-1]] = parse(value)
-    except yaml.YAMLError as error:
-        raise RecipeError(105, f"--set '{text}': the value is not YAML", cause=" ".join(str(error).split())) from error
 
 
 def _readable(error: ValidationError, model: type[BaseModel], prefix: str) -> RecipeError:

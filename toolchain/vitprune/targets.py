@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -10,11 +12,17 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from vitprune.errors import TargetError
+from vitprune.support import files
 from vitprune.support.resources import shipped_targets
 from vitprune.support.suggestions import did_you_mean
 from vitprune.support.versions import Version
+from vitprune.support.yaml_text import parse
 
 Precision = Literal["fp32", "tf32", "fp16", "bf16", "int8", "fp8"]
+
+
+# Other files of an engine's folder.
+TAKEN = ("engine.json", "timing.cache", "graph.onnx", "package-report.json")
 
 
 class _Section(BaseModel):
@@ -89,6 +97,20 @@ class Target(_Section):
     runtime_source: str = ""
     power: Power = Field(default_factory=Power)
     notes: list[str] = Field(default_factory=list)
+
+    @field_validator("name", "engine_file")
+    @classmethod
+    def _is_plain(cls, text: str) -> str:
+        if not files.plain_name(text) or len(text) > 100:
+            raise ValueError(f"'{text}' is not a plain name: it becomes one of a folder or file in the bundle")
+        return text
+
+    @field_validator("engine_file")
+    @classmethod
+    def _is_free(cls, text: str) -> str:
+        if text in TAKEN or text.endswith((".tar", ".log", ".so")):
+            raise ValueError(f"'{text}' is the name of another file beside the engine")
+        return text
 
     @property
     def compute_capability(self) -> str:
@@ -174,7 +196,7 @@ def capability(text: str) -> str:
         TargetError: VP224 when it is none.
     """
     plain = text.replace(".", "")
-    if text and not (plain.isdigit() and len(plain) > 1):
+    if text and re.fullmatch(r"[0-9]{2,4}", plain) is None:
         raise TargetError(224, f"'{text}' is no compute capability", next_step="--sm 8.7")
     return plain
 
@@ -187,10 +209,10 @@ def load(name: str) -> Target:
     """
     shipped = shipped_targets()
     path = shipped.get(name, Path(name) if name.endswith((".yaml", ".yml")) else None)
-    if path is None or not path.is_file():
+    if path is None or not os.path.exists(path):
         raise TargetError(202, f"unknown target '{name}'", cause=did_you_mean(name, shipped), next_step="vitprune targets")
     try:
-        data: Any = yaml.safe_load(path.read_text(encoding="utf-8"))
+        data: Any = parse(files.read_text(path))
         return Target.model_validate(data)
     except ValidationError as error:
         raise TargetError(203, f"target file '{path}' is wrong", cause=_complaint(error), next_step="correct the file") from error

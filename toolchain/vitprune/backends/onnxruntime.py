@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from vitprune.backends import Result
+from vitprune.backends._engines import find
 from vitprune.backends._inputs import images
-from vitprune.errors import LoadError
+from vitprune.errors import LoadError, first_line
 
 if TYPE_CHECKING:
     from vitprune.bundle import Bundle
@@ -58,7 +59,7 @@ def make_session(
         raise LoadError(
             612,
             "ONNX Runtime refuses the model",
-            cause=str(error).splitlines()[0],
+            cause=first_line(error),
             next_step="vitprune inspect the bundle, or export it again",
         ) from error
 
@@ -71,11 +72,23 @@ def open_model(path: Path) -> Any:
 
 
 class Session:
-    """model.onnx of a bundle, or an engine folder built for onnxruntime-cpu."""
+    """model.onnx of a bundle, or an engine built from it.
+
+    Args:
+        bundle: an opened bundle. engine: an engine file. target: whose engine of the bundle; without either, model.onnx itself.
+
+    Raises:
+        LoadError: VP612 ONNX Runtime refuses the file; with a target what `_engines.find` raises.
+    """
 
     providers: tuple[str, ...] = ("CPUExecutionProvider",)
 
-    def __init__(self, bundle: Bundle, engine: Path | None = None) -> None:
+    backend = "onnxruntime"
+
+    def __init__(self, bundle: Bundle, engine: Path | None = None, target: str | None = None) -> None:
+        built = find(bundle, self.backend, target) if target is not None and engine is None else None
+        if built is not None:
+            engine, self.facts = built.path, {"target": target, "engine_sha256": built.document.get("engine_sha256")}
         self._shape = tuple(bundle.manifest.preprocessing["input_size"])
         self._io = bundle.manifest.io
         self._batch = bundle.recipe.graph.static_batch

@@ -39,10 +39,11 @@ class Session(cpu.Session):
         LoadError: VP612 ONNX Runtime refuses the model, VP636 it would run it on the CPU after all.
     """
 
+    backend = "onnxruntime_cuda"
     providers = (PROVIDER, "CPUExecutionProvider")
 
-    def __init__(self, bundle: Bundle, engine: Path | None = None) -> None:
-        super().__init__(bundle, engine)
+    def __init__(self, bundle: Bundle, engine: Path | None = None, target: str | None = None) -> None:
+        super().__init__(bundle, engine, target)
         require_cuda(self._session)
 
 

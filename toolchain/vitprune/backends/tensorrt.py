@@ -17,7 +17,7 @@ from vitprune.backends._tensorrt.support import ALWAYS_TYPED, CUMULATIVE_LAYER, 
 from vitprune.backends._tensorrt.trtexec import command_line
 from vitprune.errors import BuildError
 from vitprune.graph.lowering.tensorrt import for_tensorrt
-from vitprune.support import registry
+from vitprune.support import registry, trust
 from vitprune.support.gpus import Gpu, local_gpus
 from vitprune.support.versions import Version
 
@@ -122,6 +122,7 @@ def _build(settings: Settings, gpu: Gpu, messages: list[str], report: Callable[[
     if library is not None:
         plugins.register(trt.get_plugin_registry(), library, BuildError, 522)
         library = plugins.beside(library, settings.output.parent)
+        trust.remember(library)
     model, form = _form(settings.model, here, library is not None)
     parsed = settings.output.with_suffix(PARSED)
     parsed.write_bytes(model)
@@ -142,6 +143,8 @@ def _build(settings: Settings, gpu: Gpu, messages: list[str], report: Callable[[
         raise _no_engine(messages)
     report("writing the engine")
     settings.output.write_bytes(bytes(plan))
+    if settings.embed_plugin:
+        trust.remember(settings.output)
     kept = config.get_timing_cache()
     if kept is not None:
         (settings.output.parent / TIMING_CACHE).write_bytes(bytes(kept.serialize()))

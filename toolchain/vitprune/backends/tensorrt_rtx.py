@@ -93,7 +93,7 @@ def build(request: dict[str, Any], report: Any) -> dict[str, Any]:
 class Session:
     """Running an RTX engine needs an NVIDIA GPU of compute capability 8.0, 8.6, 8.9 or 12.0."""
 
-    def __init__(self, bundle: Bundle) -> None:
+    def __init__(self, bundle: Bundle, engine: Path | None = None, target: str | None = None) -> None:
         raise LoadError(
             614,
             "TensorRT-RTX engines are not run by this version",

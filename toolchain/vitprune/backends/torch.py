@@ -69,8 +69,16 @@ def dense_module(bundle: Bundle, weights: str | None = None) -> Any:
 class Session:
     """The reference on the CPU."""
 
-    def __init__(self, bundle: Bundle, module: Any = None) -> None:
+    def __init__(self, bundle: Bundle, module: Any = None, target: str | None = None) -> None:
         from vitprune.vit.pruned import PrunedViT
+
+        if target is not None:
+            raise LoadError(
+                630,
+                f"the bundle has no engine of '{target}' for PyTorch",
+                cause="PyTorch runs the reference and no engines",
+                next_step="leave --target out, or name the --backend of that target",
+            )
 
         self._shape = tuple(bundle.manifest.preprocessing["input_size"])
         self.model = PrunedViT(module if module is not None else dense_module(bundle), bundle.recipe).eval()

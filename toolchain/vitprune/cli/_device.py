@@ -17,8 +17,10 @@ def packaged(package: dict[str, Any], result: dict[str, Any] | None, require_eng
         TargetError: VP232 when an engine is required and there is none.
     """
     for name, finding in package["findings"].items():
-        console.info(f"  {_MARKS[finding['status']]} {name.replace('_', '-')}: {finding['detail']}")
-    console.info(f"package {package['path']} ({package['package_bytes'] / 2**20:.1f} MiB, {package['files']} files)")
+        console.info(f"  {_MARKS[finding['status']]} {name.replace('_', '-')}: {console.plain(finding['detail'])}")
+    console.info(
+        f"package {console.plain(package['path'])} ({package['package_bytes'] / 2**20:.1f} MiB, {package['files']} files)"
+    )
     engine = result is not None and result["mode"] == "device"
     if require_engine and not engine:
         raise TargetError(
@@ -28,17 +30,19 @@ def packaged(package: dict[str, Any], result: dict[str, Any] | None, require_eng
             next_step="unpack the package on the device and start its run.sh, or --remote user@host",
         )
     if package["stated"]:
-        console.info(f"made for {', '.join(f'{name} {value}' for name, value in package['stated'].items())}")
+        console.info(f"made for {console.plain(', '.join(f'{name} {value}' for name, value in package['stated'].items()))}")
     if result is None and package["engine_there"]:
         console.info("the engine that is there stays until the one of this package comes back")
     if result is None:
-        console.info(f"status: {package['status']}: unpack it there and start run.sh, or --remote user@host")
+        console.info(f"status: {console.plain(package['status'])}: unpack it there and start run.sh, or --remote user@host")
         console.info("evidence: the graph as validated in the bundle; nothing was run on the device")
         console.document("build-engine", {"status": package["status"], "exit_code": 0, "package": package})
         return 0
     again = " (it had finished before)" if result["repeated"] else ""
     what = "engine built on the device" if engine else "rehearsed, engine to be built on the device"
-    console.info(f"status: {what}, validation {result['status']}{again}; {result['runtime']}; evidence: {result['evidence']}")
+    console.info(
+        f"status: {what}, validation {console.plain(result['status'])}{again}; {console.plain(result['runtime'])}; evidence: {console.plain(result['evidence'])}"
+    )
     if differs := result.get("differs"):
         console.warn(differs)
     if engine and not result["engine_stored"]:

@@ -25,7 +25,7 @@ def exported(bundle: Bundle, command: str) -> None:
     size = sum((bundle.path / name).stat().st_size for name in bundle.model_files) / 2**20
     models = "" if len(bundle.model_files) == 1 else f"{len(bundle.model_files)} models, "
     console.info(
-        f"bundle [bold]{bundle.path}[/bold]: {models}{live} prune sites, {notes['nodes']} nodes, {size:.1f} MiB, samples {notes['samples']}"
+        f"bundle [bold]{console.plain(bundle.path)}[/bold]: {models}{live} prune sites, {notes['nodes']} nodes, {size:.1f} MiB, samples {console.plain(notes['samples'])}"
     )
     if "logits_max_abs" in check:
         console.info(
@@ -73,7 +73,7 @@ def verdict(outcome: Verdict) -> None:
         console.table("top-1 accuracy", list(comparison.accuracy), [[f"{value:.2f} %" for value in comparison.accuracy.values()]])
     console.info(console.macs_line(**outcome.macs))
     for gate in outcome.gates:
-        console.info(f"  {MARKS[gate.passed, gate.undecided]} {gate.text()}")
+        console.info(f"  {MARKS[gate.passed, gate.undecided]} {console.plain(gate.text())}")
     console.info(
-        f"[bold {COLOURS[outcome.status]}]{outcome.status.upper()}[/] {outcome.bundle} on {outcome.backend} against {outcome.reference}; evidence: {outcome.rung}"
+        f"[bold {COLOURS[outcome.status]}]{outcome.status.upper()}[/] {console.plain(outcome.bundle)} on {console.plain(outcome.backend)} against {console.plain(outcome.reference)}; evidence: {outcome.rung}"
     )

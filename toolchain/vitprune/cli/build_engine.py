@@ -19,6 +19,7 @@ from vitprune.cli._common import (
     TensorrtOption,
 )
 from vitprune.errors import RecipeError
+from vitprune.recipe_parts.values import read_profile
 
 
 def command(
@@ -83,7 +84,7 @@ def command(
                 next_step="leave it out, or build on the device with vitprune itself",
             )
         opened = open_bundle(bundle)
-        with console.step(f"package for {chosen.name}") as step:
+        with console.step(f"package for {console.plain(chosen.name)}") as step:
             packaged = package_engine(
                 opened,
                 choice,
@@ -97,7 +98,7 @@ def command(
             )
         result = None
         if place is not None:
-            with console.step(f"run on {place.host}") as step:
+            with console.step(f"run on {console.plain(place.host)}") as step:
                 result = run_remotely(
                     opened, chosen, Path(packaged["path"]), place, rehearse=rehearse, again=force, report=step.update
                 )
@@ -113,7 +114,7 @@ def command(
     require_device(chosen)
     require_release(choice, require_backend(chosen))
     opened = open_bundle(bundle)
-    with console.step(f"build {chosen.name} engine") as step:
+    with console.step(f"build {console.plain(chosen.name)} engine") as step:
         document = build_engine(
             opened,
             chosen,
@@ -129,7 +130,7 @@ def command(
     size = document["engine_bytes"] / 2**20
     files = document["engine"] if isinstance(document["engine"], list) else [document["engine"]]
     console.info(
-        f"engine {opened.engine_path(chosen.name)}/{', '.join(files)} ({size:.1f} MiB, {document['seconds']} s, {document['facts']['runtime']})"
+        f"engine {console.plain(opened.engine_path(chosen.name))}/{', '.join(files)} ({size:.1f} MiB, {document['seconds']} s, {console.plain(document['facts']['runtime'])})"
     )
     console.info(
         "evidence: the builder accepts the graph; nothing was run on a GPU"
@@ -147,13 +148,15 @@ def parse_batch(text: str | None) -> tuple[int, int, int] | None:
     """
     if text is None:
         return None
-    parts = text.split(":")
-    if len(parts) not in (1, 3) or not all(part.isdigit() and int(part) > 0 for part in parts):
-        raise RecipeError(108, f"--batch '{text}' is not a batch profile", next_step="--batch 1:4:8 (min:opt:max) or --batch 1")
-    low, opt, high = (int(part) for part in (parts * 3 if len(parts) == 1 else parts))
-    if not low <= opt <= high:
-        raise RecipeError(108, f"--batch '{text}' does not ascend", next_step="--batch min:opt:max")
-    return low, opt, high
+    try:
+        return read_profile(text)
+    except ValueError as error:
+        raise RecipeError(
+            108,
+            f"--batch '{text}' is not a batch profile",
+            cause=str(error),
+            next_step="--batch 1:4:8 (min:opt:max) or --batch 1",
+        ) from error
 
 
 def parse_memory(text: str | None) -> int | None:
@@ -164,7 +167,7 @@ def parse_memory(text: str | None) -> int | None:
     """
     if text is None:
         return None
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(MiB|GiB)", text)
+    match = re.fullmatch(r"([0-9]{1,7}(?:\.[0-9]+)?)\s*(MiB|GiB)", text)
     if match is None:
         raise RecipeError(108, f"--workspace '{text}' has no unit", next_step="--workspace 2GiB")
     return max(1, int(float(match[1]) * (1024 if match[2] == "GiB" else 1)))

@@ -44,5 +44,5 @@ def command(
             pretrained=pretrained, overrides=overrides, force=force, report=step.update, schedule=schedule,
         )  # fmt: skip
     console.table(f"{done['method']} on {done['images']} images", ["", ""], [[name, str(value)] for name, value in done.items()])
-    console.info(f"next: vitprune export -r {output} -o BUNDLE")
+    console.info(f"next: vitprune export -r {console.plain(output)} -o BUNDLE")
     console.document("calibrate", {"status": "ok", "exit_code": 0, "recipe": str(output), **done})

@@ -38,7 +38,9 @@ def command(
             console.info(f"  {'':<10} [dim]→ {console.plain(finding.mend)}[/dim]")
     word = report.verdict.value
     where = f" on {report.module}" if report.module else ""
-    console.info(f"[{colours[word]}]{word.upper()}[/] {report.bundle} for {report.target}, {report.runtime}{where}")
+    console.info(
+        f"[{colours[word]}]{word.upper()}[/] {console.plain(report.bundle)} for {console.plain(report.target)}, {report.runtime}{where}"
+    )
     console.document("check", report.document())
     if word == "blocked" and not exit_zero:
         raise typer.Exit(1)

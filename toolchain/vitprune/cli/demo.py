@@ -23,7 +23,7 @@ def command(
     console.table("dense against pruned", ["", "dense", "pruned"], result.facts)
     for note in result.notes:
         console.info(note)
-    console.info(f"report: {result.report}")
+    console.info(f"report: {console.plain(result.report)}")
     console.document(
         "demo", {**result.verdict.document(), "table": result.facts, "notes": result.notes, "report": str(result.report)}
     )

@@ -26,7 +26,7 @@ def command(
     count = len(plugin["built"])
     console.info(f"plugin library: {f'built, {count} in the cache' if count else 'not built yet: vitprune plugins build'}")
     if plugin["reason"]:
-        console.info(f"  it cannot be built here: {plugin['reason']}")
+        console.info(f"  it cannot be built here: {console.plain(plugin['reason'])}")
     console.document("doctor", {"status": "ok", "exit_code": 0, **found, "environment_schema": found["schema_version"]})
 
 

@@ -35,11 +35,13 @@ def command(bundle: BundleArgument) -> None:
     for name, engine in found["engines"].items():
         facts = engine.get("facts", {})
         console.info(
-            f"engine [bold]{name}[/bold]: {facts.get('runtime', engine.get('backend'))}, batch {':'.join(map(str, engine.get('batch', [])))}, "
-            f"{engine.get('engine_bytes', 0) / 2**20:.1f} MiB"
+            f"engine [bold]{console.plain(name)}[/bold]: {console.plain(facts.get('runtime', engine.get('backend')))}, "
+            f"batch {console.plain(engine.get('batch', ''))}, {console.plain(engine.get('engine_bytes', '?'))} bytes"
         )
+        if engine["state"] != "whole":
+            console.warn(f"the engine '{name}' is not as it was built: {engine['state']}")
         shown = ("architecture", "gpu", "graph", "layers", "layers_by_precision", "precision_audit", "plugin", "trtexec")
         for key in shown:
             if facts.get(key):
-                console.info(f"  {key}: {console.plain(str(facts[key]))}")
+                console.info(f"  {key}: {console.plain(facts[key])}")
     console.document("inspect", {"status": "ok", "exit_code": 0, **found})

@@ -54,7 +54,7 @@ def command(
             )  # fmt: skip
     except PluginError as error:
         raise _ours(error) from error
-    console.info(f"library {report.library} ({'from the cache' if report.cached else 'built'})")
+    console.info(f"library {console.plain(report.library)} ({'from the cache' if report.cached else 'built'})")
     parts = {
         "host twin": report.compiler,
         "CUDA kernels": f"nvcc {report.nvcc} for {' '.join(report.architectures)}" if report.nvcc else "left out: no nvcc",
@@ -64,7 +64,7 @@ def command(
         ),
     }
     for name, text in parts.items():
-        console.info(f"  {name}: {text}")
+        console.info(f"  {name}: {console.plain(text)}")
     found: dict[str, Any] = {**vars(report), "library": str(report.library), "architectures": list(report.architectures)}
     console.document("plugins", {"status": "ok", "exit_code": 0, "build": found})
 
@@ -78,17 +78,17 @@ def _info() -> None:
     except PluginError as error:
         raise _ours(error) from error
     state = plugin_state()
-    console.info(f"sources {sources}")
+    console.info(f"sources {console.plain(sources)}")
     for name, where in (state["tools"] or {}).items():
         console.info(f"  {name.replace('_', ' ')}: {where or 'not found'}")
     if state["reason"]:
-        console.info(f"  it cannot be built here: {state['reason']}")
+        console.info(f"  it cannot be built here: {console.plain(state['reason'])}")
     libraries = []
     for path in state["built"]:
         try:
             library = load(Path(path))
             libraries.append({"library": path, "features": list(library.features), "build": library.build_info})
-            console.info(f"library {path}: {', '.join(library.features) or 'host twin alone'}")
+            console.info(f"library {console.plain(path)}: {', '.join(library.features) or 'host twin alone'}")
         except PluginError as error:
             libraries.append({"library": path, "error": str(error)})
             console.warn(f"{path}: {error}")

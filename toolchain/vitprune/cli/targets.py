@@ -24,7 +24,7 @@ def command() -> None:
         listed.append({**target.model_dump(mode="json"), "state": state})
     console.table("targets", ["target", "what", "here"], rows)
     for entry in listed:
-        console.info(f"  [bold]{entry['name']}[/bold] runtime: {console.plain(entry['runtime_source'])}")
+        console.info(f"  [bold]{console.plain(entry['name'])}[/bold] runtime: {console.plain(entry['runtime_source'])}")
         for release in entry["releases"]:
             console.info(
                 f"    {'JetPack ' + release['jetpack'] + ': ' if release['jetpack'] else ''}TensorRT {release['tensorrt']}"

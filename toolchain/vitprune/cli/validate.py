@@ -22,6 +22,9 @@ def command(
     samples: Annotated[int | None, typer.Option(min=1, help="Number of images instead of the recipe's.")] = None,
     junit: Annotated[Path | None, typer.Option(help="Write a JUnit XML file.")] = None,
     exit_zero: Annotated[bool, typer.Option("--exit-zero", help="Report only: exit 0 even when a gate fails.")] = False,
+    foreign_code: Annotated[
+        bool, typer.Option("--foreign-code", help="Let the bundle's engine load native code that was not built on this machine.")
+    ] = False,
 ) -> None:
     """Compare a bundle with its reference and enforce the recipe's gates; exit 1 when one fails."""
     import json
@@ -35,7 +38,7 @@ def command(
         raise RecipeError(
             199, f"--reference '{reference}'", cause="it is auto, torch or stored", next_step="vitprune validate --help"
         )
-    opened = open_bundle(bundle)
+    opened = open_bundle(bundle, foreign_code)
     with console.step("validate") as step:
         outcome = validate(
             opened,
@@ -47,7 +50,10 @@ def command(
             samples=samples,
             report=step.update,
         )
-    opened.write_report("validate.json", json.dumps(outcome.document(), indent=2) + "\n")
+    try:
+        opened.write_report("validate.json", json.dumps(outcome.document(), indent=2) + "\n")
+    except RecipeError as error:  # a bundle that cannot be written can be validated all the same
+        console.warn(f"the report is not kept: {error.message}: {error.cause}")
     if junit is not None:
         try:
             write_atomic(junit, junit_xml(outcome).encode())

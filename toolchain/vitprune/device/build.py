@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,10 +16,9 @@ from vitprune.device.hardware import is_device, lacking
 from vitprune.device.package import job_of, package_name, read_manifest, write_package
 from vitprune.device.remote import Remote, require_tools
 from vitprune.device.remote_run import run_package
-from vitprune.engines import batch_profile
+from vitprune.engines import batch_profile, building, put, under_way
 from vitprune.errors import RecipeError, TargetError
 from vitprune.support.hashing import sha256_of
-from vitprune.support.replacing import replaced
 from vitprune.targets import Choice, Target, capability
 
 PACKAGED = "packaged, engine to be built on the device"
@@ -77,6 +75,7 @@ def package_engine(
         PreflightError: VP4xx. RecipeError: VP106 something else is there, VP107 unwritable, VP108 batch.
         TargetError: VP224, VP225 compute capability, VP239.
     """
+    building.require_timeout(timeout)
     profile, sm = batch_profile(bundle, batch), capability(architecture)
     choice = choice.with_workspace(workspace_mib)
     report("static checks")
@@ -86,39 +85,31 @@ def package_engine(
     place = bundle.engine_path(target.name)
     job = job_of(bundle, target, profile, target.workspace_mib, stated)
     try:
-        place.parent.mkdir(exist_ok=True)
-        new = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".tmp", dir=place.parent))
+        with under_way(place) as new:
+            tar = new / f"{package_name(bundle, target)}.tar"
+            manifest = write_package(bundle, target, job, tar)
+            digest = sha256_of(tar)
+            same = (place / tar.name).is_file() and sha256_of(place / tar.name) == digest
+            if place.exists() and not same and not force:
+                raise RecipeError(
+                    106,
+                    f"'{place}' holds an engine or another package",
+                    cause="it came of another model, batch, target or vitprune, and nothing is overwritten unless asked",
+                    next_step="add --force",
+                )
+            if trials:
+                report("compiling the plugin for the device")
+                findings["plugin"] = preparing.compile_plugin(target)
+                findings["stand_in"] = preparing.stand_in_build(bundle, profile, timeout, report)
+            document = {
+                "schema_version": 1, "status": PACKAGED, "target": target.name, "package": tar.name, "package_sha256": digest,
+                "package_bytes": tar.stat().st_size, "files": len(manifest["files"]), "machine": manifest["machine"], "batch": profile,
+                "stated": stated, "engine_there": (place / target.engine_file).is_file(), "findings": findings,
+            }  # fmt: skip
+            (new / PACKAGE_REPORT).write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
+            _put(bundle, target.name, new, same)
     except OSError as error:
         raise _unwritable(place, error) from error
-    try:
-        tar = new / f"{package_name(bundle, target)}.tar"
-        manifest = write_package(bundle, target, job, tar)
-        digest = sha256_of(tar)
-        same = (place / tar.name).is_file() and sha256_of(place / tar.name) == digest
-        if place.exists() and not same and not force:
-            raise RecipeError(
-                106,
-                f"'{place}' holds an engine or another package",
-                cause="it came of another model, batch, target or vitprune, and nothing is overwritten unless asked",
-                next_step="add --force",
-            )
-        if trials:
-            report("compiling the plugin for the device")
-            findings["plugin"] = preparing.compile_plugin(target)
-            findings["stand_in"] = preparing.stand_in_build(bundle, profile, timeout, report)
-        document = {
-            "schema_version": 1, "status": PACKAGED, "target": target.name, "package": tar.name, "package_sha256": digest,
-            "package_bytes": tar.stat().st_size, "files": len(manifest["files"]), "machine": manifest["machine"], "batch": profile,
-            "stated": stated, "engine_there": (place / target.engine_file).is_file(), "findings": findings,
-        }  # fmt: skip
-        (new / PACKAGE_REPORT).write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
-        _put(bundle, target.name, new, same)
-    except OSError as error:
-        raise _unwritable(place, error) from error
-    finally:
-        shutil.rmtree(new, ignore_errors=True)
-        if not any(place.parent.iterdir()):
-            place.parent.rmdir()
     return {**document, "path": str(place / tar.name)}
 
 
@@ -126,16 +117,15 @@ def _put(bundle: Bundle, target: str, new: Path, same: bool) -> None:
     """Put a package into the bundle, its report alone where the `same` package is there; the engine beside it stays."""
     place = bundle.engine_path(target)
     if same:
-        os.replace(new / PACKAGE_REPORT, place / PACKAGE_REPORT)
-        bundle.list_engine(target)
+        with bundle.changing():
+            os.replace(new / PACKAGE_REPORT, place / PACKAGE_REPORT)
+            bundle.list_engine(target)
         return
     if place.exists():
         for file in place.iterdir():
-            if not is_package_file(file.name):
+            if not is_package_file(file.name) and not file.is_symlink():
                 (shutil.copytree if file.is_dir() else shutil.copy2)(file, new / file.name)
-    new.chmod(0o755)
-    with replaced(new, place):
-        bundle.list_engine(target)
+    put(bundle, target, new, force=True)
 
 
 def _unwritable(place: Path, error: OSError) -> RecipeError:

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-import json
+import errno
+import os
 import shutil
-import tempfile
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 from vitprune.bundle import Bundle, write_atomic
 from vitprune.device.driver import RESULT
+from vitprune.engines import put, under_way
 from vitprune.errors import RecipeError, TargetError
+from vitprune.support import json_text
+from vitprune.support.files import inside, linked, read_text
 from vitprune.support.hashing import sha256_of
-from vitprune.support.replacing import replaced
 
 PACKAGE_REPORT = "package-report.json"
 
@@ -57,20 +59,28 @@ def is_package_file(name: str) -> bool:
 
 def _verified(incoming: Path, package: dict[str, Any]) -> dict[str, Any]:
     try:
-        result: dict[str, Any] = json.loads((incoming / RESULT).read_text(encoding="utf-8"))
+        result = json_text.parse(read_text(incoming / RESULT))
         files: dict[str, str] = result["files"]
         belongs = result["package_sha256"] == package["sha256"]
+        if result["mode"] not in ("device", "rehearsal") or result["exit_code"] not in (0, 1, 2) or not isinstance(files, dict):
+            raise ValueError("it is not what a run writes")
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise _incomplete(f"{RESULT}: {type(error).__name__}") from error
     if not belongs:
         raise _incomplete("it is the output of another package")
     for name, digest in files.items():
-        file = incoming / name
-        if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts or file.is_symlink():
+        if not inside(name) or linked(incoming, name):
             raise _incomplete(f"{name} points elsewhere")
+        file = incoming / name
         if not file.is_file() or sha256_of(file) != digest:
             raise _incomplete(f"{name} is missing or has another sha256")
-    return result
+    for place, folders, names in os.walk(incoming):
+        for name in [*folders, *names]:
+            file = Path(place) / name
+            relative = file.relative_to(incoming).as_posix()
+            if file.is_symlink() or (name in names and relative != RESULT and relative not in files):
+                raise _incomplete(f"{relative} is not what the run wrote")
+    return dict(result)
 
 
 def _incomplete(cause: str) -> TargetError:
@@ -79,6 +89,8 @@ def _incomplete(cause: str) -> TargetError:
 
 def _store_reports(bundle: Bundle, name: str, incoming: Path) -> None:
     folder = bundle.path / "reports" / name
+    if linked(bundle.path, f"reports/{name}"):
+        raise OSError(errno.ELOOP, f"reports/{name} is a symbolic link")
     folder.mkdir(parents=True, exist_ok=True)
     for file in sorted(incoming.glob("*.json")):
         write_atomic(folder / file.name, file.read_bytes())
@@ -87,14 +99,9 @@ def _store_reports(bundle: Bundle, name: str, incoming: Path) -> None:
 def _store_engine(bundle: Bundle, target: str, engine: Path) -> None:
     """The folder keeps its package; the engine takes the place of an earlier one, of which nothing stays."""
     place = bundle.engine_path(target)
-    new = Path(tempfile.mkdtemp(prefix=f".{target}.", suffix=".tmp", dir=place.parent))
-    try:
+    with under_way(place) as new:
         shutil.copytree(engine, new, dirs_exist_ok=True)
         for file in place.iterdir():
-            if is_package_file(file.name):
+            if is_package_file(file.name) and not file.is_symlink():
                 shutil.copy2(file, new / file.name)
-        new.chmod(0o755)
-        with replaced(new, place):
-            bundle.list_engine(target)
-    finally:
-        shutil.rmtree(new, ignore_errors=True)
+        put(bundle, target, new, force=True)

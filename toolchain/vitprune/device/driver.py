@@ -17,7 +17,6 @@ import json
 import os
 import shutil
 import sys
-import tempfile
 import time
 import traceback
 from collections.abc import Callable
@@ -26,6 +25,7 @@ from typing import Any
 
 from vitprune.device.job import Job
 from vitprune.errors import LoadError, TargetError, VitpruneError
+from vitprune.support import temporary
 from vitprune.support.about import VERSION
 from vitprune.support.hashing import sha256_of
 from vitprune.support.replacing import replace_folder
@@ -41,33 +41,31 @@ def run(root: Path, manifest: dict[str, Any], options: argparse.Namespace, show:
     output = root / OUTPUTS[options.rehearse]
     job = Job(root / "bundle", manifest["job"])
     try:
-        work = Path(tempfile.mkdtemp(prefix=f".{output.name}.", suffix=".tmp", dir=root))
+        with temporary.folder(output) as work:
+            return _run(manifest, options, job, work, output, show)
     except OSError as error:
         return _unwritable(output, error, show)
+
+
+def _run(manifest: dict[str, Any], options: argparse.Namespace, job: Job, work: Path, output: Path, show: Show) -> int:
     result: dict[str, Any] = {
         "schema_version": 1, "package": manifest["name"], "package_sha256": manifest["sha256"], "target": job.target["name"],
         "mode": "rehearsal" if options.rehearse else "device",
     }  # fmt: skip
     try:
-        try:
-            result |= _work(job, work, options)
-        except VitpruneError as error:
-            show(error.code, error.message, error.cause, error.next_step)
-            result |= {"status": "error", "exit_code": 2, "error": error.document()}
-        except Exception as error:
-            traceback.print_exc()
-            document = {"code": "VP249", "message": f"unexpected {type(error).__name__}", "cause": str(error), "next_step": ""}
-            show(document["code"], document["message"], document["cause"], "report the lines above")
-            result |= {"status": "error", "exit_code": 2, "error": document}
-        files = sorted(path for path in work.rglob("*") if path.is_file())
-        result["files"] = {path.relative_to(work).as_posix(): sha256_of(path) for path in files}
-        _write(work / RESULT, result)
-        work.chmod(0o755)
-        replace_folder(work, output)
-    except OSError as error:
-        return _unwritable(output, error, show)
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
+        result |= _work(job, work, options)
+    except VitpruneError as error:
+        show(error.code, error.message, error.cause, error.next_step)
+        result |= {"status": "error", "exit_code": 2, "error": error.document()}
+    except Exception as error:
+        traceback.print_exc()
+        document = {"code": "VP249", "message": f"unexpected {type(error).__name__}", "cause": str(error), "next_step": ""}
+        show(document["code"], document["message"], document["cause"], "report the lines above")
+        result |= {"status": "error", "exit_code": 2, "error": document}
+    files = sorted(path for path in work.rglob("*") if path.is_file())
+    result["files"] = {path.relative_to(work).as_posix(): sha256_of(path) for path in files}
+    _write(work / RESULT, result)
+    replace_folder(work, output)
     print(f"{result['status']}: {output}", file=sys.stderr)
     return int(result["exit_code"])
 

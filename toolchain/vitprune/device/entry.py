@@ -1,24 +1,30 @@
 """Start of a device package; shipped at its root as run.py, so it stands alone: Python >= 3.10 and its standard library.
 
-It verifies the package before anything else in it is imported, then hands over to the driver inside the package.
+It verifies the package before anything in it is imported, then hands over to the driver inside the package. Python puts the folder
+of a script first where it looks for modules: that is taken away before the first import that could find something there.
 """
 
-from __future__ import annotations
+import sys
+
+if __name__ == "__main__" and not (sys.flags.isolated or getattr(sys.flags, "safe_path", False)):
+    del sys.path[0]
 
 import argparse
 import hashlib
 import json
+import math
 import os
 import platform
-import sys
+from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 KIND = "vitprune device package"
 SCHEMA = 1
 MANIFEST = "package.json"
-# Nothing that is not listed may lie in these folders: it would be imported, compiled or run.
-CLOSED = ("bundle", "lib", "plugins")
+# What a run leaves at the root, besides the files that the manifest lists; nothing else may lie there: it could be imported or run.
+OWN = ("out", "out-rehearsal", "plugin-cache")
+UNDER_WAY = ".vitprune-tmp"
 
 
 class Refused(Exception):
@@ -47,21 +53,38 @@ def verify(root: Path) -> dict[str, Any]:
     manifest = _manifest(root)
     for name, digest in manifest["files"].items():
         file = root / name
-        if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts or file.is_symlink():
+        if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts or _linked(root, name):
             raise _changed(name, "it points outside the package")
         if not file.is_file():
             raise _changed(name, "it is missing")
         if sha256_of(file) != digest:
             raise _changed(name, f"its sha256 is not the one in {MANIFEST}")
-    for folder in CLOSED:
-        for file in sorted((root / folder).rglob("*")):
-            name = file.relative_to(root).as_posix()
-            if (file.is_symlink() or not file.is_dir()) and name not in manifest["files"]:
-                raise Refused(
-                    "VP642", f"'{name}' does not belong to the package", f"{MANIFEST} does not list it",
-                    "remove it, or unpack the package anew",
-                )  # fmt: skip
+    if strange := next(_strange(root, {MANIFEST, *manifest["files"]}), ""):
+        raise Refused(
+            "VP642", f"'{strange}' does not belong to the package", f"{MANIFEST} does not list it",
+            "remove it, or unpack the package anew",
+        )  # fmt: skip
     return manifest
+
+
+def _strange(root: Path, listed: set[str]) -> Iterator[str]:
+    """Files and links that are not listed; what runs left at the root is not looked into."""
+    for place, folders, names in os.walk(root):
+        if Path(place) == root:
+            folders[:] = [
+                name for name in folders if (name not in OWN and not name.endswith(UNDER_WAY)) or (root / name).is_symlink()
+            ]
+        for name in sorted([*folders, *names]):
+            file = Path(place) / name
+            relative = file.relative_to(root).as_posix()
+            if (name in names or file.is_symlink()) and relative not in listed:
+                yield relative
+
+
+def _linked(root: Path, name: str) -> bool:
+    """Whether a file or a folder on the way to it is a symbolic link."""
+    parts = PurePosixPath(name).parts
+    return any(root.joinpath(*parts[: count + 1]).is_symlink() for count in range(len(parts)))
 
 
 def check_machine(manifest: dict[str, Any], here: str) -> None:
@@ -92,10 +115,15 @@ def sha256_of(path: Path) -> str:
 
 def show(code: str, message: str, cause: str, next_step: str) -> None:
     """Print an error the way the command line does."""
-    print(f"error {code} {message}", file=sys.stderr)
+    print(f"error {code} {_harmless(message)}", file=sys.stderr)
     for label, text in (("cause", cause), ("next", next_step)):
         if text:
-            print(f"  {label:<5} {text}", file=sys.stderr)
+            print(f"  {label:<5} {_harmless(text)}", file=sys.stderr)
+
+
+def _harmless(text: str) -> str:
+    """Text of which a terminal obeys nothing."""
+    return "".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in text)
 
 
 def arguments(given: list[str]) -> argparse.Namespace:
@@ -112,8 +140,8 @@ def arguments(given: list[str]) -> argparse.Namespace:
     parser.add_argument("--timeout", type=float, default=3600.0, help="seconds for the engine build (default: 3600)")
     parser.add_argument("--verify", action="store_true", help="only verify the package")
     options = parser.parse_args(given)
-    if options.rounds < 1 or options.timeout <= 0:
-        parser.error("--rounds and --timeout are positive")
+    if options.rounds < 1 or not (math.isfinite(options.timeout) and 0 < options.timeout <= 30 * 24 * 3600):
+        parser.error("--rounds and --timeout are positive, and a timeout at most 30 days")
     return options
 
 
@@ -146,9 +174,9 @@ def _manifest(root: Path) -> dict[str, Any]:
         raise Refused(
             "VP640", f"'{root}' is not a device package", f"{MANIFEST}: {error.strerror}", "unpack the whole .tar again"
         ) from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise _changed(MANIFEST, "it is not JSON") from error
-    if not isinstance(manifest, dict) or manifest.get("kind") != KIND:
+    if not isinstance(manifest, dict) or not isinstance(manifest.get("schema_version", 0), int) or manifest.get("kind") != KIND:
         raise Refused("VP640", f"'{root}' is not a device package", f"{MANIFEST} is of another kind", "unpack the .tar again")
     if manifest.get("schema_version", 0) > SCHEMA:
         raise Refused(
@@ -157,6 +185,9 @@ def _manifest(root: Path) -> dict[str, Any]:
         )  # fmt: skip
     if seal(manifest) != manifest.get("sha256"):
         raise _changed(MANIFEST, "its own sha256 does not match")
+    listed = manifest.get("files")
+    if not isinstance(listed, dict) or not all(isinstance(digest, str) for digest in listed.values()):
+        raise _changed(MANIFEST, "it lists no files")
     return manifest
 
 

@@ -16,7 +16,6 @@ import json
 import os
 import re
 import tarfile
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +23,7 @@ from vitprune.bundle import Bundle
 from vitprune.device import entry
 from vitprune.device.hardware import capability_of, machine_of
 from vitprune.errors import LoadError, RecipeError, TargetError
+from vitprune.support import json_text, temporary
 from vitprune.support.about import VERSION
 from vitprune.targets import Target
 
@@ -69,15 +69,10 @@ def write_package(bundle: Bundle, target: Target, job: dict[str, Any], output: P
     contents[entry.MANIFEST] = (json.dumps(manifest, indent=2) + "\n").encode()
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(prefix=f".{output.name}.", dir=output.parent)
-        try:
-            with os.fdopen(handle, "wb") as stream:
+        with temporary.file(output) as new:
+            with new.open("wb") as stream:
                 _write_tar(stream, manifest["name"], contents)
-            os.chmod(temporary, 0o644)
-            os.replace(temporary, output)
-        except BaseException:
-            Path(temporary).unlink(missing_ok=True)
-            raise
+            os.replace(new, output)
     except OSError as error:
         raise RecipeError(
             107, f"cannot write '{output}'", cause=error.strerror or str(error), next_step="free some space, or copy the bundle"
@@ -97,7 +92,7 @@ def read_manifest(package: Path) -> dict[str, Any]:
                 member.name for member in tar if member.name.count("/") == 1 and member.name.endswith(f"/{entry.MANIFEST}")
             )
             stream = tar.extractfile(name)
-            manifest: dict[str, Any] = json.load(stream) if stream is not None else {}
+            manifest: dict[str, Any] = json_text.parse(stream.read(1 << 24).decode()) if stream is not None else {}
     except (OSError, tarfile.TarError, ValueError, StopIteration) as error:
         raise LoadError(
             640, f"'{package}' is not a device package", cause=f"{type(error).__name__}: {error}", next_step="make it anew"

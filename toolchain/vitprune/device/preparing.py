@@ -18,6 +18,7 @@ from vitprune.device.native import build_for
 from vitprune.engines import building
 from vitprune.errors import VitpruneError
 from vitprune.graph.lowering.logits import with_logits_only
+from vitprune.support import temporary
 from vitprune.targets import Choice, Target
 
 STAND_IN = "tensorrt_rtx"
@@ -62,8 +63,7 @@ def stand_in_build(
     backend = backends.get(STAND_IN)
     if why := backend.missing():
         return {"status": "skipped", "detail": why}
-    with tempfile.TemporaryDirectory(prefix="vitprune-") as folder:
-        work = Path(folder)
+    with temporary.folder(Path(tempfile.gettempdir()) / "vitprune") as work:
         with_logits_only(bundle.model_path, work / "graph.onnx")
         request = {
             "backend": STAND_IN, "model": str(work / "graph.onnx"), "output": str(work / "engine"), "log": str(work / "build.log"),

@@ -13,11 +13,18 @@ for argument in "$@"; do
     [ "$argument" = --rehearse ] && runtimes=onnxruntime
 done
 
+# An empty entry in PYTHONPATH stands for the current folder, from which nothing is to be imported.
+PYTHONPATH=$(printf %s "${PYTHONPATH:-}" | sed 's/::*/:/g; s/^://; s/:$//')
+if [ -n "$PYTHONPATH" ]; then export PYTHONPATH; else unset PYTHONPATH; fi
+PYTHONSAFEPATH=1
+export PYTHONSAFEPATH # Python 3.11 and newer; 3.10 is told in the scripts themselves
+
 # works PYTHON MODULE...: whether that interpreter is recent enough and has the modules
 works() {
     command -v "$1" >/dev/null 2>&1 || return 1
     "$1" - "$@" <<'PY' >/dev/null 2>&1
 import sys
+sys.path[:] = [entry for entry in sys.path if entry]
 from importlib.util import find_spec
 sys.exit(not (sys.version_info >= (3, 10) and all(find_spec(name) for name in sys.argv[2:])))
 PY

@@ -6,9 +6,9 @@ import json
 import os
 import platform
 import shutil
-import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +17,10 @@ from vitprune.bundle import Bundle
 from vitprune.engines import building
 from vitprune.errors import BuildError, RecipeError, TargetError
 from vitprune.graph.lowering.logits import with_logits_only
+from vitprune.support import temporary
 from vitprune.support.about import VERSION
 from vitprune.support.hashing import sha256_of
+from vitprune.support.locking import locked
 from vitprune.support.replacing import replaced
 from vitprune.support.versions import Version
 from vitprune.targets import Choice, Target
@@ -101,16 +103,15 @@ def build_engine(
     backend = require_backend(target)
     folder = bundle.engine_path(target.name)
     if folder.exists() and not force:
-        raise RecipeError(
-            106,
-            f"an engine for '{target.name}' exists in the bundle",
-            cause="nothing is overwritten unless asked",
-            next_step="add --force",
-        )
+        raise exists(target.name)
+    building.require_timeout(timeout)
     profile = batch_profile(bundle, batch)
     try:
-        folder.parent.mkdir(exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".tmp", dir=folder.parent))
+        with under_way(folder) as new:
+            document = _build(
+                bundle, target, backend, new, profile, workspace_mib, plugin, embed_plugin, kept_outputs, timeout, report
+            )
+            put(bundle, target.name, new, force)
     except OSError as error:
         raise RecipeError(
             107,
@@ -118,35 +119,64 @@ def build_engine(
             cause=error.strerror or str(error),
             next_step="free some space or copy the bundle elsewhere",
         ) from error
+    return document
+
+
+@contextmanager
+def under_way(folder: Path) -> Iterator[Path]:
+    """A folder beside engines/<target>/ to build in; engines/ itself goes again when nothing came of it."""
+    folder.parent.mkdir(exist_ok=True)
     try:
-        document = {
-            "schema_version": 1, "target": target.name, "backend": target.backend, "backend_version": backend.version(),
-            "tool_version": VERSION, "host": platform.machine(), "batch": profile, "precision": bundle.recipe.precision.mode,
-        }  # fmt: skip
-        _take_timing_cache(folder, temporary)
-        options: dict[str, Any] = {
-            "batch": profile, "workspace_mib": workspace_mib or target.workspace_mib, "plugin": plugin, "embed_plugin": embed_plugin,
-            "kept_outputs": target.keep_kept_outputs or kept_outputs, "precision": bundle.recipe.precision.mode,
-            "keep_fp32": bundle.recipe.precision.keep_fp32,
-            "architectures": [] if target.architectures == "auto" else target.architectures,
-        }  # fmt: skip
-        parts = [_build_model(bundle, target, name, temporary, options, report, timeout) for name in bundle.model_files]
-        document |= parts[0] if len(parts) == 1 else _together(parts)
-        (temporary / "engine.json").write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
-        os.chmod(temporary, 0o755)
-        with replaced(temporary, folder):
-            bundle.list_engine(target.name)
-    except OSError as error:
-        raise RecipeError(
-            107,
-            f"cannot write '{folder}'",
-            cause=error.strerror or str(error),
-            next_step="free some space or copy the bundle elsewhere",
-        ) from error
+        with temporary.folder(folder) as new:
+            yield new
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-        if folder.parent.is_dir() and not any(folder.parent.iterdir()):
+        with suppress(OSError):  # it holds something, or is gone
             folder.parent.rmdir()
+
+
+def put(bundle: Bundle, target: str, new: Path, force: bool) -> None:
+    """Move a complete engine folder into a bundle and list it, both or neither; other builds wait for it.
+
+    Raises:
+        RecipeError: VP106 an engine came there meanwhile. LoadError: VP601, VP608 the bundle is not what it was.
+    """
+    folder = bundle.engine_path(target)
+    with bundle.changing(), locked(folder.parent):
+        if os.path.lexists(folder) and not force:
+            raise exists(target)
+        with replaced(new, folder):
+            bundle.list_engine(target)
+
+
+def exists(target: str) -> RecipeError:
+    """The error of an engine that is there already."""
+    return RecipeError(
+        106,
+        f"an engine for '{target}' exists in the bundle",
+        cause="nothing is overwritten unless asked",
+        next_step="add --force",
+    )
+
+
+def _build(
+    bundle: Bundle, target: Target, backend: Any, folder: Path, profile: tuple[int, int, int], workspace_mib: int | None, plugin: str,
+    embed_plugin: bool, kept_outputs: bool, timeout: float, report: Callable[[str], None],
+) -> dict[str, Any]:  # fmt: skip
+    """Build every model file into `folder` and write engine.json there; returns its contents."""
+    document = {
+        "schema_version": 1, "target": target.name, "backend": target.backend, "backend_version": backend.version(),
+        "tool_version": VERSION, "host": platform.machine(), "batch": profile, "precision": bundle.recipe.precision.mode,
+    }  # fmt: skip
+    _take_timing_cache(bundle.engine_path(target.name), folder)
+    options: dict[str, Any] = {
+        "batch": profile, "workspace_mib": workspace_mib or target.workspace_mib, "plugin": plugin, "embed_plugin": embed_plugin,
+        "kept_outputs": target.keep_kept_outputs or kept_outputs, "precision": bundle.recipe.precision.mode,
+        "keep_fp32": bundle.recipe.precision.keep_fp32,
+        "architectures": [] if target.architectures == "auto" else target.architectures,
+    }  # fmt: skip
+    parts = [_build_model(bundle, target, name, folder, options, report, timeout) for name in bundle.model_files]
+    document |= parts[0] if len(parts) == 1 else _together(parts)
+    (folder / "engine.json").write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
     return document
 
 
@@ -209,7 +239,7 @@ def batch_profile(bundle: Bundle, batch: tuple[int, int, int] | None) -> tuple[i
 
 def _take_timing_cache(old: Path, new: Path) -> None:
     """Timings of kernels outlive a rebuild."""
-    if (old / "timing.cache").is_file():
+    if (old / "timing.cache").is_file() and not (old / "timing.cache").is_symlink():
         shutil.copyfile(old / "timing.cache", new / "timing.cache")
 
 

@@ -1,13 +1,15 @@
 """Builders run in a child process: NVIDIA's libraries may abort it, the user may interrupt it, memory may run out.
 
-The child is `python -m vitprune.engines.building REQUEST.json`; it writes one JSON object a line to stdout: {"progress": text}, then
-{"facts": {...}} or {"error": {...}}. The engine goes to a temporary file that the parent moves into place.
+The child gets the request on stdin and writes one JSON object a line to stdout: {"progress": text}, then {"facts": {...}} or
+{"error": {...}}. The engine goes to a temporary file that the parent moves into place. The child imports nothing from the current
+folder and does not outlive its parent; see `support.processes`.
 """
 
 from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import signal
 import subprocess
@@ -16,10 +18,12 @@ import threading
 import traceback
 from collections import deque
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
-from vitprune.errors import BuildError, VitpruneError
+from vitprune.errors import BuildError, RecipeError, VitpruneError
+from vitprune.support.processes import isolated
+
+LONGEST = 30 * 24 * 3600.0
 
 
 def run_child(request: dict[str, Any], report: Callable[[str], None], timeout: float) -> dict[str, Any]:
@@ -34,11 +38,12 @@ def run_child(request: dict[str, Any], report: Callable[[str], None], timeout: f
         Facts the backend reports.
 
     Raises:
-        BuildError: VP501 timeout, VP502 the child was killed by a signal, VP503 it ended without a result; or its own error.
+        RecipeError: VP192 the timeout is none. BuildError: VP501 timeout, VP502 the child was killed by a signal, VP503 it ended without a result; or its own error.
     """
+    require_timeout(timeout)
     process = subprocess.Popen(
-        [sys.executable, "-m", "vitprune.engines.building"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-        text=True, start_new_session=True, env=_environment(),
+        isolated("vitprune.engines.building", "child"), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        text=True, start_new_session=True,
     )  # fmt: skip
     tail: deque[str] = deque(maxlen=20)
     drain = threading.Thread(target=lambda: tail.extend(line.rstrip() for line in process.stderr or ()), daemon=True)
@@ -81,10 +86,19 @@ def run_child(request: dict[str, Any], report: Callable[[str], None], timeout: f
     return _result(process.returncode, outcome, list(tail))
 
 
-def _environment() -> dict[str, str]:
-    """The parent's environment, with this package importable however the parent found it."""
-    root = str(Path(__file__).resolve().parents[2])
-    return {**os.environ, "PYTHONPATH": os.pathsep.join([root, *filter(None, [os.environ.get("PYTHONPATH")])])}
+def require_timeout(seconds: float) -> None:
+    """Refuse a time that is none: nan, infinite, not above 0, beyond LONGEST.
+
+    Raises:
+        RecipeError: VP192.
+    """
+    if not (math.isfinite(seconds) and 0 < seconds <= LONGEST):
+        raise RecipeError(
+            192,
+            f"a timeout of {seconds:g} seconds is none",
+            cause=f"it is above 0 and at most {LONGEST:.0f} (30 days)",
+            next_step="--timeout 3600",
+        )
 
 
 def _kill(process: subprocess.Popen[str]) -> None:
@@ -116,7 +130,7 @@ def _result(code: int, outcome: dict[str, Any], tail: list[str]) -> dict[str, An
     )
 
 
-def _child() -> int:
+def child() -> int:
     """Entry of the child: read the request from stdin, build, report on stdout."""
     from vitprune import backends
 
@@ -178,7 +192,3 @@ def _child() -> int:
             + "\n"
         )
     return 2
-
-
-if __name__ == "__main__":
-    sys.exit(_child())

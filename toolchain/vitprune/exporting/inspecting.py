@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from vitprune import methods
-from vitprune.backends._engines import list_engines
+from vitprune.backends._engines import FACTS, built_targets, read, state
 from vitprune.bundle import Bundle
 from vitprune.methods.base import BlockTokens, Geometry
 from vitprune.methods.cost import block_macs, dense_blocks, model_macs
@@ -16,7 +17,7 @@ def inspect(bundle: Bundle) -> dict[str, Any]:
 
     Returns:
         JSON-ready: name, method, geometry, sites (block, limit, mean kept patches of the stored reference), blocks (tokens that
-        enter, query rows and MLP rows at those means, MACs pruned and dense), macs (per image), files (bytes), engines (facts).
+        enter, query rows and MLP rows at those means, MACs pruned and dense), macs (per image), files (bytes), engines (facts and state).
 
     Raises:
         LoadError: VP638 when an engine.json cannot be read.
@@ -37,9 +38,21 @@ def inspect(bundle: Bundle) -> dict[str, Any]:
         "sites": [{**site, "kept_mean": mean} for site, mean in zip(bundle.manifest.sites, kept, strict=True)],
         "blocks": [_block(i, *pair, geometry) for i, pair in enumerate(zip(pruned, dense, strict=True))],
         "macs": {"pruned": total, "dense": full, "ratio": total / full},
-        "files": {name: (bundle.path / name).stat().st_size for name in bundle.manifest.files},
-        "engines": {name: one.document for name, one in list_engines(bundle.path).items()},
+        "files": {name: _size(bundle.path / name) for name in bundle.manifest.files},
+        "engines": {name: _engine(bundle, name) for name in built_targets(bundle.path)},
     }
+
+
+def _engine(bundle: Bundle, target: str) -> dict[str, Any]:
+    """An engine's engine.json, with "state": "whole", or what is wrong with its files, of which then nothing is believed."""
+    why, file = state(bundle, target), bundle.engine_path(target) / FACTS
+    if why or not file.is_file():
+        return {"state": why or "only a package"}
+    return {**read(file).document, "state": "whole"}
+
+
+def _size(file: Path) -> int:
+    return file.stat().st_size if file.is_file() else 0
 
 
 def _block(number: int, pruned: BlockTokens, dense: BlockTokens, geometry: Geometry) -> dict[str, float]:

@@ -14,6 +14,7 @@ from vitprune.backends.onnxruntime import make_session
 from vitprune.data import images as image_data
 from vitprune.errors import ExportError
 from vitprune.recipe import Recipe
+from vitprune.support.limits import limits, require
 
 SAMPLE_BYTES = 6 << 20
 MIN_SAMPLES = 8
@@ -23,6 +24,7 @@ BATCH_LIMIT = 1e-5
 
 def samples(recipe: Recipe, preprocessing: dict[str, Any], data: str | Path | None, classes: int | None) -> image_data.Images:
     """The images a bundle stores, from `data` or synthetic: as many as the recipe validates on and the bundle's size allows."""
+    require("one image of the model", int(np.prod(preprocessing["input_size"])), limits.values, "values")
     per_image = 4 * int(np.prod(preprocessing["input_size"]))
     count = min(recipe.validation.samples, max(MIN_SAMPLES, SAMPLE_BYTES // per_image))
     if data is None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,6 @@ import onnx
 from numpy.typing import NDArray
 
 from vitprune.bundle import Bundle, Manifest, folder_in_place, open_bundle, seal
-from vitprune.errors import VitpruneError
 from vitprune.graph.anatomy.find import Anatomy
 from vitprune.methods.base import Site
 from vitprune.ops.token_sample import NAME
@@ -50,11 +48,8 @@ def write_bundle(
         (folder / "reports").mkdir()
         (folder / "reports" / "export.json").write_text(json.dumps(notes, indent=2) + "\n", encoding="utf-8")
         seal(folder, manifest)
-    try:
-        return open_bundle(output)
-    except VitpruneError:
-        shutil.rmtree(output, ignore_errors=True)
-        raise
+        open_bundle(folder)  # what cannot be opened does not take the place of what is there
+    return open_bundle(output)
 
 
 def describe_io(model: onnx.ModelProto) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from vitprune import bundle as bundles
 from vitprune import methods
 from vitprune.bundle import Bundle, check_output
+from vitprune.errors import VitpruneError
 from vitprune.methods.pipeline import Pipeline, Report, Session
 from vitprune.pipelines.single import SingleModelPipeline
 
@@ -35,16 +36,16 @@ class RunnableBundle(Bundle):
 
 
 def _runnable(opened: Bundle) -> RunnableBundle:
-    return RunnableBundle(opened.path, opened.manifest, opened.recipe)
+    return RunnableBundle(opened.path, opened.manifest, opened.recipe, opened.foreign_code)
 
 
 def _silent(text: str) -> None:
     """Progress that nobody asked for."""
 
 
-def open_bundle(path: str | Path) -> RunnableBundle:
-    """Open a bundle and verify its files; errors as `vitprune.bundle.open_bundle`."""
-    return _runnable(bundles.open_bundle(path))
+def open_bundle(path: str | Path, foreign_code: bool = False) -> RunnableBundle:
+    """Open a bundle and verify its files; arguments and errors as `vitprune.bundle.open_bundle`."""
+    return _runnable(bundles.open_bundle(path, foreign_code))
 
 
 def export(
@@ -109,11 +110,19 @@ def rewrite(
             gated and preprocessing is unknown.
     """
     check_output(Path(output), force)
-    return _runnable(
-        of(recipe).rewrite(
-            Path(onnx_path), recipe, Path(output), data=data, preprocessing=preprocessing, force=force, report=report
+    try:
+        return _runnable(
+            of(recipe).rewrite(
+                Path(onnx_path), recipe, Path(output), data=data, preprocessing=preprocessing, force=force, report=report
+            )
         )
-    )
+    except (VitpruneError, OSError):
+        raise
+    except Exception:
+        from vitprune.exporting.runnable import require_runnable
+
+        require_runnable(Path(onnx_path))  # a graph that cannot run is named so; what is left is a defect of ours
+        raise
 
 
 def reference(module: Any, recipe: Recipe) -> Any:

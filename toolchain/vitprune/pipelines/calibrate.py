@@ -8,6 +8,7 @@ from typing import Any
 
 from vitprune import methods, pipelines
 from vitprune.bundle import open_bundle, write_atomic
+from vitprune.bundle_parts.output import require_new_file
 from vitprune.data import images as image_data
 from vitprune.data.preprocessing import of_bundle
 from vitprune.errors import LoadError, RecipeError
@@ -33,14 +34,11 @@ def run(
     Raises:
         RecipeError: VP106, VP107 the output, VP17x goals; VP1xx the recipe. LoadError: VP6xx bundle and data. ExportError: VP30x.
     """
+    require_new_file(output, force)
     require_torch("calibrate")
     from vitprune.calibration.calibrating import check_goal
 
     check_goal(macs, tokens, quantile)
-    if output.exists() and not force:
-        raise RecipeError(
-            106, f"output '{output}' exists", cause="recipes are not overwritten", next_step="choose another -o, or --force"
-        )
     recipe, module, preprocessing = _opened(source, weights, pretrained, overrides)
     cascade = methods.get(recipe.prune.method).pipeline is not None  # its exits are judged by labels
     classes = int(module.shape.classes) if cascade else None

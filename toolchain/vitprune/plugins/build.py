@@ -7,16 +7,19 @@ import json
 import os
 import shutil
 import subprocess
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
 from vitprune.plugins.errors import PluginError
 from vitprune.plugins.sources import find_sources, source_digest
 from vitprune.plugins.toolchain import Toolchain, find_toolchain
+from vitprune.support import json_text, temporary
+from vitprune.support.files import plain_name, read_text
+from vitprune.support.hashing import sha256_of
+from vitprune.support.replacing import replace_folder
 
 LIBRARY = "libvitprune_plugin.so"
-_INFO = "build_info.json"
+_INFO, _DIGESTS = "build_info.json", "sha256.json"
 _LOG_LINES = 40
 
 
@@ -77,11 +80,11 @@ def build(
     key = hashlib.sha256("\n".join([source_digest(sources), tools.identity(), *options]).encode()).hexdigest()[:24]
     root = cache or cache_folder()
     final = root / key
-    cached = (final / _INFO).is_file()
+    cached = _whole(final)
     if not cached:
         root.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix="building-", dir=root) as temporary:
-            _publish(_compile(sources, Path(temporary), tools, options, jobs), final)
+        with temporary.folder(final) as work:
+            _publish(_compile(sources, work, tools, options, jobs), final)
     return _report(final, cached)
 
 
@@ -111,7 +114,24 @@ def _compile(sources: Path, work: Path, tools: Toolchain, options: list[str], jo
         program = file.is_file() and os.access(file, os.X_OK)
         if program or file.name in (LIBRARY, _INFO):
             shutil.copy2(file, stage / file.name)
+    _note(stage)
     return stage
+
+
+def _note(stage: Path) -> None:
+    """Keep the hash of everything in a finished build."""
+    digests = {file.name: sha256_of(file) for file in sorted(stage.iterdir())}
+    (stage / _DIGESTS).write_text(json.dumps(digests, indent=2) + "\n", encoding="utf-8")
+
+
+def _whole(folder: Path) -> bool:
+    """Whether a build of earlier is still as it was made."""
+    try:
+        digests = json_text.parse(read_text(folder / _DIGESTS))
+        wanted = {LIBRARY, _INFO} <= set(digests)
+        return wanted and all(plain_name(name) and sha256_of(folder / name) == digest for name, digest in digests.items())
+    except (OSError, ValueError, TypeError):
+        return False
 
 
 def _run(command: list[str]) -> None:
@@ -122,12 +142,8 @@ def _run(command: list[str]) -> None:
 
 
 def _publish(stage: Path, final: Path) -> None:
-    """Move a finished build to its place in one step; another process may have been faster with the same content."""
-    try:
-        stage.rename(final)
-    except OSError:
-        if not (final / _INFO).is_file():
-            raise
+    """Move a finished build to its place in one step: what another process put there with the same content, or what was damaged."""
+    replace_folder(stage, final)
 
 
 def _report(folder: Path, cached: bool) -> BuildReport:

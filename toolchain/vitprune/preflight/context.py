@@ -8,10 +8,11 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from vitprune.backends._engines import BuiltEngine, list_engines
+from vitprune.backends._engines import BuiltEngine, list_engines, state
 from vitprune.backends._tensorrt.support import engine_mismatch
 from vitprune.preflight.findings import Verdict
 from vitprune.support.gpus import Gpu
+from vitprune.support.onnx_file import read_model
 from vitprune.targets import Choice
 
 if TYPE_CHECKING:
@@ -46,15 +47,14 @@ class Context:
     @cached_property
     def model(self) -> onnx.ModelProto:
         """model.onnx."""
-        import onnx
-
-        return onnx.load(str(self.bundle.model_path))
+        return read_model(self.bundle.model_path)
 
     @cached_property
     def engines(self) -> dict[str, BuiltEngine]:
-        """Engines of the bundle that were built from its present model.onnx."""
-        digest = self.bundle.manifest.files.get("model.onnx")
-        return {name: one for name, one in list_engines(self.bundle.path).items() if one.document.get("model_sha256") == digest}
+        """Engines of the bundle that are whole and were built from its present model.onnx."""
+        digest, whole = self.bundle.manifest.files.get("model.onnx"), lambda name: not state(self.bundle, name)
+        built = list_engines(self.bundle.path)
+        return {name: one for name, one in built.items() if one.document.get("model_sha256") == digest and whole(name)}
 
     @cached_property
     def operators(self) -> Counter[str]:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-_AT_FDCWD, _RENAME_EXCHANGE = -100, 2
+_AT_FDCWD, _RENAME_NOREPLACE, _RENAME_EXCHANGE = -100, 1, 2
 
 
 @contextmanager
@@ -22,8 +23,8 @@ def replaced(new: Path, place: Path) -> Iterator[None]:
     Raises:
         OSError: nothing has changed.
     """
-    there = place.exists()
-    move = _exchange if there else os.rename
+    there = os.path.lexists(place)
+    move = _exchange if there else move_into_nothing
     move(new, place)
     try:
         yield
@@ -44,6 +45,19 @@ def replace_folder(new: Path, place: Path) -> None:
         pass
 
 
+def move_into_nothing(new: Path, place: Path) -> None:
+    """Rename to a name that nothing has yet: of two writers one gets it.
+
+    Raises:
+        FileExistsError: something is there. OSError: it cannot be moved.
+    """
+    if _renamed(new, place, _RENAME_NOREPLACE):
+        return
+    if os.path.lexists(place):
+        raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(place))
+    os.rename(new, place)
+
+
 def _exchange(one: Path, other: Path) -> None:
     """Let two folders change places: in one step where the system can, so that `other` is there at any moment."""
     if _swapped(one, other):
@@ -60,8 +74,12 @@ def _exchange(one: Path, other: Path) -> None:
 
 def _swapped(one: Path, other: Path) -> bool:
     """Exchange in one step; False where the system or its file system cannot."""
+    return _renamed(one, other, _RENAME_EXCHANGE)
+
+
+def _renamed(one: Path, other: Path, how: int) -> bool:
     try:
         call = ctypes.CDLL(None).renameat2
     except (AttributeError, OSError, TypeError):  # not Linux, or an old C library
         return False
-    return not call(_AT_FDCWD, os.fsencode(one), _AT_FDCWD, os.fsencode(other), ctypes.c_uint(_RENAME_EXCHANGE))
+    return not call(_AT_FDCWD, os.fsencode(one), _AT_FDCWD, os.fsencode(other), ctypes.c_uint(how))

@@ -16,6 +16,7 @@ from vitprune.backends._tensorrt import plugins
 from vitprune.backends._tensorrt.memory import Memory, device_memory
 from vitprune.backends._tensorrt.support import engine_mismatch
 from vitprune.errors import LoadError
+from vitprune.support import trust
 from vitprune.support.gpus import local_gpus
 
 if TYPE_CHECKING:
@@ -78,6 +79,7 @@ class Session:
         _load_plugin(trt.get_plugin_registry(), built)
         self._runtime = trt.Runtime(logger)
         if built.facts.get("version_compatible"):
+            _require_ours(built, built.path, plugins.digest(built.path) if built.path.is_file() else "")
             self._runtime.engine_host_code_allowed = True
         loaded = self._runtime.deserialize_cuda_engine(_bytes(built.path))
         context = loaded.create_execution_context() if loaded is not None else None
@@ -160,7 +162,8 @@ def _bytes(path: Path) -> bytes:
 
 def _given(path: Path) -> BuiltEngine:
     facts = path.parent / FACTS
-    return read(facts) if facts.is_file() else BuiltEngine(path, {})
+    document = read(facts).document if facts.is_file() else {}
+    return BuiltEngine(path, document, foreign=True)  # who names an engine file means it
 
 
 def _load_plugin(registry: trt.IPluginRegistry, built: BuiltEngine) -> None:
@@ -185,7 +188,23 @@ def _load_plugin(registry: trt.IPluginRegistry, built: BuiltEngine) -> None:
             cause=f"{what}; the engine was built with sha256 {plugin['sha256'][:16]}",
             next_step="put that library back beside the engine, or build the engine again with --force",
         )
+    _require_ours(built, file, found)
     plugins.register(registry, file, LoadError, 634)
+
+
+def _require_ours(built: BuiltEngine, file: Path, digest: str) -> None:
+    """Refuse native code that was not built on this machine, unless it was asked for.
+
+    Raises:
+        LoadError: VP646.
+    """
+    if not built.foreign and not trust.known(digest):
+        raise LoadError(
+            646,
+            f"'{file.name}' is native code that was not built on this machine",
+            cause=f"sha256 {digest[:16]}; loading it would run it",
+            next_step="build the engine here with build-engine --force, or --foreign-code if you trust where the bundle comes from",
+        )
 
 
 def _logger(messages: list[str]) -> trt.ILogger:

@@ -4,11 +4,22 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from vitprune.errors import LoadError, first_line
 from vitprune.graph import wire
 
 LISTS = ("kept_", "group_")
 
 
 def with_logits_only(source: Path, destination: Path) -> None:
-    """Copy a model without its lists of patches; builders remove the nodes that only fed those. Needs no onnx package."""
-    destination.write_bytes(wire.without_outputs(source.read_bytes(), lambda name: name.startswith(LISTS)))
+    """Copy a model without its lists of patches; builders remove the nodes that only fed those. Needs no onnx package.
+
+    Raises:
+        LoadError: VP604 it is no ONNX model.
+    """
+    try:
+        made = wire.without_outputs(source.read_bytes(), lambda name: name.startswith(LISTS))
+    except (ValueError, LookupError, RecursionError) as error:  # among them text that is no UTF-8
+        raise LoadError(
+            604, f"'{source}' is not a readable ONNX model", cause=first_line(error), next_step="export the bundle again"
+        ) from error
+    destination.write_bytes(made)

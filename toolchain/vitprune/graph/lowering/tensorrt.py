@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from vitprune.graph import wire
 from vitprune.ops.token_sample import DOMAIN, NAME
+from vitprune.support.onnx_file import read_model
 from vitprune.support.versions import Version
 
 if TYPE_CHECKING:
@@ -96,11 +97,9 @@ def _text(node: onnx.NodeProto, name: str) -> str:
 
 def add_inlined(bundle: Bundle) -> Path:
     """Write model.inline.onnx, the form without a custom domain, into a bundle and list it in its manifest."""
-    import onnx
-
     from vitprune.bundle import write_atomic
 
     path = bundle.path / INLINED
-    write_atomic(path, inlined(onnx.load(str(bundle.model_path))).SerializeToString())
+    write_atomic(path, inlined(read_model(bundle.model_path)).SerializeToString())
     bundle.add_files([INLINED])
     return path
