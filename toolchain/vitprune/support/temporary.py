@@ -11,7 +11,7 @@ import secrets
 import shutil
 import stat
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 
 from vitprune.support.locking import hold, locked
@@ -49,7 +49,7 @@ def _made(place: Path, make: Callable[[Path], None]) -> Iterator[Path]:
     held.add(path)
     lock = None
     try:
-        with locked(parent):  # nobody sweeps between making and locking
+        with _alone(parent):  # nobody sweeps between making and locking
             _sweep(parent)
             make(path)
             lock = hold(path)
@@ -63,8 +63,13 @@ def _made(place: Path, make: Callable[[Path], None]) -> Iterator[Path]:
 
 def sweep(parent: Path) -> None:
     """Remove what dead processes left in a folder; what cannot be told or removed stays."""
-    with contextlib.suppress(OSError), locked(parent):
+    with contextlib.suppress(OSError), _alone(parent):
         _sweep(parent)
+
+
+def _alone(parent: Path) -> AbstractContextManager[None]:
+    """Hold a folder alone. One under way in this process is held by it since it was made: to ask again would wait for itself."""
+    return nullcontext() if parent in held else locked(parent)
 
 
 def _sweep(parent: Path) -> None:
