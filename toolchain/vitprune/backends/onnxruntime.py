@@ -65,16 +65,18 @@ def make_session(
         ) from error
 
 
-def rounded(path: Path) -> bytes:
-    """A model in a half type as ONNX Runtime's CPU kernels run it; see `graph.lowering.rounding`."""
+def rounded(path: Path) -> bytes | Path:
+    """A model in a half type as ONNX Runtime's CPU kernels run it (`graph.lowering.rounding`); another one's path as it is."""
     from vitprune.graph.lowering.rounding import emulated
 
-    return emulated(read_model(path)).SerializeToString()
+    given = read_model(path)
+    model = emulated(given)
+    return path if model is given else model.SerializeToString()
 
 
 def open_model(path: Path) -> Any:
-    """One model file as a function from named input arrays to named output arrays."""
-    session = make_session(path)
+    """One model file as a function from named input arrays to named output arrays; one in a half type is run with roundings."""
+    session = make_session(rounded(path))
     names = [output.name for output in session.get_outputs()]
     return lambda feeds: dict(zip(names, session.run(None, feeds), strict=True))
 

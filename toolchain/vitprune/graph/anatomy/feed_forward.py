@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import numpy as np
+
 from vitprune.errors import ExportError
 from vitprune.graph.anatomy.static import value_of
 from vitprune.graph.types import Node, Tensor
@@ -19,11 +21,25 @@ def not_understood(index: int, cause: str) -> ExportError:
     )
 
 
+def folded(tensor: Tensor) -> np.ndarray | None:
+    """The constant behind a tensor, or None; exporters put Identity, Transpose or Cast between a weight and its reader."""
+    value = value_of(tensor)
+    above = tensor.inputs[0] if value is None and tensor.inputs else None
+    if above is None or above.op not in ("Identity", "Transpose", "Cast"):
+        return value
+    inner = folded(above.inputs[0])
+    if inner is None or above.op == "Identity":
+        return inner
+    if above.op == "Transpose":
+        return np.transpose(inner, above.attrs.get("perm"))
+    return inner.astype(np.float32) if int(above.attrs["to"]) == 1 else None
+
+
 def linear_nodes(tensor: Tensor) -> list[Node]:
     """MatMul or Gemm with constant weights that makes a tensor, first, and the Add of its bias; [] when that is not what makes it."""
     node = tensor.inputs[0] if tensor.inputs else None
     if node is not None and node.op == "Add":
-        live = [one for one in node.inputs if value_of(one) is None]
+        live = [one for one in node.inputs if folded(one) is None]
         product = live[0].inputs[0] if len(live) == 1 and live[0].inputs else None
         if product is None or not _has_weights(product) or len(live[0].outputs) != 1:
             return []
@@ -32,7 +48,7 @@ def linear_nodes(tensor: Tensor) -> list[Node]:
 
 
 def _has_weights(node: Node) -> bool:
-    value = value_of(node.inputs[1]) if node.op in LINEAR and len(node.inputs) > 1 else None
+    value = folded(node.inputs[1]) if node.op in LINEAR and len(node.inputs) > 1 else None
     return value is not None and value.ndim == 2
 
 
@@ -47,7 +63,7 @@ def second_linear(branch: Tensor, index: int) -> list[Node]:
         if nodes := linear_nodes(tensor):
             return nodes
         above = tensor.inputs[0] if tensor.inputs else None
-        live = [one for one in above.inputs if value_of(one) is None] if above is not None else []
+        live = [one for one in above.inputs if folded(one) is None] if above is not None else []
         if above is None or above.op not in ("Mul", "Identity", "Dropout", "Cast") or len(live) != 1:
             break
         tensor = live[0]
@@ -64,7 +80,7 @@ def first_linear(tensor: Tensor, index: int) -> list[Node]:
     frontier, seen = [tensor], set()
     while frontier:
         here = frontier.pop()
-        if id(here) in seen or value_of(here) is not None:
+        if id(here) in seen or folded(here) is not None:
             continue
         seen.add(id(here))
         if nodes := linear_nodes(here):

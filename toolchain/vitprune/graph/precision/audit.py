@@ -60,6 +60,12 @@ def layers_by_type(model: onnx.ModelProto) -> dict[str, int]:
     return dict(sorted(counted.items()))
 
 
+def float32_layers(model: onnx.ModelProto) -> list[str]:
+    """Names of the MatMul, Gemm and Conv nodes that compute in float32."""
+    known = types(model)
+    return [node.name for node in model.graph.node if node.op_type in HEAVY and node.output[0] not in known]
+
+
 def half_decisions(model: onnx.ModelProto) -> list[str]:
     """Nodes between the layers and a decision that compute in a half type; [] when there is none.
 

@@ -9,8 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-from vitprune.graph.anatomy.feed_forward import first_linear, not_understood, second_linear
-from vitprune.graph.anatomy.static import value_of
+from vitprune.graph.anatomy.feed_forward import first_linear, folded, not_understood, second_linear
 from vitprune.graph.passes.base import Surgery
 from vitprune.graph.types import Node, Tensor, constant, is_constant
 
@@ -49,7 +48,7 @@ def layers(surgery: Surgery) -> dict[str, str]:
 
 
 def freeze(surgery: Surgery, nodes: set[str]) -> None:
-    """Constants that a Constant node hands to the given nodes become initialisers, so that they can be typed."""
+    """Constants that other nodes hand to the given ones become initialisers, so that they can be typed."""
     for node in surgery.graph.nodes:
         if node.name in nodes:
             node.inputs = list(_frozen(node))
@@ -57,5 +56,5 @@ def freeze(surgery: Surgery, nodes: set[str]) -> None:
 
 def _frozen(node: Node) -> Iterator[Tensor]:
     for tensor in node.inputs:
-        value = None if is_constant(tensor) else value_of(tensor)
-        yield tensor if value is None else constant(f"{tensor.name}/value", value)
+        value = None if is_constant(tensor) else folded(tensor)
+        yield tensor if value is None else constant(f"{tensor.name}/{len(tensor.outputs)}/{node.name}", value)
