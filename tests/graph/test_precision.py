@@ -24,6 +24,7 @@ from vitprune.graph import surgery
 from vitprune.graph.lowering.rounding import emulated
 from vitprune.graph.precision import audit, casting
 from vitprune.graph.widening import widened
+from vitprune.pipelines import validate
 from vitprune.recipe import Recipe
 from vitprune.support.precision import OVERFLOW, ROUNDOFF, layer_names
 from vitprune.vit.precision import HalfLinear
@@ -35,8 +36,8 @@ MODES = ("fp16", "bf16")
 PRUNE = {
     "ats": {"stages": [1, 2], "num_samples": 40},
     "ats_merge": {"stages": [1, 2], "num_samples": 40, "dropped": "merge"},
-    "asvit": {"stages": [2, 3], "thresholds": [0.012, 0.02]},
-    "avit": {"stages": [2, 3]},
+    "asvit": {"stages": [3], "thresholds": [0.015]},
+    "avit": {"compact_at": [2, 3], "gate_scale": 4.0, "gate_center": 1.0},
     "evit": {"stages": [1, 2], "keep_rate": 0.7},
     "topk": {"stages": [1, 2], "keep_rate": 0.7},
     "pomt": {"stages": [1], "remove": 20},
@@ -88,7 +89,7 @@ def checked(rules, module=None, graph=None):
     oracle = PrunedViT(module, rules).eval()
     pruned, _, notes = surgery.rewrite(graph, rules, has_cls=True)
     arrays = parity.reference_arrays(oracle, samples(), parity.module_logits(module, pixels()), None)
-    return pruned, notes, parity.check(pruned, arrays, rules, oracle.geometry)
+    return pruned, notes, parity.check(pruned, arrays, rules, oracle)
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -153,7 +154,7 @@ def test_the_same_graph_in_another_precision_is_refused():
     arrays = parity.reference_arrays(oracle, samples(), parity.module_logits(model(), pixels()), None)
     coarse, _, _ = surgery.rewrite(dense(), recipe(mode="bf16"), has_cls=True)
     with pytest.raises(ExportError) as caught:
-        parity.check(coarse, arrays, recipe(), oracle.geometry)
+        parity.check(coarse, arrays, recipe(), oracle)
     assert caught.value.code == "VP330"
 
 
@@ -171,7 +172,7 @@ def test_a_wrong_weight_is_caught_in_half(spoil):
         raise AssertionError(spoil)
     arrays = parity.reference_arrays(oracle, samples(), parity.module_logits(model(), pixels()), None)
     with pytest.raises(ExportError):
-        parity.check(pruned, arrays, rules, oracle.geometry)
+        parity.check(pruned, arrays, rules, oracle)
 
 
 def score_in_half(pruned, label):
@@ -205,7 +206,7 @@ def test_validate_refuses_a_score_branch_in_fp16(bundle, tmp_path):
     spoilt = score_in_half(onnx.load(tmp_path / "b" / "model.onnx"), "prune/cls_row")
     onnx.save(spoilt, tmp_path / "b" / "model.onnx")
     seal(tmp_path / "b", Manifest.model_validate_json((tmp_path / "b" / "manifest.json").read_text()))
-    verdict = vitprune.validate(open_bundle(tmp_path / "b"), reference="stored")
+    verdict = validate(open_bundle(tmp_path / "b"), reference="stored")
     assert [gate.name for gate in verdict.gates if not gate.passed] == ["decision_types"]
     assert cli.run(["validate", str(tmp_path / "b"), "--quiet", "--reference", "stored"]) == 1
 

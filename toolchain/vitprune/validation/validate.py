@@ -19,6 +19,7 @@ from vitprune.errors import LoadError, RecipeError, VitpruneError
 from vitprune.methods.base import Geometry
 from vitprune.methods.cost import dense_blocks, model_macs
 from vitprune.validation.compare import compare, gate_list
+from vitprune.validation.following import follow
 from vitprune.validation.precision import decides_unseen, decision_types, gates_in_force
 from vitprune.validation.verdict import Verdict
 
@@ -62,6 +63,10 @@ def validate(
     gates = gates_in_force(bundle.recipe, arrays["logits"], Geometry(**bundle.manifest.model["geometry"]))
     report(f"running {backend}")
     result = _in_pieces(session, arrays["images"], report)
+    if module is not None and bundle.recipe.precision.mode != "fp32":
+        from vitprune.vit.pruned import PrunedViT
+
+        arrays |= follow(PrunedViT(module, bundle.recipe).eval(), arrays["images"], result.kept, arrays)
     # An engine that gives logits alone shows no decisions: a gate over none of them would always hold.
     seen = bool(result.kept)
     comparison = compare(result, arrays, blocks if seen else [], gates, decides_unseen(bundle.recipe))
