@@ -89,10 +89,24 @@ class _HeadNorm(nn.Module):
         return functional.layer_norm(x, weight.shape, weight, bias, self.norm.epsilon)
 
 
+class _Projection:
+    """Context [B,K,H*d] to what the residual sum adds: the projection's weights here, what stands behind it (LayerScale) a piece."""
+
+    def __init__(self, graph: gs.Graph, block: Block) -> None:
+        self.weight, self.bias = _affine(block.projection)
+        behind = block.projected != block.attention_branch
+        self.behind = _Rowwise(Piece(graph, [block.projected], block.attention_branch), block.tokens) if behind else nn.Identity()
+
+    def __call__(self, context: Tensor) -> Tensor:
+        """[B,K,H*d] -> [B,K,C]."""
+        added: Tensor = self.behind(context @ self.weight + self.bias)
+        return added
+
+
 class _Attention:
     """What `vitprune.vit.blocks` reads of an attention: packed q, k, v, their norms, the scale, and the way to the residual sum."""
 
-    def __init__(self, block: Block, projection: _Rowwise) -> None:
+    def __init__(self, block: Block, projection: _Projection) -> None:
         self.num_heads, self.head_dim, self.scale = block.heads, block.head_dim, block.scale
         self.parts = [_affine(part) for part in (block.query, block.key, block.value)]
         self.q_norm, self.k_norm = _HeadNorm(block.query_norm), _HeadNorm(block.key_norm)
@@ -117,7 +131,7 @@ class GraphBlock:
             return _Rowwise(Piece(graph, [source], result), block.tokens)
 
         self.norm1 = rowwise(block.x, block.h)
-        self.attn = _Attention(block, rowwise(block.projection.source, block.attention_branch))
+        self.attn = _Attention(block, _Projection(graph, block))
         self.mlp = rowwise(block.attended, block.mlp_branch)
         self.norm2 = self.ls1 = self.ls2 = nn.Identity()
 
