@@ -20,6 +20,7 @@ from vitprune.model_section import ModelSection as ModelSection
 from vitprune.model_section import Section
 from vitprune.recipe_parts.reading import merge, override, read, with_files
 from vitprune.recipe_parts.values import read_profile
+from vitprune.support.precision import logits_tolerance, margin_tolerance
 from vitprune.support.suggestions import did_you_mean
 
 
@@ -49,10 +50,16 @@ class GraphSection(Section):
 
 
 class PrecisionSection(Section):
-    """Numeric type of the graph; decisions are FP32 in every mode."""
+    """Numeric type of projections, attention and MLP; decisions are FP32 in every mode.
 
-    mode: Literal["fp32"] = "fp32"
+    keep_fp32: patterns of layers that stay FP32 (`support.precision.layer_names`; fp16 adds those that would overflow). logits_tolerance,
+    flip_margin: in a half type they take the place of gates.logits_max_abs and gates.flip_margin; null = what follows from the type.
+    """
+
+    mode: Literal["fp32", "fp16", "bf16"] = "fp32"
     keep_fp32: list[str] = Field(default_factory=list)
+    logits_tolerance: float | None = Field(default=None, gt=0)
+    flip_margin: float | None = Field(default=None, ge=0)
 
 
 class Gates(Section):
@@ -148,7 +155,25 @@ class Recipe(Section):
         ):  # later than bundles and checkpoints that know a recipe by its digest
             if plain["model"][key] is None:
                 del plain["model"][key]
+        for key in ("logits_tolerance", "flip_margin"):
+            if plain["precision"][key] is None:
+                del plain["precision"][key]
         return plain if self.train is not None else {key: value for key, value in plain.items() if key != "train"}
+
+    def gates(self, largest_logit: float, score_scale: float = 1.0) -> Gates:
+        """The gates in force: in a half type two computations lie further apart than in FP32, by what one rounding is worth.
+
+        Args:
+            largest_logit: size of the reference's largest logit, which a rounding is relative to. score_scale: size of what the method
+                compares (`Method.score_scale`).
+        """
+        gates, precision = self.validation.gates, self.precision
+        if precision.mode == "fp32":
+            return gates
+        tolerance = precision.logits_tolerance or logits_tolerance(precision.mode, largest_logit)
+        margin = margin_tolerance(precision.mode, score_scale) if precision.flip_margin is None else precision.flip_margin
+        limit = None if gates.logits_max_abs is None else tolerance
+        return gates.model_copy(update={"logits_max_abs": limit, "flip_margin": margin})
 
     @property
     def training(self) -> TrainKeys:

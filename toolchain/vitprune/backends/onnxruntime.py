@@ -12,6 +12,7 @@ from vitprune.backends import Result
 from vitprune.backends._engines import find
 from vitprune.backends._inputs import images
 from vitprune.errors import LoadError, first_line
+from vitprune.support.onnx_file import read_model
 
 if TYPE_CHECKING:
     from vitprune.bundle import Bundle
@@ -64,9 +65,18 @@ def make_session(
         ) from error
 
 
+def rounded(path: Path) -> bytes | Path:
+    """A model in a half type as ONNX Runtime's CPU kernels run it (`graph.lowering.rounding`); another one's path as it is."""
+    from vitprune.graph.lowering.rounding import emulated
+
+    given = read_model(path)
+    model = emulated(given)
+    return path if model is given else model.SerializeToString()
+
+
 def open_model(path: Path) -> Any:
-    """One model file as a function from named input arrays to named output arrays."""
-    session = make_session(path)
+    """One model file as a function from named input arrays to named output arrays; one in a half type is run with roundings."""
+    session = make_session(rounded(path))
     names = [output.name for output in session.get_outputs()]
     return lambda feeds: dict(zip(names, session.run(None, feeds), strict=True))
 
@@ -92,7 +102,9 @@ class Session:
         self._shape = tuple(bundle.manifest.preprocessing["input_size"])
         self._io = bundle.manifest.io
         self._batch = bundle.recipe.graph.static_batch
-        self._session = make_session(engine if engine is not None else bundle.model_path, providers=self.providers)
+        model = bundle.model_path if engine is None else engine
+        half = bundle.recipe.precision.mode != "fp32" and engine is None and len(self.providers) == 1
+        self._session = make_session(rounded(model) if half else model, providers=self.providers)
 
     def run(self, x: Any) -> Result:
         """Run images float32 [B,C,H,W]; a graph with a fixed batch is fed in pieces."""
@@ -128,11 +140,14 @@ def build(request: dict[str, Any], report: Any) -> dict[str, Any]:
     import onnx
 
     from vitprune.graph.lowering.onnxruntime import specialise
+    from vitprune.graph.lowering.rounding import emulated
 
-    model = onnx.load(request["model"])
+    given = onnx.load(request["model"])
+    model = emulated(given)
     report("specialising attention, GELU and linear maps for ONNX Runtime")
     special, facts = specialise(model, keep_outputs=True)
     onnx.save(special, request["output"])
     report("loading the result once")
     make_session(Path(request["output"]))
-    return {"runtime": f"onnxruntime {version()}", **facts}
+    how = {} if model is given else {"precision_emulated": "float32 arithmetic, every value rounded where the graph says"}
+    return {"runtime": f"onnxruntime {version()}", **facts, **how}

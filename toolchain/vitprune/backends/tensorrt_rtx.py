@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -56,6 +57,8 @@ def build(request: dict[str, Any], report: Any) -> dict[str, Any]:
     if not parser.parse_from_file(str(request["model"])):
         first = parser.get_error(0).desc() if parser.num_errors else "no message"
         raise BuildError(510, "TensorRT-RTX refuses the graph", cause=first, next_step="see build.log")
+    counted = _layers_by_type(trt, network)
+    _require_type(str(request.get("precision") or "fp32"), counted)
     config = builder.create_builder_config()
     if workspace := request.get("workspace_mib"):
         config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, int(workspace) << 20)
@@ -85,9 +88,38 @@ def build(request: dict[str, Any], report: Any) -> dict[str, Any]:
         "runtime": f"tensorrt_rtx {version()}",
         "layers": network.num_layers,
         "strongly_typed": True,
+        "layers_by_precision": counted,
         "inputs": [network.get_input(i).name for i in range(network.num_inputs)],
         "outputs": [network.get_output(i).name for i in range(network.num_outputs)],
     }
+
+
+def _layers_by_type(trt: Any, network: Any) -> dict[str, int]:
+    """How many products and convolutions of the network give which type; strongly typed, an engine computes in these."""
+    heavy = (trt.LayerType.MATRIX_MULTIPLY, trt.LayerType.CONVOLUTION)
+    names = {
+        trt.DataType.FLOAT: "fp32", trt.DataType.HALF: "fp16", trt.DataType.BF16: "bf16", trt.DataType.INT8: "int8", trt.DataType.FP8: "fp8",
+    }  # fmt: skip
+    layers = (network.get_layer(number) for number in range(network.num_layers))
+    return dict(sorted(Counter(names.get(layer.get_output(0).dtype, "other") for layer in layers if layer.type in heavy).items()))
+
+
+def _require_type(asked: str, counted: dict[str, int]) -> None:
+    """The network must compute in the type asked for, and in no other half type.
+
+    Raises:
+        BuildError: VP512.
+    """
+    others = [kind for kind in ("fp16", "bf16") if kind != asked and counted.get(kind)]
+    if counted.get(asked) and not others:
+        return
+    listed = ", ".join(f"{count} in {kind}" for kind, count in counted.items()) or "none"
+    raise BuildError(
+        512,
+        f"the engine would not compute in {asked}",
+        cause=f"products and convolutions of the network: {listed}",
+        next_step="export the bundle again; its graph carries the types",
+    )
 
 
 class Session:

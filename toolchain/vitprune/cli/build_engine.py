@@ -30,6 +30,9 @@ def command(
     tensorrt: TensorrtOption = None,
     sm: SmOption = "",
     batch: BatchOption = None,
+    precision: Annotated[
+        str | None, typer.Option(help="Insist on this precision: that of the bundle, and one that the target computes with.")
+    ] = None,
     workspace: Annotated[str | None, typer.Option(help="Builder memory with its unit, for example 2GiB.")] = None,
     plugin: Annotated[str, typer.Option(help="TensorRT: auto (build it), none, or the path of a library.")] = "auto",
     embed_plugin: Annotated[bool, typer.Option("--embed-plugin", help="TensorRT: put the plugin into the engine.")] = False,
@@ -61,7 +64,7 @@ def command(
     from vitprune.cli._device import packaged as render
     from vitprune.device.build import package_engine, require_device, run_remotely, wants_package
     from vitprune.device.remote import parse_remote
-    from vitprune.engines import build_engine, require_backend, require_release
+    from vitprune.engines import build_engine, require_backend, require_precision, require_release
 
     choice = targets.choose(targets.load(target), jetpack=jetpack, module=module, tensorrt=tensorrt)
     chosen = choice.target
@@ -84,6 +87,7 @@ def command(
                 next_step="leave it out, or build on the device with vitprune itself",
             )
         opened = open_bundle(bundle)
+        require_precision(chosen, opened.recipe.precision.mode, precision)
         with console.step(f"package for {console.plain(chosen.name)}") as step:
             packaged = package_engine(
                 opened,
@@ -114,6 +118,7 @@ def command(
     require_device(chosen)
     require_release(choice, require_backend(chosen))
     opened = open_bundle(bundle)
+    require_precision(chosen, opened.recipe.precision.mode, precision)
     with console.step(f"build {console.plain(chosen.name)} engine") as step:
         document = build_engine(
             opened,

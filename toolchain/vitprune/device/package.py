@@ -22,10 +22,13 @@ from typing import Any
 from vitprune.bundle import Bundle
 from vitprune.device import entry
 from vitprune.device.hardware import capability_of, machine_of
+from vitprune.engines import float32_layers
 from vitprune.errors import LoadError, RecipeError, TargetError
+from vitprune.methods.base import Geometry
 from vitprune.support import json_text, temporary
 from vitprune.support.about import VERSION
 from vitprune.targets import Target
+from vitprune.validation.precision import gates_in_force
 
 
 def package_name(bundle: Bundle, target: Target) -> str:
@@ -37,12 +40,14 @@ def job_of(
     bundle: Bundle, target: Target, batch: tuple[int, int, int], workspace_mib: int | None, stated: dict[str, str] | None = None
 ) -> dict[str, Any]:
     """Everything the device has to know, resolved: it reads neither recipe nor target file. stated: what the user said of it."""
+    geometry = Geometry(**bundle.manifest.model["geometry"])
+    gates = gates_in_force(bundle.recipe, bundle.samples()["logits"], geometry)
     return {
         "bundle": bundle.manifest.name, "target": {**target.model_dump(mode="json"), "workspace_mib": workspace_mib},
         "batch": list(batch), "static_batch": bundle.recipe.graph.static_batch, "io": bundle.manifest.io,
         "input_size": list(bundle.manifest.preprocessing["input_size"]), "blocks": [int(s["block"]) for s in bundle.manifest.sites],
-        "gates": bundle.recipe.validation.gates.model_dump(mode="json"), "precision": bundle.recipe.precision.mode,
-        "keep_fp32": list(bundle.recipe.precision.keep_fp32),
+        "gates": gates.model_dump(mode="json"), "precision": bundle.recipe.precision.mode,
+        "keep_fp32": float32_layers(bundle, "model.onnx"),
         "model_sha256": bundle.manifest.files["model.onnx"], "compute_capability": capability_of(target),
         "stated": stated or {},
     }  # fmt: skip

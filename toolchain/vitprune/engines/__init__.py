@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from vitprune import backends
 from vitprune.bundle import Bundle
@@ -22,8 +22,9 @@ from vitprune.support.about import VERSION
 from vitprune.support.hashing import sha256_of
 from vitprune.support.locking import locked
 from vitprune.support.replacing import replaced
+from vitprune.support.suggestions import did_you_mean
 from vitprune.support.versions import Version
-from vitprune.targets import Choice, Target
+from vitprune.targets import Choice, Precision, Target
 
 
 def require_backend(target: Target) -> Any:
@@ -49,6 +50,40 @@ def require_backend(target: Target) -> Any:
             next_step="pip install 'vitprune[rtx]'" if target.backend == "tensorrt_rtx" else "vitprune doctor",
         )
     return backend
+
+
+def require_precision(target: Target, mode: str, asked: str | None = None) -> None:
+    """Refuse a number type that the target does not compute with, or that is not the bundle's.
+
+    Args:
+        target: the target. mode: the bundle's precision. asked: what the user says it is, None for nothing.
+
+    Raises:
+        TargetError: VP246 the hardware lacks it. RecipeError: VP116 the bundle has another precision, or there is no such precision.
+    """
+    known = get_args(Precision)
+    if asked is not None and asked not in known:
+        raise RecipeError(
+            116,
+            f"unknown precision '{asked}'",
+            cause=did_you_mean(asked, known),
+            next_step="leave --precision out: the graph carries its types",
+        )
+    wanted = asked or mode
+    if target.backend.startswith("tensorrt") and wanted not in target.precisions:
+        raise TargetError(
+            246,
+            f"'{target.name}' does not compute with {wanted}",
+            cause=f"its hardware has {', '.join(target.precisions)}",
+            next_step="vitprune export MODEL -r RECIPE -o BUNDLE --set precision.mode=fp16",
+        )
+    if asked is not None and asked != mode:
+        raise RecipeError(
+            116,
+            f"the bundle is in {mode}, not in {asked}",
+            cause="TensorRT has no precision flags any more: an engine computes in the types that the graph carries",
+            next_step=f"vitprune export MODEL -r RECIPE -o BUNDLE --set precision.mode={asked}",
+        )
 
 
 def require_release(choice: Choice, backend: Any) -> None:
@@ -171,7 +206,6 @@ def _build(
     options: dict[str, Any] = {
         "batch": profile, "workspace_mib": workspace_mib or target.workspace_mib, "plugin": plugin, "embed_plugin": embed_plugin,
         "kept_outputs": target.keep_kept_outputs or kept_outputs, "precision": bundle.recipe.precision.mode,
-        "keep_fp32": bundle.recipe.precision.keep_fp32,
         "architectures": [] if target.architectures == "auto" else target.architectures,
     }  # fmt: skip
     parts = [_build_model(bundle, target, name, folder, options, report, timeout) for name in bundle.model_files]
@@ -188,7 +222,7 @@ def _build_model(
     several = len(bundle.model_files) > 1
     engine = folder / (f"{Path(name).stem}{Path(target.engine_file).suffix}" if several else target.engine_file)
     request: dict[str, Any] = {
-        **options, "backend": target.backend, "model": str(_model_for(bundle, options["kept_outputs"], folder, name)),
+        **options, "keep_fp32": float32_layers(bundle, name), "backend": target.backend, "model": str(_model_for(bundle, options["kept_outputs"], folder, name)),
         "output": str(engine), "log": str(folder / (f"build-{Path(name).stem}.log" if several else "build.log")),
         "batch": _fixed_batch(bundle, name) or options["batch"],
     }  # fmt: skip
@@ -202,6 +236,16 @@ def _build_model(
         "model_sha256": bundle.manifest.files[name], "engine": engine.name, "engine_sha256": sha256_of(engine),
         "engine_bytes": engine.stat().st_size, "seconds": round(time.monotonic() - began, 2), "facts": facts,
     }  # fmt: skip
+
+
+def float32_layers(bundle: Bundle, name: str) -> list[str]:
+    """Patterns of precision.keep_fp32, and names of what the graph itself leaves in float32 where the rest is in another type."""
+    if bundle.recipe.precision.mode == "fp32":
+        return bundle.recipe.precision.keep_fp32
+    from vitprune.graph.precision import audit
+    from vitprune.support.onnx_file import read_model
+
+    return [*bundle.recipe.precision.keep_fp32, *audit.float32_layers(read_model(bundle.path / name))]
 
 
 def _together(parts: list[dict[str, Any]]) -> dict[str, Any]:

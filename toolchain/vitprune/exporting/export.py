@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from vitprune.bundle import Bundle
-from vitprune.exporting import parity
+from vitprune.exporting import parity, precision
 from vitprune.exporting.dense import dense_onnx
 from vitprune.exporting.writing import write_bundle
 from vitprune.graph import surgery
@@ -29,14 +29,18 @@ def export(
     inputs = parity.samples(recipe, model.preprocessing, data, oracle.geometry.classes or None)
     report("exporting the dense model to ONNX")
     dense = dense_onnx(model.module, model.image_shape, recipe)
+    recipe, beyond = precision.settle(dense, recipe, oracle.geometry.has_cls, inputs.pixels)
+    if beyond:
+        oracle = PrunedViT(model.module, recipe).eval()
     report("rewriting the graph")
     pruned, anatomy, notes = surgery.rewrite(dense, recipe, has_cls=oracle.geometry.has_cls)
     report("checking against the PyTorch reference")
     dense_logits = parity.module_logits(model.module, inputs.pixels)
     arrays = parity.reference_arrays(oracle, inputs, dense_logits, recipe.graph.static_batch)
-    check = parity.check(pruned, arrays, recipe)
+    check = parity.check(pruned, arrays, recipe, oracle.geometry)
     source = {"source": model.source, "geometry": asdict(oracle.geometry)}
     arrays |= {} if inputs.labels is None else {"labels": inputs.labels}
+    notes = precision.noted(notes, beyond)
     notes |= {"check": check, "samples": inputs.origin, "dense_nodes": len(dense.graph.node), "nodes": len(pruned.graph.node)}
     if recipe.graph.shapes == "padded" and (advice := oracle.method.padded_advice(recipe.prune)):
         notes["warnings"] = [*notes.get("warnings", []), advice]

@@ -21,8 +21,9 @@ from torch.nn import functional
 
 from vitprune.backends.onnxruntime import make_session
 from vitprune.errors import ExportError
+from vitprune.graph.anatomy.feed_forward import first_linear, second_linear
 from vitprune.graph.anatomy.find import Anatomy, Block
-from vitprune.graph.anatomy.projections import HeadNorm, Linear
+from vitprune.graph.anatomy.projections import HeadNorm, Linear, linear_above
 from vitprune.graph.anatomy.static import static_copy
 from vitprune.graph.surgery import geometry
 from vitprune.vit.dense import DenseViT
@@ -106,7 +107,7 @@ class _Projection:
 class _Attention:
     """What `vitprune.vit.blocks` reads of an attention: packed q, k, v, their norms, the scale, and the way to the residual sum."""
 
-    def __init__(self, block: Block, projection: _Projection) -> None:
+    def __init__(self, block: Block, projection: Any) -> None:
         self.num_heads, self.head_dim, self.scale = block.heads, block.head_dim, block.scale
         self.parts = [_affine(part) for part in (block.query, block.key, block.value)]
         self.q_norm, self.k_norm = _HeadNorm(block.query_norm), _HeadNorm(block.key_norm)
@@ -136,23 +137,72 @@ class GraphBlock:
         self.norm2 = self.ls1 = self.ls2 = nn.Identity()
 
 
+class _Weights:
+    """A linear map by its weights, [out,in], and bias [out] or None; called, it takes rows [...,in] to [...,out]."""
+
+    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
+        self.weight, self.bias = weight, bias
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return functional.linear(x, self.weight, self.bias)
+
+
+def _weights(output: Any) -> tuple[_Weights, str]:
+    """The linear map that makes a tensor, and the name of what it reads."""
+    linear = linear_above(output)
+    assert linear is not None, "`second_linear` and `first_linear` find linear maps only"
+    bias = None if linear.bias is None else torch.from_numpy(np.array(linear.bias, np.float32))
+    return _Weights(torch.from_numpy(np.array(linear.weight.T, np.float32)), bias), linear.source
+
+
+class _SplitMlp:
+    """The two linear maps of an MLP and what is between them, as `vitprune.vit.precision` reads them."""
+
+    def __init__(self, fc1: _Weights, between: _Rowwise, fc2: _Weights) -> None:
+        self.fc1, self.between, self.fc2 = fc1, between, fc2
+
+
+class SplitBlock(GraphBlock):
+    """A block whose linear maps stand alone, so that a reference may round what goes into them."""
+
+    def __init__(self, graph: gs.Graph, block: Block) -> None:
+        tensors = graph.tensors()
+        weight, bias = _affine(block.projection)
+
+        def rowwise(source: str, result: str) -> Any:
+            return nn.Identity() if source == result else _Rowwise(Piece(graph, [source], result), block.tokens)
+
+        self.norm1 = rowwise(block.x, block.h)
+        self.attn = _Attention(block, _Weights(weight.T, bias))
+        weights, biases = zip(*self.attn.parts, strict=True)
+        self.attn.qkv = _Weights(torch.cat(weights, dim=1).T, torch.cat(biases))  # type: ignore[method-assign, assignment]
+        self.ls1 = rowwise(block.projected, block.attention_branch)
+        second = second_linear(tensors[block.mlp_branch], block.index)
+        fc2, inner = _weights(second[-1].outputs[0])
+        first = first_linear(tensors[inner], block.index)
+        fc1, normed = _weights(first[-1].outputs[0])
+        self.norm2 = rowwise(block.attended, normed)
+        self.mlp = _SplitMlp(fc1, rowwise(first[-1].outputs[0].name, inner), fc2)  # type: ignore[assignment]
+        self.ls2 = rowwise(second[-1].outputs[0].name, block.mlp_branch)
+
+
 class GraphViT(DenseViT):
     """A dense ViT as its ONNX graph describes it.
 
     Args:
-        model: the dense graph. anatomy: of that graph.
+        model: the dense graph. anatomy: of that graph. split: blocks as `SplitBlock`.
 
     Raises:
         ExportError: VP326 when rows that should be prefix tokens follow the image, or patches do not.
     """
 
-    def __init__(self, model: onnx.ModelProto, anatomy: Anatomy) -> None:
+    def __init__(self, model: onnx.ModelProto, anatomy: Anatomy, split: bool = False) -> None:
         graph = static_copy(model, BATCH)
         self.geometry = replace(geometry(anatomy), has_cls=anatomy.reads_cls)
         self.tokens = self.geometry.tokens
         first, last = anatomy.blocks[0].x, anatomy.blocks[-1].output
         self.embedding = Piece(graph, [anatomy.input], first)
-        self.blocks = [GraphBlock(graph, block) for block in anatomy.blocks]
+        self.blocks = [(SplitBlock if split else GraphBlock)(graph, block) for block in anatomy.blocks]
         self.means = anatomy.means
         self.averaged = [Piece(graph, [last], mean.tokens) for mean in anatomy.means]
         self.classifier = Piece(graph, [last, *(mean.output for mean in anatomy.means)], anatomy.outputs[0])

@@ -13,8 +13,11 @@ from numpy.typing import NDArray
 from vitprune.backends.onnxruntime import make_session
 from vitprune.data import images as image_data
 from vitprune.errors import ExportError
+from vitprune.graph.lowering.rounding import emulated
+from vitprune.methods.base import Geometry
 from vitprune.recipe import Recipe
 from vitprune.support.limits import limits, require
+from vitprune.support.precision import batch_tolerance
 
 SAMPLE_BYTES = 6 << 20
 MIN_SAMPLES = 8
@@ -78,7 +81,7 @@ def module_logits(module: Any, pixels: NDArray[np.float32]) -> NDArray[Any]:
     return np.concatenate(pieces)
 
 
-def check(model: onnx.ModelProto, arrays: dict[str, NDArray[Any]], recipe: Recipe) -> dict[str, Any]:
+def check(model: onnx.ModelProto, arrays: dict[str, NDArray[Any]], recipe: Recipe, geometry: Geometry) -> dict[str, Any]:
     """Run the graph on the samples and compare with the reference.
 
     Raises:
@@ -86,13 +89,15 @@ def check(model: onnx.ModelProto, arrays: dict[str, NDArray[Any]], recipe: Recip
     """
     from vitprune.backends import Result
     from vitprune.validation.compare import compare, failures
+    from vitprune.validation.precision import decides_unseen, gates_in_force
 
-    session = make_session(model.SerializeToString())
+    session = make_session(emulated(model).SerializeToString())
     blocks = [int(name.removeprefix("kept_")) for name in arrays if name.startswith("kept_")]
     logits, *kept = run(session, arrays["images"], recipe.graph.static_batch)
     _check_alone(session, arrays["images"], logits, recipe)
-    comparison = compare(Result(logits, kept), arrays, blocks, recipe.validation.gates)
-    broken = [gate for gate in failures(comparison, recipe.validation.gates) if gate.name in ("logits_max_abs", "decisions")]
+    gates = gates_in_force(recipe, arrays["logits"], geometry)
+    comparison = compare(Result(logits, kept), arrays, blocks, gates, decides_unseen(recipe))
+    broken = [gate for gate in failures(comparison, gates) if gate.name in ("logits_max_abs", "decisions")]
     if broken:
         raise ExportError(
             330,
@@ -119,7 +124,8 @@ def _check_alone(session: Any, pixels: NDArray[np.float32], logits: NDArray[Any]
     for number in range(min(ALONE, len(pixels))):
         alone = run(session, pixels[number : number + 1], recipe.graph.static_batch)[0]
         difference = float(np.abs(alone[0] - logits[number]).max())
-        if not difference <= BATCH_LIMIT * max(1.0, float(np.abs(logits[number]).max())):
+        limit = BATCH_LIMIT if recipe.precision.mode == "fp32" else batch_tolerance(recipe.precision.mode)
+        if not difference <= limit * max(1.0, float(np.abs(logits[number]).max())):
             raise ExportError(
                 330,
                 "the result for an image depends on its batch mates",

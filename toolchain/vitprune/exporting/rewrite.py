@@ -17,13 +17,15 @@ from vitprune.bundle import Bundle
 from vitprune.data.images import Images
 from vitprune.data.preprocessing import of_graph, require_known
 from vitprune.errors import ExportError
-from vitprune.exporting import parity
+from vitprune.exporting import parity, precision
 from vitprune.exporting.dense import read_onnx
+from vitprune.exporting.given_half import compare_given
 from vitprune.exporting.initializers import check_initializers
 from vitprune.exporting.writing import write_bundle
 from vitprune.graph import surgery
 from vitprune.graph.anatomy.find import Anatomy
 from vitprune.graph.intake import take_in
+from vitprune.graph.widening import widened
 from vitprune.recipe import Recipe
 from vitprune.vit.loading import require_torch
 
@@ -45,6 +47,7 @@ def rewrite(
     report("reading the dense graph")
     dense = read_onnx(path)
     check_initializers(dense, path.name)
+    given, dense = dense, widened(dense)
     report("rewriting the graph")
     pruned, anatomy, notes = surgery.rewrite(dense, recipe)
     taken = take_in(dense, recipe)
@@ -53,6 +56,10 @@ def rewrite(
     if recipe.validation.gates.top1_drop is not None:
         require_known(described, "the recipe gates accuracy (validate.gates.top1_drop)")
     inputs = parity.samples(recipe, described, data, anatomy.classes or None)
+    settled, beyond = precision.settle(dense, recipe, None, inputs.pixels)
+    if beyond:
+        recipe = settled
+        pruned, anatomy, notes = surgery.rewrite(dense, recipe)
     report("checking the canonical graph against the dense one")
     batch = recipe.graph.static_batch
     dense_logits = _dense_logits(dense, taken.model, inputs.pixels, batch)
@@ -67,11 +74,15 @@ def rewrite(
             next_step="report the dense ONNX file with this message",
         )
     check: dict[str, Any] = {"canonical_max_abs": difference}
+    if given is not dense:
+        notes["given_in"] = check["given_in"] = compare_given(
+            given, dense_logits, inputs.pixels, batch, taken.model.graph.output[0].name
+        )
     if surgery.is_plain(taken.model):
         report("checking against the PyTorch reference built from the dense graph")
         oracle = _oracle(taken.model, anatomy, recipe)
         arrays = parity.reference_arrays(oracle, inputs, dense_logits, batch)
-        check |= parity.check(pruned, arrays, recipe)
+        check |= parity.check(pruned, arrays, recipe, oracle.geometry)
     else:
         # A family with convolutional projections: its reference needs the module, which a graph does not give back.
         arrays = _own_results(pruned, inputs, dense_logits, recipe, anatomy)
@@ -80,6 +91,7 @@ def rewrite(
     sizes = surgery.geometry(anatomy)
     sites = methods.get(recipe.prune.method).sites(recipe.prune, sizes)
     source = {"source": {"kind": "onnx", "file": path.name}, "geometry": asdict(sizes)}
+    notes = precision.noted(notes, beyond)
     notes |= {"check": check, "samples": inputs.origin, "dense_nodes": len(dense.graph.node), "nodes": len(pruned.graph.node)}
     return write_bundle(
         output,
@@ -106,7 +118,7 @@ def _oracle(dense: onnx.ModelProto, anatomy: Anatomy, recipe: Recipe) -> Any:
     from vitprune.exporting.graph_vit import GraphViT
     from vitprune.vit.pruned import PrunedViT
 
-    return PrunedViT(GraphViT(dense, anatomy), recipe).eval()
+    return PrunedViT(GraphViT(dense, anatomy, split=recipe.precision.mode != "fp32"), recipe).eval()
 
 
 def _own_results(

@@ -15,6 +15,8 @@ from vitprune.graph.anatomy.find import Anatomy
 from vitprune.graph.families.base import Family
 from vitprune.graph.intake import take_in
 from vitprune.graph.passes.base import GraphPass, Surgery, run_all
+from vitprune.graph.precision import audit
+from vitprune.graph.precision import passes as precision
 from vitprune.graph.types import Graph
 from vitprune.methods.base import Geometry, Method
 from vitprune.ops.token_sample import DOMAIN
@@ -51,9 +53,33 @@ def rewrite(
         ExportError: VP32x when the graph is not understood; VP312 without a CLS token for a method that needs one.
         RecipeError: VP144 when the method has no pass for the graph's family, VP11x when it does not fit the model.
     """
+    operated, plan, notes = _operated(model, recipe, has_cls)
+    finished = finish(operated)
+    if plan is not None:
+        finished = precision.apply(finished, plan)
+        notes["precision"] = audit.report(finished, plan.mode, plan.kept)
+    return finished, operated.anatomy, notes
+
+
+def untyped(model: onnx.ModelProto, recipe: Recipe, has_cls: bool | None = None) -> tuple[onnx.ModelProto, precision.Plan]:
+    """The pruned model before it gets the types of its recipe (which asks for a half type), and the plan of them.
+
+    Raises:
+        As for `rewrite`.
+    """
+    operated, plan, _ = _operated(model, recipe, has_cls)
+    assert plan is not None
+    return finish(operated), plan
+
+
+def _operated(
+    model: onnx.ModelProto, recipe: Recipe, has_cls: bool | None
+) -> tuple[Surgery, precision.Plan | None, dict[str, Any]]:
+    """The surgery with all passes run, the plan of its types and notes for the report."""
     taken = take_in(model, recipe)
     model, recipe = taken.model, taken.recipe
     family, method = families.of(model), methods.get(recipe.prune.method)
+    precision.require_available(recipe.precision, family.name, family.blocks)
     anatomy = family.find(model)
     if has_cls is not None:
         anatomy = replace(anatomy, reads_cls=has_cls)
@@ -68,7 +94,8 @@ def rewrite(
     sites = method.sites(recipe.prune, sizes)
     surgery = Surgery(working_copy(model), anatomy, recipe, method, sites)
     ran = run_all(passes(method, family), surgery)
-    return finish(surgery), anatomy, {"passes": ran, **taken.notes, **surgery.notes}
+    plan = precision.plan(surgery, recipe.precision)
+    return surgery, plan, {"passes": ran, **taken.notes, **surgery.notes}
 
 
 def passes(method: Method, family: Family) -> list[GraphPass]:

@@ -139,7 +139,7 @@ class Method(ABC):
         params: pydantic model of its recipe keys.
         needs_cls: scores come from the CLS row. training_need: whether results make sense without training.
         train: pydantic model of the recipe's `train:` section, with the method's published defaults and loss weights.
-        varies: what differs between images. families: of graphs that its surgery knows (`vitprune.graph.families`).
+        varies: what differs between images. hidden_decisions: it decides more than which patches stay (which ones join which). families: of graphs that its surgery knows (`vitprune.graph.families`).
     """
 
     name: ClassVar[str]
@@ -150,6 +150,7 @@ class Method(ABC):
     training_need: ClassVar[Literal["none", "optional", "required"]] = "none"
     train: ClassVar[type[TrainKeys]] = TrainKeys
     varies: ClassVar[str] = "tokens per image and site"
+    hidden_decisions: ClassVar[bool] = False
     families: ClassVar[tuple[str, ...]] = ("ViT",)
 
     @abstractmethod
@@ -192,6 +193,10 @@ class Method(ABC):
     def pipeline(self) -> Pipeline | None:
         """How bundles of the method are exported, run and validated; None = as those of a single pruned model."""
         return None
+
+    def score_scale(self, geometry: Geometry) -> float:
+        """Size of the scores that decide, which their rounding errors are relative to; 1 for shares, cosines and halting scores."""
+        return 1.0
 
     def padded_advice(self, params: Any) -> str:
         """What padded shapes lose with these keys, and the keys that lose less; "" where there is nothing to say."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -103,17 +104,21 @@ def _sets(kept: NDArray[np.int64]) -> list[set[int]]:
     return [set(row[row >= 0].tolist()) for row in kept]
 
 
-def compare(result: Result, reference: dict[str, NDArray[Any]], blocks: list[int], gates: Gates) -> Comparison:
+def compare(
+    result: Result, reference: dict[str, NDArray[Any]], blocks: list[int], gates: Gates, hidden: bool = False
+) -> Comparison:
     """Compare a run with stored or live reference arrays.
 
     Args:
         result: what ran. reference: logits, kept_<block>, margin_<block> where known, dense_logits, labels where known.
         blocks: the sites, in order.
-        gates: for the flip margin.
+        gates: for the flip margin. hidden: decisions of earlier sites that no list shows may have differed; then a flip is as sure as the
+            least sure decision so far.
     """
     count = len(result.logits)
     agreeing = np.ones(count, bool)
     sites = []
+    surest = np.full(count, np.inf)
     for block, kept in zip(blocks, result.kept, strict=True):
         ours, theirs = _sets(kept), _sets(reference[f"kept_{block}"])
         margin = reference.get(f"margin_{block}")
@@ -127,8 +132,11 @@ def compare(result: Result, reference: dict[str, NDArray[Any]], blocks: list[int
             agreeing[image] = False
             for patch in flips:
                 distance = float(margin[image, patch]) if margin is not None else float("inf")
+                distance = min(distance, float(surest[image])) if hidden else distance
                 worst = max(worst, distance)
                 legal, illegal = (legal + 1, illegal) if distance <= gates.flip_margin else (legal, illegal + 1)
+        if margin is not None:
+            surest = np.minimum(surest, margin.min(axis=1))
         sizes = [len(row) for row in ours]
         overflow = reference.get(f"overflow_{block}")
         sites.append(
@@ -214,6 +222,13 @@ def drop_gate(drop: intervals.Drop, limit: float) -> Gate:
         undecided=holds is None,
         more=needed,
     )
+
+
+def status(gates: Sequence[Gate]) -> str:
+    """One of "passed", "failed", "undecided": where no gate fails and one cannot be decided on so few images."""
+    if all(gate.passed for gate in gates):
+        return "passed"
+    return "undecided" if all(gate.passed or gate.undecided for gate in gates) else "failed"
 
 
 def failures(comparison: Comparison, gates: Gates) -> list[Gate]:

@@ -19,6 +19,7 @@ from vitprune.errors import LoadError, RecipeError, VitpruneError
 from vitprune.methods.base import Geometry
 from vitprune.methods.cost import dense_blocks, model_macs
 from vitprune.validation.compare import compare, gate_list
+from vitprune.validation.precision import decides_unseen, decision_types, gates_in_force
 from vitprune.validation.verdict import Verdict
 
 BATCH = 8
@@ -58,14 +59,17 @@ def validate(
             cause=f"the recipe sets gates.top1_drop to {gates.top1_drop} and {origin} carries no labels",
             next_step="--data FILE.npz with 'labels', an image folder, or --set validate.gates.top1_drop=null at export",
         )
+    gates = gates_in_force(bundle.recipe, arrays["logits"], Geometry(**bundle.manifest.model["geometry"]))
     report(f"running {backend}")
     result = _in_pieces(session, arrays["images"], report)
     # An engine that gives logits alone shows no decisions: a gate over none of them would always hold.
     seen = bool(result.kept)
-    comparison = compare(result, arrays, blocks if seen else [], gates)
+    comparison = compare(result, arrays, blocks if seen else [], gates, decides_unseen(bundle.recipe))
     facts = {"backend_version": backends.get(backend).version(), "decisions_compared": seen, **getattr(session, "facts", {})}
     comparison = replace(comparison, evidence=facts)
     gate_seen = [gate for gate in gate_list(comparison, gates) if seen or gate.name != "decisions"]
+    if bundle.recipe.precision.mode != "fp32":
+        gate_seen.append(decision_types(bundle))
     kept = [site.kept_mean for site in comparison.sites] if seen else _reference_counts(arrays, blocks)
     return Verdict(bundle.manifest.name, backend, label, origin, comparison, gate_seen, _macs(bundle, kept))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 
@@ -15,10 +16,27 @@ def project(attn: Any, h: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return attn.q_norm(query) * attn.scale, attn.k_norm(key), value
 
 
+def product(left: Tensor, right: Tensor) -> Tensor:
+    """Left @ right in their common type; half types are summed in float32 and rounded once, as tensor cores do."""
+    if left.dtype not in (torch.float16, torch.bfloat16) or left.device.type != "cpu":
+        return left @ right
+    return (left.float() @ right.float()).to(left.dtype)
+
+
 def attention(query: Tensor, key: Tensor, bias: Tensor | None) -> Tensor:
-    """Softmax probabilities [B,H,M,N]; query [B,H,M,d], key [B,H,N,d], bias broadcastable to [B,H,M,N]."""
-    logits = query @ key.transpose(-2, -1)
+    """Softmax probabilities [B,H,M,N]; query [B,H,M,d], key [B,H,N,d], bias broadcastable to [B,H,M,N].
+
+    Of half types the product alone is in that type; the probabilities are float32.
+    """
+    logits = product(query, key.transpose(-2, -1))
+    if logits.dtype in (torch.float16, torch.bfloat16):
+        logits = logits.float()
     return (logits if bias is None else logits + bias).softmax(dim=-1)
+
+
+def weigh(weights: Tensor, value: Tensor) -> Tensor:
+    """Probabilities [B,H,M,N] times values [B,H,N,d], in the type of the values: [B,H,M,d]."""
+    return product(weights.to(value.dtype), value)
 
 
 def merge_heads(context: Tensor) -> Tensor:
@@ -41,7 +59,7 @@ def feed_forward(block: Any, x: Tensor) -> Tensor:
 def run_block(block: Any, x: Tensor, bias: Tensor | None) -> Tensor:
     """A whole block with hidden keys; equals timm's own forward when bias is None."""
     query, key, value = project(block.attn, block.norm1(x))
-    context = merge_heads(attention(query, key, bias) @ value)
+    context = merge_heads(weigh(attention(query, key, bias), value))
     return feed_forward(block, x + attention_output(block, context))
 
 

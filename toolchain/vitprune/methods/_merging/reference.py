@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from vitprune.methods.base import Site
-from vitprune.vit.blocks import attention, attention_output, feed_forward, merge_heads, project, run_block
+from vitprune.vit.blocks import attention, attention_output, feed_forward, merge_heads, project, run_block, weigh
 from vitprune.vit.reference_method import ReferenceMethod
 from vitprune.vit.tokens import TokenState
 
@@ -34,7 +34,7 @@ class MergingReference(ReferenceMethod):
         else:
             query, key, value = project(block.attn, block.norm1(x))
             weights = attention(query, key, bias)
-            attended = x + attention_output(block, merge_heads(weights @ value))
+            attended = x + attention_output(block, merge_heads(weigh(weights, value)))
             x = feed_forward(block, self.merge(site, attended, weights, key[:, :, state.prefix :], value, state))
         if site is not None:
             if site.options.bypass:

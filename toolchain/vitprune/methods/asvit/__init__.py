@@ -69,6 +69,10 @@ class Asvit(Method):
         """Tokens leave before the block; see `Method.block_tokens`."""
         return removed_before(sites, geometry, kept)
 
+    def score_scale(self, geometry: Geometry) -> float:
+        """Scores are shares of one attention row; see `Method.score_scale`."""
+        return 1.0 / geometry.tokens
+
     @property
     def reference(self) -> type[ReferenceMethod]:
         """See `Method.reference`."""

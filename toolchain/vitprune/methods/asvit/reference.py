@@ -9,7 +9,7 @@ from torch import Tensor
 from vitprune.methods.asvit import rule as asvit
 from vitprune.methods.asvit.keys import AsvitOptions, Params, refuse_padded_batch_topk
 from vitprune.methods.base import Method, MethodParams, Site, keys_of
-from vitprune.vit.blocks import attention, attention_output, feed_forward, merge_heads, project, run_block
+from vitprune.vit.blocks import attention, attention_output, feed_forward, merge_heads, project, run_block, weigh
 from vitprune.vit.reference_method import ReferenceMethod
 from vitprune.vit.tokens import TokenState, cap, take_rows
 
@@ -31,7 +31,7 @@ class AsvitReference(ReferenceMethod):
             return run_block(block, x, state.key_bias(x.dtype))
         query, key, value = project(block.attn, block.norm1(x))
         probabilities = attention(query, key, state.key_bias(x.dtype))
-        context = probabilities @ value
+        context = weigh(probabilities, value)
         new = asvit.score(probabilities[:, :, 0, state.prefix :], context[:, :, state.prefix :], self.weighted)
         state.extra["score"] = asvit.accumulate(state.extra.get("score"), new, self.mode)
         return feed_forward(block, x + attention_output(block, merge_heads(context)))

@@ -12,7 +12,7 @@ from torch import Tensor
 from vitprune.methods.ats import rule as ats
 from vitprune.methods.ats.keys import AtsOptions
 from vitprune.methods.base import Site
-from vitprune.vit.blocks import attention, attention_output, feed_forward, merge_heads, project, run_block
+from vitprune.vit.blocks import attention, attention_output, feed_forward, merge_heads, project, run_block, weigh
 from vitprune.vit.reference_method import ReferenceMethod
 from vitprune.vit.tokens import TokenState, cap, take_rows
 
@@ -45,5 +45,5 @@ class AtsReference(ReferenceMethod):
         rows = state.keep(chosen, site.limit if self.padded else None)
         state.record(margin, overflow)
         index = rows[:, None, :, None].expand(-1, query.shape[1], -1, query.shape[-1])
-        context = merge_heads(attention(query.gather(2, index), key, bias) @ value)
+        context = merge_heads(weigh(attention(query.gather(2, index), key, bias), value))
         return feed_forward(block, take_rows(x, rows) + attention_output(block, context))

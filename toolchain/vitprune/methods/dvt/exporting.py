@@ -17,9 +17,11 @@ from vitprune.bundle import Bundle, Manifest, folder_in_place, open_bundle, seal
 from vitprune.errors import ExportError
 from vitprune.exporting import parity
 from vitprune.exporting.writing import describe_io
+from vitprune.graph.lowering.rounding import emulated
 from vitprune.methods.base import Geometry, keys_of
 from vitprune.methods.dvt.cost import embed_macs, exit_costs
 from vitprune.methods.dvt.graphs import member_graphs
+from vitprune.methods.dvt.half import in_precision
 from vitprune.methods.dvt.host import Arrays, Member, all_exits, in_fixed_batches, member_file, torch_members
 from vitprune.methods.dvt.keys import Params
 from vitprune.methods.dvt.members import load
@@ -45,12 +47,13 @@ def export(
     model = replace(model, preprocessing=inputs.naming(model.preprocessing))
     graphs = member_graphs(model.module, recipe, report)
     report("checking against the PyTorch reference")
-    arrays = reference_arrays(torch_members(model.module), inputs, _params(recipe).thresholds)
+    arrays = reference_arrays(torch_members(in_precision(model.module, recipe)), inputs, _params(recipe).thresholds)
     files = {member_file(number): graph for number, graph in enumerate(graphs, start=1)}
     check = _check(list(files.values()), arrays, recipe)
     if _params(recipe).single_graph:
         files[SINGLE] = single_graph(graphs, _params(recipe).thresholds)
-        check |= _check_single(files[SINGLE], arrays, recipe)
+        plain = single_graph([emulated(graph) for graph in graphs], _params(recipe).thresholds)
+        check |= _check_single(plain, arrays, recipe)
     notes = {
         "check": check, "samples": inputs.origin, "nodes": sum(len(graph.graph.node) for graph in files.values()),
         "warnings": [] if model.source.get("weights") != "random" else ["random weights: confidences and exits mean nothing"],
@@ -73,7 +76,7 @@ def geometry_of(shape: Any, grid: int) -> Geometry:
 
 def _members(graphs: list[onnx.ModelProto], static: int | None) -> list[Member]:
     def wrap(graph: onnx.ModelProto) -> Member:
-        session = make_session(graph.SerializeToString())
+        session = make_session(emulated(graph).SerializeToString())
         names = [value.name for value in session.get_outputs()]
 
         def run(feeds: Arrays) -> Arrays:
@@ -91,8 +94,9 @@ def _check(graphs: list[onnx.ModelProto], arrays: dict[str, NDArray[Any]], recip
         ExportError: VP330 when a gate of the recipe fails already here.
     """
     found = all_exits(_members(graphs, recipe.graph.static_batch), arrays["images"])
-    comparison = compare(found, arrays, _params(recipe).thresholds, recipe.validation.gates)
-    gates = gates_of(comparison, recipe.validation.gates)
+    in_force = recipe.gates(float(np.abs(arrays["logits"]).max()))
+    comparison = compare(found, arrays, _params(recipe).thresholds, in_force)
+    gates = gates_of(comparison, in_force)
     _refuse([gate.text() for gate in gates if not gate.passed and gate.name in ("logits_max_abs", "decisions")])
     return comparison.document()
 
@@ -103,13 +107,13 @@ def _check_single(graph: onnx.ModelProto, arrays: dict[str, NDArray[Any]], recip
     Raises:
         ExportError: VP330.
     """
-    session = make_session(graph.SerializeToString())
+    session, gates = make_session(graph.SerializeToString()), recipe.gates(float(np.abs(arrays["logits"]).max()))
     worst, differing = 0.0, 0
     for image, pixels in enumerate(arrays["images"]):
         logits, exits = session.run(None, {"image": pixels[None]})
         worst = max(worst, float(np.abs(logits[0] - arrays[f"logits_exit{int(exits[0])}"][image]).max()))
-        differing += int(exits[0] != arrays["exits"][image] and arrays["margin"][image] > recipe.validation.gates.flip_margin)
-    limit = recipe.validation.gates.logits_max_abs
+        differing += int(exits[0] != arrays["exits"][image] and arrays["margin"][image] > gates.flip_margin)
+    limit = gates.logits_max_abs
     wrong = [f"{differing} exits of {SINGLE} differ"] if differing else []
     _refuse(wrong + ([f"{SINGLE} logits {worst:.3g} (beyond {limit:g})"] if limit is not None and not worst <= limit else []))
     return {"single_graph_max_abs": worst}

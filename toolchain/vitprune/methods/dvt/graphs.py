@@ -10,6 +10,7 @@ from vitprune import methods
 from vitprune.exporting.dense import dense_onnx
 from vitprune.graph.anatomy.find import find
 from vitprune.graph.passes.base import Surgery
+from vitprune.graph.precision import passes as precision
 from vitprune.graph.surgery import finish, working_copy
 from vitprune.methods.base import keys_of
 from vitprune.methods.dvt import surgery as reuse
@@ -34,5 +35,6 @@ def member_graphs(cascade: Cascade, recipe: Recipe, report: Callable[[str], None
         surgery = Surgery(working_copy(dense), find(dense), recipe, methods.get("dvt"), [])
         taken = reuse.Reuse(weights, grids[number - 1], grid, shape.eps) if number else None
         reuse.DvtSurgery(number + 1, taken, hands_on=number + 1 < EXITS).run(surgery)
-        graphs.append(finish(surgery))
+        types = precision.plan(surgery, recipe.precision)
+        graphs.append(finish(surgery) if types is None else precision.apply(finish(surgery), types))
     return graphs

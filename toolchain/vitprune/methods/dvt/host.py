@@ -153,9 +153,10 @@ def open_session(bundle: Bundle, backend: str, engine: Path | None = None) -> Se
 
 
 def _cascade(bundle: Bundle) -> Any:
+    from vitprune.methods.dvt.half import in_precision
     from vitprune.methods.dvt.members import again
 
-    return again(bundle.manifest.model["source"], bundle.recipe)
+    return in_precision(again(bundle.manifest.model["source"], bundle.recipe), bundle.recipe)
 
 
 def torch_members(cascade: Any) -> list[Member]:

@@ -74,10 +74,11 @@ class CascadePipeline(Pipeline):
 
     def reference(self, module: Any, recipe: Recipe) -> Any:
         """The PyTorch reference with early exit of a `vitprune.methods.dvt.reference.Cascade`."""
+        from vitprune.methods.dvt.half import in_precision
         from vitprune.methods.dvt.members import require_cascade
         from vitprune.methods.dvt.reference import EarlyExit
 
-        return EarlyExit(require_cascade(module), keys_of(recipe.prune, Params)).eval()
+        return EarlyExit(in_precision(require_cascade(module), recipe), keys_of(recipe.prune, Params)).eval()
 
     def session(self, bundle: Bundle, backend: str, target: str | None = None) -> Session:
         """A session that runs members and exit rule on a backend."""

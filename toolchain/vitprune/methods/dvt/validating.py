@@ -23,6 +23,7 @@ from vitprune.methods.dvt.keys import EXITS, Params
 from vitprune.recipe import Gates
 from vitprune.validation import intervals
 from vitprune.validation.compare import Comparison, Gate, gate_list
+from vitprune.validation.precision import decision_types
 from vitprune.validation.verdict import Verdict
 
 BATCH = 8
@@ -131,6 +132,7 @@ def validate(
             cause=f"the recipe sets gates.top1_drop to {gates.top1_drop} and {origin} carries no labels",
             next_step="--data FILE.npz with 'labels', an image folder, or --set validate.gates.top1_drop=null at export",
         )
+    gates = bundle.recipe.gates(float(np.abs(arrays["logits"]).max()))
     report(f"running {backend}")
     pieces, running = [], []
     for start in range(0, len(arrays["images"]), BATCH):
@@ -147,6 +149,8 @@ def validate(
     listed = gates_of(comparison, gates)
     if gates.logits_max_abs is not None:
         listed.append(Gate("routing", gates.logits_max_abs, routed, routed <= gates.logits_max_abs))
+    if bundle.recipe.precision.mode != "fp32":
+        listed.append(decision_types(bundle))
     return Verdict(
         bundle.manifest.name, backend, label, origin, comparison, listed, _macs(bundle, comparison), (_table(bundle, comparison),)
     )
@@ -172,9 +176,10 @@ def _live(bundle: Bundle, reference: str, data: Any, weights: str | None) -> tup
     try:
         if why := torch_backend.missing():
             raise LoadError(611, "PyTorch is not at hand", cause=why, next_step="pip install 'vitprune[torch]'")
+        from vitprune.methods.dvt.half import in_precision
         from vitprune.methods.dvt.members import again
 
-        return again(bundle.manifest.model["source"], bundle.recipe, weights), ""
+        return in_precision(again(bundle.manifest.model["source"], bundle.recipe, weights), bundle.recipe), ""
     except VitpruneError as error:
         if reference == "torch" or data is not None or weights is not None:
             raise

@@ -46,6 +46,10 @@ class Evit(Method):
         """Counts follow from the sites alone: a kept fused token is a row although `kept` lists patches only."""
         return fixed_block_tokens(sites, geometry)
 
+    def score_scale(self, geometry: Geometry) -> float:
+        """Scores are shares of one attention row; see `Method.score_scale`."""
+        return 1.0 / geometry.tokens
+
     @property
     def reference(self) -> type[ReferenceMethod]:
         """See `Method.reference`."""

@@ -22,6 +22,7 @@ class Tome(Method):
     summary: ClassVar[str] = "the r most similar pairs of patches merge in every block; constant counts, no parameters"
     paper: ClassVar[str] = "Bolya et al., ICLR 2023, arXiv 2210.09461"
     params: ClassVar[type[MethodParams]] = Params
+    hidden_decisions: ClassVar[bool] = True
     needs_cls: ClassVar[bool] = False
     varies: ClassVar[str] = "which patches merge; counts are constant"
 

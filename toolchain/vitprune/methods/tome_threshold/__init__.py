@@ -25,6 +25,7 @@ class TomeThreshold(Method):
     )
     paper: ClassVar[str] = "this project; matching after Bolya et al., ICLR 2023, arXiv 2210.09461"
     params: ClassVar[type[MethodParams]] = Params
+    hidden_decisions: ClassVar[bool] = True
     needs_cls: ClassVar[bool] = False
 
     def sites(self, params: Any, geometry: Geometry) -> list[Site[TomeThresholdOptions]]:

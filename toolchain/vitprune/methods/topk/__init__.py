@@ -42,6 +42,10 @@ class TopK(Method):
         """Queries of tokens that leave are never computed; see `Method.block_tokens`."""
         return removed_inside(sites, geometry, kept)
 
+    def score_scale(self, geometry: Geometry) -> float:
+        """Scores are shares of one attention row; see `Method.score_scale`."""
+        return 1.0 / geometry.tokens
+
     @property
     def reference(self) -> type[ReferenceMethod]:
         """See `Method.reference`."""

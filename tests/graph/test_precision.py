@@ -1,0 +1,318 @@
+"""Half types: the graph, the reference, the gates, and defects planted in each."""
+
+import io
+import sys
+import warnings
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from onnx import TensorProto, helper, numpy_helper
+
+import vitprune
+from helpers import tiny
+from vitprune import cli
+from vitprune.bundle import Manifest, open_bundle, seal
+from vitprune.errors import ExportError, RecipeError, TargetError
+from vitprune.exporting import parity
+from vitprune.exporting.given_half import compare_given
+from vitprune.exporting.precision import settle
+from vitprune.graph import surgery
+from vitprune.graph.lowering.rounding import emulated
+from vitprune.graph.precision import audit, casting
+from vitprune.graph.widening import widened
+from vitprune.recipe import Recipe
+from vitprune.support.precision import OVERFLOW, ROUNDOFF, layer_names
+from vitprune.vit.precision import HalfLinear
+from vitprune.vit.pruned import PrunedViT
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "methods"))
+
+MODES = ("fp16", "bf16")
+PRUNE = {
+    "ats": {"stages": [1, 2], "num_samples": 40},
+    "ats_merge": {"stages": [1, 2], "num_samples": 40, "dropped": "merge"},
+    "asvit": {"stages": [2, 3], "thresholds": [0.012, 0.02]},
+    "avit": {"stages": [2, 3]},
+    "evit": {"stages": [1, 2], "keep_rate": 0.7},
+    "topk": {"stages": [1, 2], "keep_rate": 0.7},
+    "pomt": {"stages": [1], "remove": 20},
+    "tome": {"r": 6},
+    "tome_threshold": {"stages": [1, 2]},
+    "ward_merge": {"stages": [1, 2]},
+}
+
+
+def recipe(method="ats", mode="fp16", **precision):
+    return Recipe.load({"prune": {"method": method, **PRUNE[method]}, "precision": {"mode": mode, **precision}})
+
+
+def torchscript(model):
+    file = io.BytesIO()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.onnx.export(
+            model, (torch.zeros(2, 3, 64, 64),), file, dynamo=False, opset_version=18, input_names=["image"],
+            output_names=["logits"], dynamic_axes={"image": {0: "batch"}, "logits": {0: "batch"}},
+        )  # fmt: skip
+    return onnx.load_from_string(file.getvalue())
+
+
+@cache
+def model():
+    return tiny()
+
+
+@cache
+def dense():
+    return torchscript(model())
+
+
+def pixels(count=16, seed=5):
+    x = torch.randn(count, 3, 64, 64, generator=torch.Generator().manual_seed(seed))
+    return (x + 2 * torch.nn.functional.interpolate(x[:, :, ::16, ::16], size=64)).numpy()
+
+
+def samples(count=16):
+    from vitprune.data.images import Images
+
+    return Images(pixels(count), None, "test")
+
+
+def checked(rules, module=None, graph=None):
+    """Export without the exporter: rewritten graph against the reference, as `export` does it."""
+    module, graph = module or model(), graph or dense()
+    oracle = PrunedViT(module, rules).eval()
+    pruned, _, notes = surgery.rewrite(graph, rules, has_cls=True)
+    arrays = parity.reference_arrays(oracle, samples(), parity.module_logits(module, pixels()), None)
+    return pruned, notes, parity.check(pruned, arrays, rules, oracle.geometry)
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("method", PRUNE)
+def test_graph_and_reference_agree(method, mode):
+    pruned, notes, check = checked(recipe(method, mode))
+    counted = audit.layers_by_type(pruned)
+    assert counted[mode] >= 4 * 8  # per block: q, k, v, two products, projection and the MLP's two
+    assert set(counted) == {mode, "fp32"}
+    assert notes["precision"]["layers"] == counted
+    assert check["logits_max_abs"] > 0, "a reference in float32 would be told from this graph"
+    assert all(site["illegal_flips"] == 0 for site in check["sites"])
+    assert audit.half_decisions(pruned) == []
+    assert onnx.checker.check_model(pruned, full_check=True) is None
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_half_bundle_has_half_the_weights(mode):
+    half, _, _ = surgery.rewrite(dense(), recipe(mode=mode), has_cls=True)
+    full, _, _ = surgery.rewrite(dense(), recipe(mode="fp32"), has_cls=True)
+    assert half.ByteSize() < 0.62 * full.ByteSize()  # nodes weigh as much as before, which counts in a model this small
+    assert [value.type.tensor_type.elem_type for value in (*half.graph.input, half.graph.output[0])] == [TensorProto.FLOAT] * 2
+
+
+def test_the_fp16_graph_runs_as_it_is():
+    """ONNX Runtime emulates float16 node by node; that and our rounding form are the same graph."""
+    from vitprune.backends.onnxruntime import make_session
+
+    pruned, _, _ = surgery.rewrite(dense(), recipe("topk"), has_cls=True)
+    ours = parity.run(make_session(emulated(pruned).SerializeToString()), pixels(4), None)[0]
+    theirs = parity.run(make_session(pruned.SerializeToString()), pixels(4), None)[0]
+    assert np.abs(ours - theirs).max() < 12 * ROUNDOFF["fp16"] * max(1, np.abs(ours).max())
+
+
+def test_the_reference_rounds_where_it_says():
+    linear = torch.nn.Linear(64, 8)
+    x = torch.randn(5, 64)
+    found = HalfLinear(linear, torch.float16)(x)
+    exact = torch.nn.functional.linear(x.half().double(), linear.weight.half().double(), linear.bias.half().double())
+    assert found.dtype == torch.float16
+    assert (
+        torch.equal(found, exact.float().half())
+        or (found.double() - exact).abs().max() < 2 * ROUNDOFF["fp16"] * exact.abs().max()
+    )
+    half = PrunedViT(model(), recipe()).eval()(torch.from_numpy(pixels(2)))
+    full = PrunedViT(model(), recipe(mode="fp32")).eval()(torch.from_numpy(pixels(2)))
+    assert half.dtype == torch.float32
+    assert not torch.equal(half, full)
+
+
+def test_float32_is_what_it_was():
+    from vitprune.vit.blocks import attention, weigh
+
+    q, k, v = (torch.randn(2, 3, 7, 4) for _ in range(3))
+    assert torch.equal(attention(q, k, None), (q @ k.transpose(-2, -1)).softmax(dim=-1))
+    assert torch.equal(weigh(attention(q, k, None), v), attention(q, k, None) @ v)
+
+
+def test_the_same_graph_in_another_precision_is_refused():
+    """The parity check tells a bfloat16 graph from a float16 reference: its tolerance is worth something."""
+    oracle = PrunedViT(model(), recipe()).eval()
+    arrays = parity.reference_arrays(oracle, samples(), parity.module_logits(model(), pixels()), None)
+    coarse, _, _ = surgery.rewrite(dense(), recipe(mode="bf16"), has_cls=True)
+    with pytest.raises(ExportError) as caught:
+        parity.check(coarse, arrays, recipe(), oracle.geometry)
+    assert caught.value.code == "VP330"
+
+
+@pytest.mark.parametrize("spoil", ["blocks.1.mlp.fc2", "blocks.0.attn.proj"])
+def test_a_wrong_weight_is_caught_in_half(spoil):
+    rules = recipe()
+    pruned, _, _ = surgery.rewrite(dense(), rules, has_cls=True)
+    oracle = PrunedViT(model(), rules).eval()
+    weight = model().get_submodule(spoil).weight.detach().numpy().T.astype(np.float16)
+    for tensor in pruned.graph.initializer:
+        if list(tensor.dims) == list(weight.shape) and np.array_equal(numpy_helper.to_array(tensor), weight):
+            tensor.CopyFrom(numpy_helper.from_array((weight * np.float16(1.25)), tensor.name))
+            break
+    else:
+        raise AssertionError(spoil)
+    arrays = parity.reference_arrays(oracle, samples(), parity.module_logits(model(), pixels()), None)
+    with pytest.raises(ExportError):
+        parity.check(pruned, arrays, rules, oracle.geometry)
+
+
+def score_in_half(pruned, label):
+    """The finished model with one node of the score branch cast to fp16 on purpose."""
+    name = next(node.name for node in pruned.graph.node if node.name.endswith(label))
+    return casting.cast(pruned, {name}, "fp16")
+
+
+@pytest.mark.parametrize("label", ["prune/cls_logits", "prune/cls_row", "prune/score/all", "prune/score"])
+def test_a_score_branch_in_fp16_is_found(label):
+    pruned, _, _ = surgery.rewrite(dense(), recipe(), has_cls=True)
+    wrong = score_in_half(pruned, label)
+    assert any(label in node for node in audit.half_decisions(wrong)) or label.endswith("prune/score")
+    if label != "prune/score":  # a slice moves values and computes nothing
+        assert audit.half_decisions(wrong)
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory):
+    path = tmp_path_factory.mktemp("half") / "bundle"
+    rules = recipe().to_dict()
+    rules["validate"]["samples"] = 8
+    return vitprune.export(model(), Recipe.load(rules), path)
+
+
+def test_validate_refuses_a_score_branch_in_fp16(bundle, tmp_path):
+    import shutil
+
+    assert cli.run(["validate", str(bundle.path), "--quiet", "--reference", "stored"]) == 0
+    shutil.copytree(bundle.path, tmp_path / "b")
+    spoilt = score_in_half(onnx.load(tmp_path / "b" / "model.onnx"), "prune/cls_row")
+    onnx.save(spoilt, tmp_path / "b" / "model.onnx")
+    seal(tmp_path / "b", Manifest.model_validate_json((tmp_path / "b" / "manifest.json").read_text()))
+    verdict = vitprune.validate(open_bundle(tmp_path / "b"), reference="stored")
+    assert [gate.name for gate in verdict.gates if not gate.passed] == ["decision_types"]
+    assert cli.run(["validate", str(tmp_path / "b"), "--quiet", "--reference", "stored"]) == 1
+
+
+def overflowing():
+    """The tiny model with one MLP whose hidden numbers are beyond fp16, and whose result is as before."""
+    import copy
+
+    spoilt = copy.deepcopy(model())
+    spoilt.blocks[2].mlp.fc1.bias.data[3] += 9e4
+    spoilt.blocks[2].mlp.fc2.weight.data[:, 3] *= 1e-5
+    return spoilt
+
+
+def test_overflow_is_found_named_and_kept_out():
+    module = overflowing()
+    graph = torchscript(module)
+    rules, beyond = settle(graph, recipe("topk"), True, pixels())
+    assert set(beyond) == {"blocks.2.mlp.fc1", "blocks.2.mlp.fc2"}
+    assert min(beyond.values()) > OVERFLOW["fp16"]
+    assert set(rules.precision.keep_fp32) == set(beyond)
+    _, notes, check = checked(rules, module, graph)
+    assert check["logits_max_abs"] < 0.05
+    assert notes["precision"]["kept_fp32"] == ["blocks.2.mlp.fc1", "blocks.2.mlp.fc2"]
+    assert settle(graph, recipe("topk", "bf16"), True, pixels())[1] == {}
+    with pytest.raises(ExportError):  # not looked for, the weight itself does not fit
+        surgery.rewrite(graph, recipe("topk"), has_cls=True)
+
+
+def test_keep_fp32_keeps_layers():
+    rules = recipe("topk", keep_fp32=["blocks.1.*", "*.fc2"])
+    pruned, notes, _ = checked(rules)
+    assert notes["precision"]["kept_fp32"] == [n for n in layer_names(4) if n.startswith("blocks.1.") or n.endswith("fc2")]
+    whole, _, _ = surgery.rewrite(dense(), recipe("topk"), has_cls=True)
+    assert audit.layers_by_type(pruned)["fp16"] < audit.layers_by_type(whole)["fp16"]
+
+
+def test_bad_input_is_named():
+    with pytest.raises(RecipeError) as unknown:
+        recipe(mode="fp7")
+    assert unknown.value.code == "VP102"
+    with pytest.raises(RecipeError) as lost:
+        surgery.rewrite(dense(), recipe(keep_fp32=["blocks.9.*"]), has_cls=True)
+    assert lost.value.code == "VP113"
+    assert "blocks.0.attn.qkv" in lost.value.cause
+
+
+def test_build_engine_insists_on_the_precision(bundle, capsys):
+    from vitprune import targets
+    from vitprune.engines import require_precision
+
+    assert cli.run(["build-engine", str(bundle.path), "-t", "rtx", "--precision", "bf16", "--quiet"]) == 2
+    assert "VP116" in capsys.readouterr().err
+    with pytest.raises(TargetError) as lacking:
+        require_precision(targets.load("jetson-orin"), "fp16", "fp8")
+    assert lacking.value.code == "VP246"
+    with pytest.raises(RecipeError):
+        require_precision(targets.load("rtx"), "fp16", "fp17")
+    require_precision(targets.load("jetson-orin"), "fp16", "fp16")
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_graphs_in_a_half_type_from_elsewhere(mode):
+    """A graph whose every weight and tensor is half, inputs included, is taken up in float32."""
+    plain, kind = dense(), casting.TYPES[mode]
+    half = onnx.ModelProto()
+    half.CopyFrom(plain)
+    for tensor in half.graph.initializer:
+        if tensor.data_type == TensorProto.FLOAT:
+            tensor.CopyFrom(casting.typed(tensor, mode, tensor.name))
+    for node in half.graph.node:
+        for attribute in node.attribute:
+            if attribute.HasField("t") and attribute.t.data_type == TensorProto.FLOAT:
+                attribute.t.CopyFrom(casting.typed(attribute.t, mode, attribute.t.name))
+            elif node.op_type == "Cast" and attribute.name == "to" and attribute.i == TensorProto.FLOAT:
+                attribute.i = kind
+    for value in (*half.graph.input, *half.graph.output):
+        value.type.tensor_type.elem_type = kind
+    del half.graph.value_info[:]
+    taken = widened(half)
+    assert audit.types(taken) == {}
+    assert widened(plain) is plain
+    from vitprune.backends.onnxruntime import make_session
+
+    logits = parity.run(make_session(taken.SerializeToString()), pixels(4), None, ["logits"])[0]
+    found = compare_given(half, logits, pixels(4), None, "logits")
+    assert found["types"] == [mode]
+    assert found["compared"] is (mode == "fp16")
+    if mode == "fp16":
+        with pytest.raises(ExportError) as caught:
+            compare_given(half, logits + 0.5, pixels(4), None, "logits")
+        assert caught.value.code == "VP319"
+
+
+def test_emulation_rounds():
+    """Planted: without the Casts the rounding form would compute in float32, and nobody would see the type's errors."""
+    image, big = helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 4]), np.full((4, 4), 1.0, np.float32)
+    nodes = [helper.make_node("MatMul", ["x", "w"], ["y"], name="m")]
+    graph = helper.make_graph(
+        nodes, "g", [image], [helper.make_tensor_value_info("z", TensorProto.FLOAT, [1, 4])], [numpy_helper.from_array(big, "w")]
+    )
+    graph.node.append(helper.make_node("Identity", ["y"], ["z"], name="i"))
+    plain = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
+    from vitprune.backends.onnxruntime import make_session
+
+    x = np.array([[1.0, 2.0**-12, 0, 0]], np.float32)
+    for mode, seen in (("fp16", 1.0), ("bf16", 1.0)):
+        half = casting.cast(plain, {"m"}, mode)
+        assert make_session(emulated(half).SerializeToString()).run(None, {"x": x})[0][0, 0] == seen
+    assert make_session(plain.SerializeToString()).run(None, {"x": x})[0][0, 0] > 1.0

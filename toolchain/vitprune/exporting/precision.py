@@ -1,0 +1,75 @@
+"""Before a graph gets its types: which layers stay in FP32 because fp16 could not hold what goes through them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+
+from vitprune.backends.onnxruntime import make_session
+from vitprune.errors import RecipeError
+from vitprune.graph import surgery
+from vitprune.graph.precision import overflow
+from vitprune.recipe import Recipe
+from vitprune.support.precision import OVERFLOW
+
+IMAGES = 64
+
+
+def settle(
+    dense: onnx.ModelProto, recipe: Recipe, has_cls: bool | None, pixels: NDArray[np.float32]
+) -> tuple[Recipe, dict[str, float]]:
+    """The recipe with the layers that overflow named in precision.keep_fp32.
+
+    Args:
+        dense: the dense graph. recipe: what to insert. has_cls: as for `surgery.rewrite`. pixels: [B,C,H,W] to look at, the first 64.
+
+    Returns:
+        The recipe (unchanged unless its mode is fp16), and the largest magnitude seen of every layer added.
+
+    Raises:
+        RecipeError: VP114 when every layer would have to stay in FP32; otherwise as for `surgery.rewrite`.
+    """
+    limit = OVERFLOW.get(recipe.precision.mode)
+    if limit is None:
+        return recipe, {}
+    model, plan = surgery.untyped(dense, recipe, has_cls)
+    found = overflow.weight_maxima(model, plan.nodes)
+    probed, outputs = overflow.probed(model, plan.nodes)
+    session = make_session(probed.SerializeToString())
+    name, wanted = session.get_inputs()[0].name, list(outputs)
+    size = recipe.graph.static_batch or 8
+    for start in range(0, min(len(pixels), IMAGES), size):
+        rows = np.minimum(np.arange(start, start + size), len(pixels) - 1)
+        values = dict(zip(wanted, session.run(wanted, {name: pixels[rows]}), strict=True))
+        for layer, seen in overflow.largest(outputs, values).items():
+            found[layer] = max(found.get(layer, 0.0), seen)
+    beyond = {layer: seen for layer, seen in found.items() if not seen <= limit}
+    if not beyond:
+        return recipe, {}
+    if len(beyond) == len(set(plan.nodes.values())):
+        raise RecipeError(
+            114,
+            "every layer of this model overflows in fp16",
+            cause=f"on the calibration images even the smallest reaches {min(beyond.values()):.3g}",
+            next_step="--set precision.mode=bf16, whose range is that of FP32",
+        )
+    return recipe.with_("precision.keep_fp32", [*recipe.precision.keep_fp32, *beyond]), beyond
+
+
+def warnings(beyond: dict[str, float]) -> list[str]:
+    """One sentence per layer that was kept in FP32."""
+    return [f"{layer} stays in FP32: it reaches {seen:.3g}, and fp16 ends at 65504" for layer, seen in beyond.items()]
+
+
+def noted(notes: dict[str, Any], beyond: dict[str, float]) -> dict[str, Any]:
+    """Notes of an export with what overflowed."""
+    if not beyond:
+        return notes
+    return {
+        **notes,
+        "precision": {**notes["precision"], "overflow": beyond},
+        "warnings": [*notes.get("warnings", []), *warnings(beyond)],
+    }

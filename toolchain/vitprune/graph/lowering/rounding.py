@@ -1,0 +1,85 @@
+"""A half-typed graph in float32 arithmetic, every value rounded where the graph says: how ONNX Runtime's CPU kernels run it.
+
+They have no bfloat16 products and emulate float16 by the node. Here a layer's result is computed in float32 from numbers of the half
+type and rounded once, bias included, which is what tensor cores and fused kernels do. Not faster than float32.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+from vitprune.graph.precision.audit import HALF, MOVES, types
+
+
+def is_half(model: onnx.ModelProto) -> bool:
+    """Whether anything in a model is fp16 or bf16."""
+    return bool(types(model))
+
+
+def emulated(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The same computation with float32 tensors and roundings; the model itself where nothing is in a half type.
+
+    Args:
+        model: inputs and outputs float32; not changed.
+    """
+    known = types(model)
+    if not known:
+        return model
+    result = onnx.ModelProto()
+    result.CopyFrom(model)
+    graph = result.graph
+    del graph.value_info[:]
+    readers: dict[str, list[onnx.NodeProto]] = defaultdict(list)
+    for node in graph.node:
+        for name in node.input:
+            readers[name].append(node)
+    constants = {tensor.name for tensor in graph.initializer}
+    nodes: list[onnx.NodeProto] = []
+    for node in graph.node:
+        if node.op_type == "Cast" and node.input[0] in known and node.output[0] not in known:
+            nodes.append(helper.make_node("Identity", node.input, node.output, name=node.name))
+            continue
+        if node.op_type in MOVES or not any(name in known for name in node.output):
+            nodes.append(node)
+            continue
+        if node.op_type == "MatMul" and _before_bias(node, readers, constants):
+            nodes.append(node)
+            continue
+        nodes += _rounded(node, known)
+    initializers = [_wide(tensor) if tensor.data_type in HALF else tensor for tensor in graph.initializer]
+    copies = [onnx.NodeProto.FromString(node.SerializeToString()) for node in nodes]
+    kept = [TensorProto.FromString(tensor.SerializeToString()) for tensor in initializers]
+    del graph.node[:], graph.initializer[:]
+    graph.node.extend(copies)
+    graph.initializer.extend(kept)
+    return result
+
+
+def _before_bias(node: onnx.NodeProto, readers: dict[str, list[onnx.NodeProto]], constants: set[str]) -> bool:
+    """Whether a product goes into an Add of constants and nowhere else."""
+    below = readers[node.output[0]]
+    return len(below) == 1 and below[0].op_type == "Add" and any(name in constants for name in below[0].input)
+
+
+def _rounded(node: onnx.NodeProto, known: dict[str, int]) -> list[onnx.NodeProto]:
+    """A node whose results are rounded to their type and handed on as float32."""
+    copy = onnx.NodeProto()
+    copy.CopyFrom(node)
+    made: list[onnx.NodeProto] = []
+    if node.op_type == "Cast":
+        source = node.input[0]
+    else:
+        made.append(copy)
+        source = copy.output[0] = f"{node.output[0]}/exact"
+    name, half = node.output[0], f"{node.output[0]}/rounded"
+    made.append(helper.make_node("Cast", [source], [half], name=f"{name}/round", to=known[name]))
+    made.append(helper.make_node("Cast", [half], [name], name=f"{name}/widen", to=TensorProto.FLOAT))
+    return made
+
+
+def _wide(tensor: TensorProto) -> TensorProto:
+    return numpy_helper.from_array(numpy_helper.to_array(tensor).astype(np.float32), tensor.name)

@@ -1,0 +1,136 @@
+"""What types a finished model computes in: counts for reports, and proof that nothing which decides is in a half type.
+
+This reads the file alone and knows neither recipe nor surgery, so that it finds what they did wrong.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from typing import Any
+
+import onnx
+from onnx import TensorProto
+
+HALF = {int(TensorProto.FLOAT16): "fp16", int(TensorProto.BFLOAT16): "bf16"}
+HEAVY = ("MatMul", "Gemm", "Conv")
+# Operators of which a result has the type of the first input and is the same values elsewhere.
+MOVES = {
+    "Reshape", "Transpose", "Gather", "GatherND", "GatherElements", "Slice", "Unsqueeze", "Squeeze", "Split", "Identity", "Concat",
+    "Expand", "Flatten", "Pad",
+}  # fmt: skip
+# Operators that turn numbers into decisions: positions or truth values.
+DECIDES = {"TopK", "ArgMax", "ArgMin", "Less", "LessOrEqual", "Greater", "GreaterOrEqual", "Equal", "TokenSample"}
+NORMS = {"LayerNormalization", "Softmax"}
+
+
+def types(model: onnx.ModelProto) -> dict[str, int]:
+    """Element type of every tensor of the main graph that is known to be fp16 or bf16."""
+    found = {tensor.name: tensor.data_type for tensor in model.graph.initializer if tensor.data_type in HALF}
+    for value in model.graph.input:
+        if value.type.tensor_type.elem_type in HALF:
+            found[value.name] = value.type.tensor_type.elem_type
+    for node in model.graph.node:
+        if node.op_type == "Cast":
+            to = next(attribute.i for attribute in node.attribute if attribute.name == "to")
+            if to in HALF:
+                found[node.output[0]] = to
+        elif node.op_type not in (
+            "Shape",
+            "Size",
+            "Equal",
+            "Less",
+            "LessOrEqual",
+            "Greater",
+            "GreaterOrEqual",
+            "ArgMax",
+            "ArgMin",
+        ):
+            kind = next((found[name] for name in node.input if name in found), None)
+            if kind is not None:
+                for position, name in enumerate(node.output):
+                    if not (node.op_type == "TopK" and position == 1):
+                        found[name] = kind
+    return found
+
+
+def layers_by_type(model: onnx.ModelProto) -> dict[str, int]:
+    """How many MatMul, Gemm and Conv compute in which type."""
+    known = types(model)
+    counted = Counter(HALF.get(known.get(node.output[0], 0), "fp32") for node in model.graph.node if node.op_type in HEAVY)
+    return dict(sorted(counted.items()))
+
+
+def float32_layers(model: onnx.ModelProto) -> list[str]:
+    """Names of the MatMul, Gemm and Conv nodes that compute in float32."""
+    known = types(model)
+    return [node.name for node in model.graph.node if node.op_type in HEAVY and node.output[0] not in known]
+
+
+def half_decisions(model: onnx.ModelProto) -> list[str]:
+    """Nodes between the layers and a decision that compute in a half type; [] when there is none.
+
+    From every decision the walk goes up through whatever computes, and stops where a value comes from a layer: a product of weights, or
+    LayerNorm, or what is Cast from a half type. Moving half values is no computing.
+    """
+    known = types(model)
+    makers = {name: node for node in model.graph.node for name in node.output}
+    weights = {tensor.name for tensor in model.graph.initializer if len(tensor.dims) >= 2}
+    wrong: list[str] = []
+    frontier = [name for node in model.graph.node if node.op_type in DECIDES for name in node.input]
+    frontier += [name for node in model.graph.node if node.op_type in DECIDES for name in node.output]
+    seen: set[str] = set()
+    while frontier:
+        name = frontier.pop()
+        node = makers.get(name)
+        if node is None or name in seen:
+            continue
+        seen.add(name)
+        half = node.op_type != "Cast" and any(value in known for value in (*node.input, *node.output))
+        if node.op_type == "LayerNormalization" and not half or _is_linear(node, makers, weights):
+            continue  # what a layer gives is where the decision begins
+        if half and node.op_type not in MOVES:
+            if not _is_attention(node, makers, weights):
+                wrong.append(node.name or name)
+            continue
+        frontier.extend(node.input)
+    return wrong
+
+
+def _is_linear(node: onnx.NodeProto, makers: dict[str, onnx.NodeProto], weights: set[str]) -> bool:
+    """Whether a node is a product with weights, or adds the bias to one."""
+    if node.op_type in HEAVY:
+        return any(value in weights for value in node.input)
+    above = [makers[name] for name in node.input if name in makers] if node.op_type == "Add" else []
+    return len(above) == 1 and above[0].op_type == "MatMul" and any(value in weights for value in above[0].input)
+
+
+def _is_attention(node: onnx.NodeProto, makers: dict[str, onnx.NodeProto], weights: set[str]) -> bool:
+    """Whether a node is one of attention's two products: its operands are moved results of linear maps, or of Softmax or a norm."""
+    if node.op_type != "MatMul":
+        return False
+
+    def comes_from_layer(name: str) -> bool:
+        for _ in range(16):
+            above = makers.get(name)
+            if above is None:
+                return False
+            if above.op_type in NORMS or _is_linear(above, makers, weights):
+                return True
+            factors = [value for value in above.input if value in makers]
+            if above.op_type not in MOVES | {"Cast"} and not (above.op_type == "Mul" and len(factors) == 1):
+                return False
+            # The one Mul on the way is the attention scale, a number; one with a matrix would be a score of its own.
+            if above.op_type == "Mul" and any(value in weights for value in above.input):
+                return False
+            name = factors[0] if factors else ""
+        return False
+
+    return all(comes_from_layer(name) for name in node.input)
+
+
+def report(model: onnx.ModelProto, mode: str, kept: tuple[str, ...]) -> dict[str, Any]:
+    """For the export report: mode, heavy layers by type, layers kept in float32, bytes of weights by type."""
+    sizes: dict[str, int] = defaultdict(int)
+    for tensor in model.graph.initializer:
+        sizes[HALF.get(tensor.data_type, onnx.TensorProto.DataType.Name(tensor.data_type).lower())] += len(tensor.raw_data)
+    return {"mode": mode, "layers": layers_by_type(model), "kept_fp32": list(kept), "weight_bytes": dict(sorted(sizes.items()))}
