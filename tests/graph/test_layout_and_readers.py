@@ -224,29 +224,9 @@ def test_newer_ir_versions(dense, tmp_path):
     ).logits.shape == (1, 5)
 
 
-@pytest.mark.parametrize("fault", ["uint8 input", "float16 input", "second input", "channels last"])
-def test_other_inputs_are_refused(fault, dense, tmp_path):
+def test_a_second_input_is_refused(dense, tmp_path):
     changed = copied(dense)
-    tensor = changed.graph.input[0].type.tensor_type
-    if fault == "uint8 input":
-        tensor.elem_type = onnx.TensorProto.UINT8
-        cast = onnx.helper.make_node("Cast", ["image"], ["image_float"], to=1)
-        for node in changed.graph.node:
-            node.input[:] = ["image_float" if name == "image" else name for name in node.input]
-        changed.graph.node.insert(0, cast)
-    elif fault == "float16 input":
-        tensor.elem_type = onnx.TensorProto.FLOAT16
-        for node in changed.graph.node:
-            node.input[:] = ["image_float" if name == "image" else name for name in node.input]
-        changed.graph.node.insert(0, onnx.helper.make_node("Cast", ["image"], ["image_float"], to=1))
-    elif fault == "second input":
-        changed.graph.input.append(onnx.helper.make_tensor_value_info("mask", onnx.TensorProto.FLOAT, [1]))
-    else:
-        del changed.graph.input[:]
-        changed.graph.input.append(onnx.helper.make_tensor_value_info("image", onnx.TensorProto.FLOAT, ["b", SIDE, SIDE, 3]))
-        for node in changed.graph.node:
-            node.input[:] = ["image_first" if name == "image" else name for name in node.input]
-        changed.graph.node.insert(0, onnx.helper.make_node("Transpose", ["image"], ["image_first"], perm=[0, 3, 1, 2]))
+    changed.graph.input.append(onnx.helper.make_tensor_value_info("mask", onnx.TensorProto.FLOAT, [1]))
     with pytest.raises(ExportError, match="VP332"):
         vitprune.rewrite(saved(changed, tmp_path), recipe(), tmp_path / "bundle")
 
