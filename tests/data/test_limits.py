@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gzip
 import os
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -22,11 +21,11 @@ GREY = {"input_size": [1, SIDE, SIDE], "mean": [0.5], "std": [0.5], "interpolati
 
 
 @pytest.fixture
-def narrow(monkeypatch: pytest.MonkeyPatch) -> Iterator[pytest.MonkeyPatch]:
+def narrow(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     """Limits small enough to be reached by small files."""
     monkeypatch.setattr(limits, "pixels", 20 * 20)
     monkeypatch.setattr(limits, "array", 10_000)
-    yield monkeypatch
+    return monkeypatch
 
 
 def pictures(root: Path, side: int) -> Path:
