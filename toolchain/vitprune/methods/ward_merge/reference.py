@@ -21,7 +21,7 @@ class WardMergeReference(MergingReference):
 
     def prepare(self, model: Any) -> None:
         """See `ReferenceMethod.prepare`; without a CLS token the attention of all queries counts."""
-        self.has_cls = model.cls_token is not None
+        self.has_cls = model.geometry.has_cls
 
     def merge(self, site: Site[WardOptions], x: Tensor, weights: Tensor, key: Tensor, value: Tensor, state: TokenState) -> Tensor:
         """See `MergingReference.merge`; `overflow` counts rows lost to a capacity."""
