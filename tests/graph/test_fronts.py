@@ -105,8 +105,12 @@ def test_a_front_that_is_not_understood_stays(tmp_path):
     """One number per pixel is no normalisation; without bytes or turned axes such a graph is taken as it is."""
 
     class Vignette(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = MODEL
+
         def forward(self, image: Any) -> Any:
-            return MODEL(image * torch.linspace(0.5, 1, SIDE))
+            return self.net(image * torch.linspace(0.5, 1, SIDE))
 
     model = legacy_onnx(Vignette(), torch.zeros(2, 3, SIDE, SIDE), tmp_path / "dense.onnx", 17)
     assert taken_off(model)[1] is None

@@ -79,8 +79,8 @@ def rewrite(
         )
     check: dict[str, Any] = {"canonical_max_abs": difference}
     if front is not None:
-        output = taken.model.graph.output[0].name
-        check["front_max_abs"] = check_front(full, dense, front, inputs.pixels, batch, output)
+        named = taken.model.graph.output[0].name
+        check["front_max_abs"] = check_front(full, dense, front, inputs.pixels, batch, named)
         notes["warnings"] = [*notes.get("warnings", []), f"the bundle takes preprocessed pixels; the graph took {front.text()}"]
     elif given is not full:
         notes["given_in"] = check["given_in"] = compare_given(
