@@ -45,6 +45,7 @@ benchmark: $(VENV)/.installed
 	$(BIN)/python benchmarks/speed.py
 	$(BIN)/python benchmarks/methods_speed.py
 	$(BIN)/python benchmarks/dvt_reuse.py
+	$(BIN)/python benchmarks/shipped.py
 	$(BIN)/python benchmarks/recipes.py
 	$(BIN)/python benchmarks/report.py
 

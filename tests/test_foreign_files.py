@@ -43,7 +43,7 @@ def refused(code: str, bundle: Path) -> LoadError:
 def built(made_bundle, tmp_path_factory) -> Path:
     """A bundle with an engine for ONNX Runtime."""
     folder = Path(shutil.copytree(made_bundle.path, tmp_path_factory.mktemp("built") / "bundle"))
-    engines.build_engine(open_bundle(folder), targets.load(TARGET))
+    engines.build_engine(open_bundle(folder), targets.load(TARGET), plugin="none")
     return folder
 
 
