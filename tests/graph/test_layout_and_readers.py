@@ -17,6 +17,7 @@ from helpers import images, legacy_onnx, run
 from vitprune.errors import ExportError, LoadError, RecipeError
 from vitprune.graph import surgery
 from vitprune.graph.anatomy.find import find
+from vitprune.graph.lowering.onnxruntime import specialise
 
 STAGES = [1, 2]
 HEADS = {
@@ -38,7 +39,7 @@ REFUSED = {
 
 
 def recipe(method="topk", **prune):
-    defaults = {"topk": {"keep": [20, 12]}, "tome": {"r": 8}}[method]
+    defaults = {"topk": {"keep": [20, 12]}, "tome": {"r": 8}, "ats": {"num_samples": 20}}[method]
     return vitprune.Recipe.load({"prune": {"method": method, "stages": STAGES, **defaults, **prune}})
 
 
@@ -203,17 +204,21 @@ def test_a_fixed_batch_for_an_open_graph(dense, tmp_path):
     np.testing.assert_allclose(bundle.run(x).logits, run(surgery.rewrite(dense, recipe())[0], x)[0], atol=1e-5)
 
 
-@pytest.mark.parametrize("opset", [11, 12, 14, 18, 20, 21])
-def test_opsets(opset, tmp_path):
+@pytest.mark.parametrize(
+    ("opset", "method"), [*((opset, "topk") for opset in (11, 12, 14, 18, 20, 21)), *((opset, "ats") for opset in (14, 20, 21))]
+)
+def test_opsets(opset, method, tmp_path):
     model = SmallViT(HEADS["cls"])
     if opset <= 20:
         path = written(model, tmp_path, opset)
     else:
         path = saved(onnx.version_converter.convert_version(onnx.load(str(written(model, tmp_path, 18))), opset), tmp_path)
     x = images(2, (3, SIDE, SIDE), seed=9)
-    bundle = vitprune.rewrite(path, recipe(), tmp_path / "bundle")
-    reference = vitprune.rewrite(written(model, tmp_path, 17, "plain.onnx"), recipe(), tmp_path / "plain")
+    bundle = vitprune.rewrite(path, recipe(method), tmp_path / "bundle")
+    reference = vitprune.rewrite(written(model, tmp_path, 17, "plain.onnx"), recipe(method), tmp_path / "plain")
     np.testing.assert_allclose(bundle.run(x).logits, reference.run(x).logits, atol=1e-5)
+    special, _ = specialise(onnx.load(str(bundle.model_path)), keep_outputs=False)
+    np.testing.assert_allclose(run(special, x)[0], reference.run(x).logits, atol=1e-5)
 
 
 def test_newer_ir_versions(dense, tmp_path):

@@ -16,6 +16,7 @@ from onnx import parser
 from vitprune.ops.token_sample import DOMAIN, NAME
 
 Valid = Literal["any", "first", "single"]
+BODY_OPSET = 18
 
 _HEAD = """
 <domain: "{domain}", opset_import: ["" : {opset}]>
@@ -243,7 +244,7 @@ _TAIL_SINGLE = """
 _RISES = {"any": _RISES_ANY, "first": _RISES_FIRST, "single": _RISES_SINGLE}
 
 
-def function(mode: str, *, overflow: bool, padded: bool, valid: Valid = "any", opset: int = 18) -> onnx.FunctionProto:
+def function(mode: str, *, overflow: bool, padded: bool, valid: Valid = "any", opset: int = BODY_OPSET) -> onnx.FunctionProto:
     """Function body of TokenSample for one mode.
 
     Args:
@@ -252,7 +253,7 @@ def function(mode: str, *, overflow: bool, padded: bool, valid: Valid = "any", o
         padded: K is the attribute `capacity` (which must not exceed P) instead of the largest count.
         valid: what the caller promises about `valid`: nothing, "first" (valid slots come first, as inside every pruned graph) or
             "single" (one image without pads, dynamic width); the promise shortens the body of the paper's mode.
-        opset: opset of the body, at least 18.
+        opset: opset of the body, at least BODY_OPSET; that of the model, where operators changed between the two.
 
     Returns:
         A model-local function; every node of a model that shares it must use the same mode and shape.

@@ -16,7 +16,7 @@ import onnx_graphsurgeon as gs
 from vitprune.graph import types
 from vitprune.graph.anatomy.static import scalar_of, value_of
 from vitprune.graph.types import Graph, Node, Tensor, dims
-from vitprune.ops.function import function
+from vitprune.ops.function import Valid, function
 from vitprune.ops.token_sample import DOMAIN, NAME
 
 CONTRIB = "com.microsoft"
@@ -217,11 +217,9 @@ def _shorter_sampling(model: onnx.ModelProto) -> onnx.ModelProto:
     for body in copy.functions:
         if body.name == NAME and len(modes) == 1:
             overflow = any(node.output[0] == "best" for node in body.node)
-            body.CopyFrom(
-                function(
-                    next(iter(modes)), overflow=overflow, padded=padded, valid="single" if single and not padded else "first"
-                )
-            )
+            opset = next(entry.version for entry in body.opset_import if not entry.domain)
+            valid: Valid = "single" if single and not padded else "first"
+            body.CopyFrom(function(next(iter(modes)), overflow=overflow, padded=padded, valid=valid, opset=opset))
     return copy
 
 

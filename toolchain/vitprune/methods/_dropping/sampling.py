@@ -11,7 +11,7 @@ from vitprune.graph.emit import BOOL, FLOAT, INT64, Emitter
 from vitprune.graph.passes.base import Surgery
 from vitprune.graph.types import Shape, Tensor
 from vitprune.methods.base import SamplingOptions, Site
-from vitprune.ops.function import function
+from vitprune.ops.function import BODY_OPSET, function
 from vitprune.ops.token_sample import DOMAIN, NAME
 
 
@@ -92,7 +92,9 @@ def token_sample(emit: Emitter, surgery: Surgery, site: Site[SamplingOptions], s
         "plugin_namespace": DOMAIN,
     }
     wanted = overflow or any(other.options.capacity for other in surgery.sites)
-    surgery.functions[NAME] = function(options.mode, overflow=wanted, padded=surgery.padded)
+    surgery.functions[NAME] = function(
+        options.mode, overflow=wanted, padded=surgery.padded, opset=max(BODY_OPSET, surgery.graph.opset)
+    )
     if wanted and not capacity:
         attributes["capacity"] = site.limit  # the shared body compares with it; the bound never cuts anything here
     width = site.limit if surgery.padded else None
