@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import sys
 
+import numpy as np
 import pytest
 import yaml
 
@@ -10,6 +11,7 @@ from helpers import RECIPES
 FOLDER = RECIPES / "fashion_mnist"
 sys.path.insert(0, str(FOLDER))
 
+import precision  # noqa: E402
 import report  # noqa: E402
 import results  # noqa: E402
 import ship  # noqa: E402
@@ -102,3 +104,32 @@ def test_large_weights_are_shipped_in_shards(tmp_path, monkeypatch):
     assert Recipe.load(tmp_path / "here" / "topk.yaml").model.weights == f"shipped:fashion_mnist/{index.name}"
     found = loading.read_weights(index)
     assert all(torch.equal(found[name], value) for name, value in weights.items())
+
+
+def test_half_types_are_compared_image_by_image():
+    labels = np.array([0, 1, 1, 0])
+    full = (np.array([[2.0, 1], [0, 3], [0, 2], [1, 0]]), [np.eye(4, dtype=bool), np.ones((4, 4), bool)])
+    lists = np.eye(4, dtype=bool)
+    lists[1] = [True, False, False, False]  # two decisions of image 1 flip at the first site
+    later = np.ones((4, 4), bool)
+    later[1:3, 0] = False  # what follows in image 1 is not counted again
+    half = (np.array([[2.5, 1], [5.0, 0], [0, 2], [1, 0]]), [lists, later])
+    found = precision.compared(full, half, labels, [3, 6])
+    assert found["drop"][0] == pytest.approx(25.0)
+    assert found["agreement"][0] == pytest.approx(75.0)
+    assert [(site["images"], site["patches"], site["of"]) for site in found["sites"]] == [(1, 2, 4), (1, 1, 3)]
+    assert found["logits_max_abs"] == pytest.approx(0.5)
+    assert precision.members(np.array([[2, 0, -1], [-1, -1, -1]]), 3).tolist() == [[True, False, True], [False] * 3]
+
+
+def test_a_drop_is_decided_by_its_interval():
+    assert [report.verdict(drop, 0.1) for drop in ([0, -0.1, 0.05], [0.3, 0.2, 0.4], [0, -0.1, 0.2])] == [
+        "below",
+        "above",
+        "undecided",
+    ]
+
+
+def test_every_method_of_the_half_types_has_a_recipe():
+    assert all(precision.recipe_of(method).prune.method == method for method in precision.METHODS)
+    assert len(precision.METHODS) >= 5

@@ -37,7 +37,7 @@ def export(
     report("checking against the PyTorch reference")
     dense_logits = parity.module_logits(model.module, inputs.pixels)
     arrays = parity.reference_arrays(oracle, inputs, dense_logits, recipe.graph.static_batch)
-    check = parity.check(pruned, arrays, recipe, oracle.geometry)
+    check = parity.check(pruned, arrays, recipe, oracle)
     source = {"source": model.source, "geometry": asdict(oracle.geometry)}
     arrays |= {} if inputs.labels is None else {"labels": inputs.labels}
     notes = precision.noted(notes, beyond)

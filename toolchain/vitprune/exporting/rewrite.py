@@ -90,7 +90,7 @@ def rewrite(
         report("checking against the PyTorch reference built from the dense graph")
         oracle = _oracle(taken.model, anatomy, recipe)
         arrays = parity.reference_arrays(oracle, inputs, dense_logits, batch)
-        check |= parity.check(pruned, arrays, recipe, oracle.geometry)
+        check |= parity.check(pruned, arrays, recipe, oracle)
     else:
         # A family with convolutional projections: its reference needs the module, which a graph does not give back.
         arrays = _own_results(pruned, inputs, dense_logits, recipe, anatomy)

@@ -139,7 +139,8 @@ class Method(ABC):
         params: pydantic model of its recipe keys.
         needs_cls: scores come from the CLS row. training_need: whether results make sense without training.
         train: pydantic model of the recipe's `train:` section, with the method's published defaults and loss weights.
-        varies: what differs between images. hidden_decisions: it decides more than which patches stay (which ones join which). families: of graphs that its surgery knows (`vitprune.graph.families`).
+        varies: what differs between images. hidden_decisions: it decides more than which patches stay (which ones join which). follows:
+            its reference can compute with kept lists from elsewhere (`TokenState.follow`). families: of graphs that its surgery knows (`vitprune.graph.families`).
     """
 
     name: ClassVar[str]
@@ -151,6 +152,7 @@ class Method(ABC):
     train: ClassVar[type[TrainKeys]] = TrainKeys
     varies: ClassVar[str] = "tokens per image and site"
     hidden_decisions: ClassVar[bool] = False
+    follows: ClassVar[bool] = False
     families: ClassVar[tuple[str, ...]] = ("ViT",)
 
     @abstractmethod

@@ -19,7 +19,8 @@ from vitprune.errors import LoadError, RecipeError, VitpruneError
 from vitprune.methods.base import Geometry
 from vitprune.methods.cost import dense_blocks, model_macs
 from vitprune.validation.compare import compare, gate_list
-from vitprune.validation.precision import decides_unseen, decision_types, gates_in_force
+from vitprune.validation.following import follow
+from vitprune.validation.precision import against_float32, decides_unseen, decision_types, gates_in_force
 from vitprune.validation.verdict import Verdict
 
 BATCH = 8
@@ -62,6 +63,10 @@ def validate(
     gates = gates_in_force(bundle.recipe, arrays["logits"], Geometry(**bundle.manifest.model["geometry"]))
     report(f"running {backend}")
     result = _in_pieces(session, arrays["images"], report)
+    if module is not None and bundle.recipe.precision.mode != "fp32":
+        from vitprune.vit.pruned import PrunedViT
+
+        arrays |= follow(PrunedViT(module, bundle.recipe).eval(), arrays["images"], result.kept, arrays)
     # An engine that gives logits alone shows no decisions: a gate over none of them would always hold.
     seen = bool(result.kept)
     comparison = compare(result, arrays, blocks if seen else [], gates, decides_unseen(bundle.recipe))
@@ -70,6 +75,10 @@ def validate(
     gate_seen = [gate for gate in gate_list(comparison, gates) if seen or gate.name != "decisions"]
     if bundle.recipe.precision.mode != "fp32":
         gate_seen.append(decision_types(bundle))
+        if module is not None and data is not None:
+            report("running the PyTorch reference in fp32")
+            full = _float32(bundle, module, arrays["images"])
+            gate_seen += against_float32(result.logits, full, arrays.get("labels"), bundle.recipe.precision)
     kept = [site.kept_mean for site in comparison.sites] if seen else _reference_counts(arrays, blocks)
     return Verdict(bundle.manifest.name, backend, label, origin, comparison, gate_seen, _macs(bundle, kept))
 
@@ -132,6 +141,18 @@ def _live(
         arrays[f"margin_{block}"] = np.concatenate([part[number] for part in margin])
         arrays[f"overflow_{block}"] = np.concatenate([part[number] for part in overflow])
     return arrays if inputs.labels is None else arrays | {"labels": inputs.labels}
+
+
+def _float32(bundle: Bundle, module: Any, pixels: NDArray[np.float32]) -> NDArray[Any]:
+    """Logits of the pruned reference in fp32."""
+    import torch
+
+    from vitprune.vit.pruned import PrunedViT
+
+    oracle = PrunedViT(module, bundle.recipe.with_("precision.mode", "fp32")).eval()
+    with torch.inference_mode():
+        starts = range(0, len(pixels), BATCH)
+        return np.concatenate([oracle(torch.from_numpy(pixels[start : start + BATCH])).numpy() for start in starts])
 
 
 def _in_pieces(session: Any, pixels: NDArray[np.float32], report: Callable[[str], None]) -> Result:

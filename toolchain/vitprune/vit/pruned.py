@@ -84,10 +84,11 @@ class PrunedViT(nn.Module):
         self.overflow: list[Tensor] = []
         self.extra: dict[str, Tensor] = {}
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Logits of a batch of images; see the class."""
+    def forward(self, x: Tensor, decisions: list[Tensor] | None = None) -> Tensor:
+        """Logits of a batch of images; see the class. decisions: per site, kept lists to follow (methods that `follows` only)."""
         x = self.dense.embed(x)
         state = TokenState.full(len(x), self.geometry.prefix, x.shape[1] - self.geometry.prefix, x.device)
+        state.decisions = decisions
         x = self.steps.begin(x, state)
         for index, block in enumerate(self.dense.blocks):
             x = self.steps.block(index, block, x, state)

@@ -21,6 +21,7 @@ class TokenState:
         kept: per site, int64 [B,K] original patch numbers, ascending, padded with -1.
         margin: per site, float64 [B,P] distance of each patch from the opposite decision; infinite where it was not asked.
         overflow: per site, int64 [B], how many selected tokens a capacity cut away.
+        decisions: per site, int64 [B,K] patch numbers to keep instead of what the method finds, padded with -1; None = the method decides.
         extra: whatever a kind of method carries along (sizes, halting scores, ...).
     """
 
@@ -32,6 +33,7 @@ class TokenState:
     margin: list[Tensor] = field(default_factory=list)
     overflow: list[Tensor] = field(default_factory=list)
     extra: dict[str, Tensor] = field(default_factory=dict)
+    decisions: list[Tensor] | None = None
 
     @classmethod
     def full(cls, batch: int, prefix: int, patches: int, device: torch.device) -> TokenState:
@@ -79,6 +81,14 @@ class TokenState:
         self.valid = torch.arange(width, device=chosen.device)[None] < counts[:, None]
         front = torch.arange(self.prefix, device=chosen.device).expand(len(chosen), -1)
         return torch.cat([front, order + self.prefix], dim=1)
+
+    def follow(self, chosen: Tensor) -> Tensor:
+        """The slots to keep at the next site: the chosen ones (bool [B,P']), or those that `decisions` lists; added tokens as chosen."""
+        if self.decisions is None:
+            return chosen
+        lists = self.decisions[len(self.kept)]
+        listed = (self.patch[:, :, None] == lists[:, None, :]).any(dim=2) & self.valid
+        return torch.where(self.patch < self.patches, listed, chosen)
 
     def append(self) -> None:
         """Add one live slot that is not a patch behind the present ones."""

@@ -35,7 +35,7 @@ class FixedRateReference(ReferenceMethod):
         query, key, value = project(block.attn, block.norm1(x))
         significance = self._score(site, query, key, value, state.prefix)
         chosen, margin = ranking.select(significance, site.options.keep)
-        margin = state.by_patch(margin)
+        margin, chosen = state.by_patch(margin), state.follow(chosen)
         combine = site.options.combine
         if combine is None:
             rows = state.keep(chosen)

@@ -42,6 +42,7 @@ class AsvitReference(ReferenceMethod):
         chosen, margin = decide(score, state.valid, theta)
         margin = state.by_patch(margin)
         chosen, overflow = cap(chosen, score - theta, site.limit)
+        chosen = state.follow(chosen)
         rows = state.keep(chosen, site.limit if self.padded else None)
         state.record(margin, overflow)
         state.extra["score"] = score.gather(1, rows[:, state.prefix :] - state.prefix)

@@ -42,6 +42,7 @@ class AtsReference(ReferenceMethod):
         chosen, margin = ats.select(score, state.valid, site.options.num_samples, official)
         margin = state.by_patch(margin)
         chosen, overflow = cap(chosen, score, site.limit)
+        chosen = state.follow(chosen)
         rows = state.keep(chosen, site.limit if self.padded else None)
         state.record(margin, overflow)
         index = rows[:, None, :, None].expand(-1, query.shape[1], -1, query.shape[-1])

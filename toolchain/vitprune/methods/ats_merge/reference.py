@@ -26,6 +26,7 @@ class AtsMergeReference(MergingReference):
         official = site.options.mode == "inverse_transform_official"
         chosen, margin = ats.select(score, state.valid, site.options.num_samples, official)
         chosen, overflow = cap(chosen, score, site.limit)
+        chosen = state.follow(chosen)
         into, ahead = ats_merge.nearest_kept(metric(key), chosen)
         leaves = state.valid & ~chosen
         # A patch that leaves has a second decision: which patch it joins.

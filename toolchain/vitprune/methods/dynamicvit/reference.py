@@ -35,7 +35,7 @@ class DynamicVitReference(ReferenceMethod):
         if site is not None:
             weights = {name: torch.from_numpy(w).to(x.device) for name, w in self.weights[site.options.stage].items()}
             chosen, margin = select(dynamicvit.score(x[:, state.prefix :], weights), site.options.keep)
-            margin = state.by_patch(margin)
+            margin, chosen = state.by_patch(margin), state.follow(chosen)
             x = take_rows(x, state.keep(chosen))
             state.record(margin)
         return run_block(block, x, None)

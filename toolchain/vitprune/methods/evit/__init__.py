@@ -24,6 +24,7 @@ class Evit(Method):
     summary: ClassVar[str] = "k highest CLS attentions per stage, the dropped tokens fused into one; fixed k"
     paper: ClassVar[str] = "Liang et al., ICLR 2022, arXiv 2202.07800"
     params: ClassVar[type[MethodParams]] = Params
+    follows: ClassVar[bool] = True
     training_need: ClassVar[Literal["none", "optional", "required"]] = "optional"
     train: ClassVar[type[TrainKeys]] = Train
     varies: ClassVar[str] = "which tokens; their number is fixed"
@@ -67,9 +68,9 @@ class Evit(Method):
     @property
     def knob(self) -> Knob:
         """See `Method.knob`."""
-        from vitprune.methods._dropping.knob import KeepRate
+        from vitprune.methods.evit.knob import FusingKeepRate
 
-        return KeepRate()
+        return FusingKeepRate()
 
     @property
     def training(self) -> type[Behaviour]:

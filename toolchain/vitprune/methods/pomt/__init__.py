@@ -23,6 +23,7 @@ class Pomt(Method):
     summary: ClassVar[str] = "R tokens leave once, after one block's attention; their mean stays; R from the device's latency"
     paper: ClassVar[str] = "Eliopoulos et al., WACV 2025, arXiv 2407.05941"
     params: ClassVar[type[MethodParams]] = Params
+    follows: ClassVar[bool] = True
     needs_cls: ClassVar[bool] = False
     varies: ClassVar[str] = "which tokens; their number is fixed"
 

@@ -1,0 +1,134 @@
+"""Half types against fp32 on the test images of Fashion-MNIST: accuracy, agreement and decisions, as JSON.
+
+    python recipes/fashion_mnist/precision.py --data /usr/share/datasets/fashion-mnist   # fp16 and bf16, all methods listed below
+    python recipes/fashion_mnist/report.py                                               # RESULTS.md from the stored JSON
+
+The exported graphs are run, on ONNX Runtime's CPU: FP32 arithmetic, every value rounded where the graph says. Nothing about speed follows.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from results import DATA, accuracy_of, test_images
+
+from vitprune.backends.onnxruntime import make_session, result_names
+from vitprune.exporting.dense import dense_onnx
+from vitprune.exporting.precision import settle
+from vitprune.graph import surgery
+from vitprune.graph.lowering.rounding import emulated
+from vitprune.recipe import Recipe
+from vitprune.validation import intervals
+from vitprune.vit import loading
+
+HERE = Path(__file__).parent
+STORED = HERE / "precision.json"
+BATCH = 50
+MODES = ("fp16", "bf16")
+DROPPING = {"stages": [2, 4, 6], "keep_rate": 0.7}
+# Recipes by method: shipped ones, or the shipped dense weights under another method, off the shelf.
+METHODS: dict[str, str | dict[str, Any]] = {
+    "ats": "ats.yaml",
+    "topk": {"method": "topk", **DROPPING},
+    "evit": {"method": "evit", **DROPPING},
+    "tome": {"method": "tome", "r": 4},
+    "tome_threshold": "tome_threshold.yaml",
+    "ward_merge": "ward_merge.yaml",
+    "asvit": "asvit.yaml",
+    "avit": "avit.yaml",
+    "dynamicvit": "dynamicvit.yaml",
+}
+Results = tuple[np.ndarray, list[np.ndarray]]
+
+
+def recipe_of(method: str) -> Recipe:
+    """The recipe of a method in METHODS."""
+    chosen = METHODS[method]
+    if isinstance(chosen, str):
+        return Recipe.load(HERE / chosen)
+    return Recipe.load({**Recipe.load(HERE / "ats.yaml").to_dict(), "prune": chosen})
+
+
+def run(session: Any, pixels: np.ndarray, patches: int) -> Results:
+    """Logits [n,classes] and, per site, which patches are listed, bool [n,P]."""
+    name, wanted = session.get_inputs()[0].name, result_names(session)
+    logits, listed = [], []
+    for start in range(0, len(pixels), BATCH):
+        answer, *kept = session.run(wanted, {name: pixels[start : start + BATCH]})
+        logits.append(answer)
+        listed.append([members(rows, patches) for rows in kept])
+    return np.concatenate(logits), [np.concatenate(parts) for parts in zip(*listed, strict=True)]
+
+
+def members(lists: np.ndarray, patches: int) -> np.ndarray:
+    """Bool [n,P], true for the patches that lists int64 [n,K] name (-1: none)."""
+    found = np.zeros((len(lists), patches + 1), bool)
+    np.put_along_axis(found, np.where(lists < 0, patches, lists), True, axis=1)
+    return found[:, :patches]
+
+
+def compared(full: Results, half: Results, labels: np.ndarray, blocks: Sequence[int]) -> dict[str, Any]:
+    """A run in a half type against the one in fp32, on the same images.
+
+    Decisions are counted at the first site where an image's differ: behind it the two compute with other tokens.
+    """
+    one, other = full[0].argmax(1), half[0].argmax(1)
+    drop = intervals.drop(one, other, labels)
+    agreeing, sites = np.ones(len(labels), bool), []
+    for block, ours, theirs in zip(blocks, half[1], full[1], strict=True):
+        flips = (ours ^ theirs) & agreeing[:, None]
+        sites.append(
+            {"block": block, "images": int(flips.any(axis=1).sum()), "patches": int(flips.sum()), "of": int(agreeing.sum())}
+        )
+        agreeing &= ~flips.any(axis=1)
+    same = int((one == other).sum())
+    difference = np.abs(half[0] - full[0]).max(axis=1)
+    return {
+        **accuracy_of(int((other == labels).sum()), len(labels)),
+        "agreement": [100 * same / len(labels), *(100 * end for end in intervals.wilson(same, len(labels)))],
+        "drop": [drop.points, drop.low, drop.high], "drop_p": drop.p, "sites": sites,
+        "logits_max_abs": float(difference[agreeing].max()) if agreeing.any() else None, "images_alike": int(agreeing.sum()),
+    }  # fmt: skip
+
+
+def evaluate(method: str, data: Path, count: int) -> dict[str, Any]:
+    """All modes of one method."""
+    recipe = recipe_of(method)
+    model = loading.load(recipe.model)
+    pixels, labels = test_images(data, count, model.preprocessing)
+    dense = dense_onnx(model.module, model.image_shape, recipe)
+    found: dict[str, Any] = {"method": method, "modes": {}}
+    full: Results | None = None
+    for mode in ("fp32", *MODES):
+        here, beyond = settle(dense, recipe.with_("precision.mode", mode), True, pixels[:64])
+        graph, anatomy, notes = surgery.rewrite(dense, here, True)
+        result = run(make_session(emulated(graph).SerializeToString()), pixels, anatomy.patches)
+        blocks = [int(value.name.removeprefix("kept_")) for value in graph.graph.output if value.name.startswith("kept_")]
+        full = full or result
+        found["modes"][mode] = {
+            **compared(full, result, labels, blocks), "bytes": graph.ByteSize(), "overflow": beyond,
+            "layers": notes.get("precision", {}).get("layers"),
+        }  # fmt: skip
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data", type=Path, default=DATA, help="folder with Fashion-MNIST's IDX files")
+    parser.add_argument("--count", type=int, default=10000, help="test images")
+    parser.add_argument("--methods", nargs="*", default=list(METHODS))
+    args = parser.parse_args()
+    stored = json.loads(STORED.read_text()) if STORED.exists() else {}
+    for method in args.methods:
+        stored[method] = evaluate(method, args.data, args.count)
+        STORED.write_text(json.dumps(stored, indent=1) + "\n")
+        print(method, {mode: (round(one["top1"], 2), one["drop"]) for mode, one in stored[method]["modes"].items()}, flush=True)
+
+
+if __name__ == "__main__":
+    main()
