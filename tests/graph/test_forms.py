@@ -229,6 +229,9 @@ FORMS: dict[str, Callable[[Forms], onnx.ModelProto]] = {
     "timm, batch 1, ONNX Runtime extended": lambda f: optimised(f.get("timm, batch 1"), "EXTENDED", f.path("extended1")),
     "torchvision, ONNX Runtime extended": lambda f: optimised(f.get("torchvision"), "EXTENDED", f.path("tvextended")),
     "timm, onnxruntime.transformers": lambda f: transformers_optimised(f.get("timm"), f.path("optimizer")),
+    "timm, opset 14, onnxruntime.transformers": lambda f: transformers_optimised(
+        legacy_onnx(f.timm, X, f.path("timm14"), 14), f.path("optimizer14")
+    ),
     "torchvision, nameless": lambda f: nameless(f.get("torchvision")),
 }
 

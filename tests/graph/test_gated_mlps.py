@@ -56,7 +56,7 @@ def test_macs_and_logits(kind, tmp_path):
     model = made(kind)
     sizes = geometry(model)
     if kind == "aimv2":  # the TorchScript exporter knows no RMSNorm
-        dense = dense_onnx(model, (3, 32, 32), vitprune.Recipe.load({}))
+        dense = dense_onnx(model, (3, 32, 32), vitprune.Recipe.load({"prune": {"method": "tome", "r": 3}}))
     else:
         dense = legacy_onnx(model, torch.zeros(2, 3, 32, 32), tmp_path / "dense.onnx", 17)
     assert surgery.geometry(find(dense)).mlp_hidden == sizes.mlp_hidden

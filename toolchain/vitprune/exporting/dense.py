@@ -12,6 +12,7 @@ from typing import Any
 import onnx
 
 from vitprune.errors import ExportError, LoadError
+from vitprune.graph.normal.operators import checkable
 from vitprune.graph.surgery import MAX_IR
 from vitprune.recipe import Recipe
 from vitprune.support.files import inside
@@ -32,7 +33,7 @@ def read_onnx(path: Path) -> onnx.ModelProto:
         if not model.graph.node or not model.opset_import:
             raise ValueError("it holds no graph")
         model.ir_version = min(model.ir_version, MAX_IR)  # newer ones add nothing a ViT needs, and runtimes refuse them
-        onnx.checker.check_model(model, full_check=False)
+        onnx.checker.check_model(checkable(model), full_check=False)
     except Exception as error:
         missing = _missing_parts(path)
         raise LoadError(

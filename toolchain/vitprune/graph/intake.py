@@ -13,6 +13,7 @@ import onnx.version_converter
 
 from vitprune.errors import ExportError, RecipeError
 from vitprune.graph.normal.operators import expand
+from vitprune.graph.normal.operators import opset_of as opset_of
 from vitprune.graph.normal.rows import unflatten
 from vitprune.recipe import Recipe
 
@@ -134,11 +135,6 @@ def _settle_batch(model: onnx.ModelProto, recipe: Recipe) -> Recipe:
         image.type.tensor_type.shape.dim[0].dim_value = wanted
         del model.graph.value_info[:]
     return recipe
-
-
-def opset_of(model: onnx.ModelProto) -> int:
-    """Version of the standard operators in a model."""
-    return max((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), default=0)
 
 
 def _settle_opset(model: onnx.ModelProto, recipe: Recipe) -> Recipe:

@@ -72,8 +72,8 @@ class TimmViT(DenseViT):
 
 def mlp_hidden(model: Any) -> int:
     """Hidden width of a plain MLP with as many weights as the model's: gated ones have three matrices, packed or not."""
-    weights = sum(part.weight.numel() for part in model.blocks[0].mlp.modules() if isinstance(part, nn.Linear))
-    return round(weights / (2 * model.embed_dim))
+    weights: int = sum(part.weight.numel() for part in model.blocks[0].mlp.modules() if isinstance(part, nn.Linear))
+    return round(weights / (2 * int(model.embed_dim)))
 
 
 def geometry(model: Any) -> Geometry:

@@ -6,22 +6,21 @@ What they compute: onnxruntime's ContribOperators.md. What is not in the table i
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 
-import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 
-from vitprune.errors import ExportError
 from vitprune.graph import types
 from vitprune.graph.emit import FLOAT, Emitter
+from vitprune.graph.normal.attentions import attention, multi_head
+from vitprune.graph.normal.writing_out import CONTRIB, Writer, given, nothing_else, refused
 from vitprune.graph.types import Graph, Node, Tensor, dims, redirect
 
-CONTRIB = "com.microsoft"
 STANDARD = ("", "ai.onnx", None)
 # Of these ONNX Runtime writes some without their domain.
 UNDOMAINED = {"SimplifiedLayerNormalization", "SkipSimplifiedLayerNormalization"}
-Writer = Callable[[Emitter, Node], "list[Tensor | None]"]
+NORM_SINCE = 17
 ACTIVATIONS = {"Relu", "Tanh", "Sigmoid"}
 
 
@@ -31,13 +30,14 @@ def expand(model: onnx.ModelProto) -> tuple[onnx.ModelProto, dict[str, int]]:
     Raises:
         ExportError: VP334 naming an operator that is not understood.
     """
-    if not any(_foreign(node.domain, node.op_type) for node in model.graph.node):
+    early = opset_of(model) < NORM_SINCE
+    if not any(_foreign(node.domain, node.op_type, early) for node in model.graph.node):
         return _imports_only(model), {}
     counts: dict[str, int] = {}
     for step in (_SIMPLE, _PRODUCTS):
-        graph: Graph = gs.import_onnx(onnx.shape_inference.infer_shapes(model))
+        graph: Graph = gs.import_onnx(onnx.shape_inference.infer_shapes(checkable(model)))
         emit = Emitter(graph, "products" if step is _PRODUCTS else "plain")
-        for node in [node for node in graph.nodes if _foreign(node.domain, node.op)]:
+        for node in [node for node in graph.nodes if _foreign(node.domain, node.op, early)]:
             if node.op in step:
                 _replace(graph, node, step[node.op], emit.child(node.name))
                 counts[node.op] = counts.get(node.op, 0) + 1
@@ -48,18 +48,28 @@ def expand(model: onnx.ModelProto) -> tuple[onnx.ModelProto, dict[str, int]]:
     return _imports_only(model), counts
 
 
-def refused(node: Node, why: str) -> ExportError:
-    """VP334: which operator is not understood, and why."""
-    return ExportError(
-        334,
-        f"the graph holds operator {node.domain or 'ai.onnx'}:{node.op}",
-        cause=f"node '{node.name or node.outputs[0].name}': {why}",
-        next_step="give the graph as it was before it was optimised for a runtime, or optimised at the level 'basic'",
-    )
+def opset_of(model: onnx.ModelProto) -> int:
+    """Version of the standard operators in a model."""
+    return max((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), default=0)
 
 
-def _foreign(domain: str | None, op: str) -> bool:
-    return domain not in STANDARD or op in UNDOMAINED
+def checkable(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The model, with LayerNormalization marked as foreign where its opset does not have it: ONNX Runtime's optimisers write it all the same."""
+    early = [n for n in model.graph.node if n.op_type == "LayerNormalization" and n.domain in STANDARD]
+    if not early or opset_of(model) >= NORM_SINCE:
+        return model
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    for node in copy.graph.node:
+        if node.op_type == "LayerNormalization":
+            node.domain = CONTRIB
+    if not any(entry.domain == CONTRIB for entry in copy.opset_import):
+        copy.opset_import.append(onnx.helper.make_opsetid(CONTRIB, 1))
+    return copy
+
+
+def _foreign(domain: str | None, op: str, early: bool) -> bool:
+    return domain not in STANDARD or op in UNDOMAINED or (early and op == "LayerNormalization")
 
 
 def _imports_only(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -93,22 +103,6 @@ def _replace(graph: Graph, node: Node, write: Writer, emit: Emitter) -> None:
             redirect(list(old.outputs), old, new)
             if leaves:
                 graph.nodes.append(types.node("Identity", f"{emit.prefix}/named", [new], [old]))
-
-
-def _given(node: Node, position: int) -> Tensor | None:
-    """An input, None where it is left out."""
-    tensor = node.inputs[position] if len(node.inputs) > position else None
-    return tensor if tensor is not None and (tensor.name or types.is_constant(tensor)) else None
-
-
-def _nothing_else(node: Node, known: int, attributes: set[str]) -> None:
-    """Inputs beyond the first `known` and attributes that are not in the set change what is computed."""
-    extra = next((number for number in range(known, len(node.inputs)) if _given(node, number) is not None), None)
-    if extra is not None:
-        raise refused(node, f"its input {extra} (a mask, a past or a bias of positions) is not understood")
-    unknown = sorted(name for name, value in node.attrs.items() if name not in attributes and value not in (0, 0.0, "", None))
-    if unknown:
-        raise refused(node, f"its attribute {unknown[0]} is not understood")
 
 
 def _sum(emit: Emitter, tensors: Iterable[Tensor | None], label: str) -> Tensor:
@@ -151,9 +145,9 @@ def _epsilon(node: Node, default: float) -> float:
 
 def _skip_norm(emit: Emitter, node: Node) -> list[Tensor | None]:
     """Input, skip, weight, [bias], [bias of the sum] -> norm, -, -, sum."""
-    _nothing_else(node, 5, {"epsilon"})
-    total = _residual_sum(emit, node, _given(node, 4))
-    return [layer_norm(emit, total, node.inputs[2], _given(node, 3), _epsilon(node, 1e-12)), None, None, total]
+    nothing_else(node, 5, {"epsilon"})
+    total = _residual_sum(emit, node, given(node, 4))
+    return [layer_norm(emit, total, node.inputs[2], given(node, 3), _epsilon(node, 1e-12)), None, None, total]
 
 
 def _rms(emit: Emitter, x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
@@ -162,13 +156,20 @@ def _rms(emit: Emitter, x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
 
 def _skip_rms(emit: Emitter, node: Node) -> list[Tensor | None]:
     """Input, skip, weight, [bias of the sum] -> norm, -, -, sum."""
-    _nothing_else(node, 4, {"epsilon"})
-    total = _residual_sum(emit, node, _given(node, 3))
+    nothing_else(node, 4, {"epsilon"})
+    total = _residual_sum(emit, node, given(node, 3))
     return [_rms(emit, total, node.inputs[2], _epsilon(node, 1e-12)), None, None, total]
 
 
+def _early_norm(emit: Emitter, node: Node) -> list[Tensor | None]:
+    nothing_else(node, 3, {"epsilon", "axis", "stash_type"})
+    if node.attrs.get("axis", -1) != -1:
+        raise refused(node, "a norm over another axis than the last")
+    return [layer_norm(emit, node.inputs[0], node.inputs[1], given(node, 2), _epsilon(node, 1e-5))]
+
+
 def _simplified_norm(emit: Emitter, node: Node) -> list[Tensor | None]:
-    _nothing_else(node, 2, {"epsilon", "axis", "stash_type"})
+    nothing_else(node, 2, {"epsilon", "axis", "stash_type"})
     if node.attrs.get("axis", -1) != -1:
         raise refused(node, "a norm over another axis than the last")
     return [_rms(emit, node.inputs[0], node.inputs[1], _epsilon(node, 1e-5))]
@@ -182,14 +183,14 @@ def gelu(emit: Emitter, x: Tensor) -> Tensor:
 
 
 def _gelu(emit: Emitter, node: Node) -> list[Tensor | None]:
-    _nothing_else(node, 2, set())
-    return [gelu(emit, _sum(emit, [node.inputs[0], _given(node, 1)], "biased"))]
+    nothing_else(node, 2, set())
+    return [gelu(emit, _sum(emit, [node.inputs[0], given(node, 1)], "biased"))]
 
 
 def _fast_gelu(emit: Emitter, node: Node) -> list[Tensor | None]:
     """Hendrycks and Gimpel 2016: x / 2 (1 + tanh(sqrt(2 / pi) (x + 0.044715 x^3)))."""
-    _nothing_else(node, 2, set())
-    x = _sum(emit, [node.inputs[0], _given(node, 1)], "biased")
+    nothing_else(node, 2, set())
+    x = _sum(emit, [node.inputs[0], given(node, 1)], "biased")
     cube = emit.op("Mul", [emit.op("Mul", [x, x], "square"), x], "cube")
     inner = emit.op("Add", [x, emit.op("Mul", [cube, emit.constant(0.044715, FLOAT)], "small")], "inner")
     tanh = emit.op("Tanh", [emit.op("Mul", [inner, emit.constant(math.sqrt(2 / math.pi), FLOAT)], "scaled")], "tanh")
@@ -199,7 +200,7 @@ def _fast_gelu(emit: Emitter, node: Node) -> list[Tensor | None]:
 
 def _quick_gelu(emit: Emitter, node: Node) -> list[Tensor | None]:
     """X sigmoid(alpha x)."""
-    _nothing_else(node, 1, {"alpha"})
+    nothing_else(node, 1, {"alpha"})
     alpha = emit.constant(float(node.attrs.get("alpha", 1.702)), FLOAT)
     return [emit.op("Mul", [node.inputs[0], emit.op("Sigmoid", [emit.op("Mul", [node.inputs[0], alpha], "s")], "gate")], "gelu")]
 
@@ -212,68 +213,16 @@ def _with_activation(kind: str) -> Writer:
         if activation not in ACTIVATIONS:
             raise refused(node, f"its activation {activation or 'without a name'} is not understood")
         kept = {name: value for name, value in node.attrs.items() if not name.startswith("activation")}
-        _nothing_else(node, 3, {*kept, "activation"})
+        nothing_else(node, 3, {*kept, "activation"})
         made = emit.op(kind, list(node.inputs[:3]), "linear", **kept)
         return [emit.op(activation, [made], "activated")]
 
     return write
 
 
-def _attend(emit: Emitter, parts: list[Tensor], heads: int, scale: float, width: int) -> Tensor:
-    """Q, k, v [B,N,H*d] -> context [B,N,H*d], written as exporters do."""
-
-    def split(x: Tensor, perm: list[int], label: str) -> Tensor:
-        apart = emit.op("Reshape", [x, emit.constant([0, 0, heads, width // heads])], f"{label}/heads")
-        return emit.op("Transpose", [apart], f"{label}/turned", perm=perm)
-
-    query, key, value = (
-        split(part, perm, label)
-        for part, perm, label in zip(parts, ([0, 2, 1, 3], [0, 2, 3, 1], [0, 2, 1, 3]), "qkv", strict=True)
-    )
-    product = emit.op("Mul", [emit.op("MatMul", [query, key], "product"), emit.constant(scale, FLOAT)], "logits")
-    weights = emit.op("Softmax", [product], "weights", axis=-1)
-    context = emit.op("Transpose", [emit.op("MatMul", [weights, value], "context")], "context/turned", perm=[0, 2, 1, 3])
-    return emit.op("Reshape", [context, emit.constant([0, 0, width])], "context/rows")
-
-
-def _attention(emit: Emitter, node: Node) -> list[Tensor | None]:
-    """Packed: input [B,N,C], weight [C,3*H*d], bias [3*H*d]."""
-    _nothing_else(node, 3, {"num_heads", "scale", "mask_filter_value"})
-    weight = node.inputs[1]
-    if not types.is_constant(weight):
-        raise refused(node, "weights that are not constant")
-    width, heads = int(list(dims(weight))[-1]) // 3, int(node.attrs["num_heads"])
-    packed = emit.op("MatMul", [node.inputs[0], weight], "packed")
-    bias = _given(node, 2)
-    packed = packed if bias is None else emit.op("Add", [packed, bias], "packed/biased")
-    parts = [emit.slice(packed, part * width, (part + 1) * width, 2, "qkv"[part]) for part in range(3)]
-    scale = float(node.attrs.get("scale") or (width // heads) ** -0.5)
-    return [_attend(emit, parts, heads, scale, width), None]
-
-
-def _multi_head(emit: Emitter, node: Node) -> list[Tensor | None]:
-    """Separate: q, k, v [B,N,H*d], bias [3*H*d] or none."""
-    _nothing_else(node, 4, {"num_heads", "scale", "mask_filter_value"})
-    if any(len(dims(tensor)) != 3 or not isinstance(dims(tensor)[2], int) for tensor in node.inputs[:3]):
-        raise refused(node, "queries, keys and values other than three tensors [B,N,H*d] of known width")
-    width, heads = int(dims(node.inputs[0])[2]), int(node.attrs["num_heads"])
-    parts, bias = list(node.inputs[:3]), _given(node, 3)
-    if bias is not None:
-        values = getattr(bias, "values", None)
-        if values is None:
-            raise refused(node, "a bias that is not constant")
-        thirds = np.split(np.asarray(values), 3)
-        parts = [
-            emit.op("Add", [part, emit.constant(third, FLOAT)], f"biased{i}")
-            for i, (part, third) in enumerate(zip(parts, thirds, strict=True))
-        ]
-    scale = float(node.attrs.get("scale") or (width // heads) ** -0.5)
-    return [_attend(emit, parts, heads, scale, width), None, None]
-
-
 def _fused_matmul(emit: Emitter, node: Node) -> list[Tensor | None]:
     """Alpha * op(A) @ op(B); transposing takes the number of axes."""
-    _nothing_else(node, 2, {"alpha", "transA", "transB"})
+    nothing_else(node, 2, {"alpha", "transA", "transB"})
     operands = []
     for tensor, name in zip(node.inputs, ("transA", "transB"), strict=True):
         rank = len(dims(tensor))
@@ -288,8 +237,8 @@ def _fused_matmul(emit: Emitter, node: Node) -> list[Tensor | None]:
 
 _SIMPLE: dict[str, Writer] = {
     "SkipLayerNormalization": _skip_norm, "SkipSimplifiedLayerNormalization": _skip_rms, "SimplifiedLayerNormalization": _simplified_norm,
-    "Gelu": _gelu, "BiasGelu": _gelu, "FastGelu": _fast_gelu, "QuickGelu": _quick_gelu,
-    "FusedGemm": _with_activation("Gemm"), "FusedConv": _with_activation("Conv"), "Attention": _attention,
+    "LayerNormalization": _early_norm, "Gelu": _gelu, "BiasGelu": _gelu, "FastGelu": _fast_gelu, "QuickGelu": _quick_gelu,
+    "FusedGemm": _with_activation("Gemm"), "FusedConv": _with_activation("Conv"), "Attention": attention,
 }  # fmt: skip
 # These need shapes that are known only when the others are written out.
-_PRODUCTS: dict[str, Writer] = {"FusedMatMul": _fused_matmul, "MultiHeadAttention": _multi_head}
+_PRODUCTS: dict[str, Writer] = {"FusedMatMul": _fused_matmul, "MultiHeadAttention": multi_head}
