@@ -14,7 +14,7 @@ INSIST ?= $(if $(shell command -v nvcc),1)
 
 $(VENV)/.installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[torch,train,plots,test]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[torch,train,tune,plots,test]'
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[rtx]' || echo "tensorrt_rtx is not available here: its engines are left out"
 	touch $@
 
@@ -45,6 +45,7 @@ benchmark: $(VENV)/.installed
 	$(BIN)/python benchmarks/speed.py
 	$(BIN)/python benchmarks/methods_speed.py
 	$(BIN)/python benchmarks/dvt_reuse.py
+	$(BIN)/python benchmarks/shipped.py
 	$(BIN)/python benchmarks/recipes.py
 	$(BIN)/python benchmarks/report.py
 

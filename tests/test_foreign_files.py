@@ -43,7 +43,7 @@ def refused(code: str, bundle: Path) -> LoadError:
 def built(made_bundle, tmp_path_factory) -> Path:
     """A bundle with an engine for ONNX Runtime."""
     folder = Path(shutil.copytree(made_bundle.path, tmp_path_factory.mktemp("built") / "bundle"))
-    engines.build_engine(open_bundle(folder), targets.load(TARGET))
+    engines.build_engine(open_bundle(folder), targets.load(TARGET), plugin="none")
     return folder
 
 
@@ -292,17 +292,17 @@ def test_builders_import_nothing_from_the_current_folder(bundle_copy: Path, tmp_
 
 def test_native_code_of_elsewhere_needs_a_word(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from vitprune.backends._engines import BuiltEngine
-    from vitprune.backends._tensorrt.session import _require_ours
+    from vitprune.backends._native import require_ours
 
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     library = tmp_path / "libvitprune_plugin.so"
     library.write_bytes(b"native")
     digest = hashlib.sha256(b"native").hexdigest()
     with pytest.raises(LoadError, match="VP646"):
-        _require_ours(BuiltEngine(library, {}), library, digest)
-    _require_ours(BuiltEngine(library, {}, foreign=True), library, digest)
+        require_ours(BuiltEngine(library, {}), library, digest)
+    require_ours(BuiltEngine(library, {}, foreign=True), library, digest)
     trust.remember(library)
-    _require_ours(BuiltEngine(library, {}), library, digest)
+    require_ours(BuiltEngine(library, {}), library, digest)
 
 
 def test_text_of_files_does_not_reach_the_terminal_as_commands(copy: Path, capsys: pytest.CaptureFixture[str]) -> None:

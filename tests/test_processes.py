@@ -147,6 +147,12 @@ def test_output_that_cannot_be_written_is_no_failed_gate(where: str) -> None:
     assert "Exception" not in done.stderr
 
 
+def _signals_count() -> None:
+    """In a child: signals that nohup, or a shell in the background, let it ignore mean what they mean on a terminal."""
+    for number in (signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 @pytest.mark.parametrize("after", [0.25, 1.2])
 def test_a_signal_during_imports_ends_at_once_and_quietly(
@@ -154,7 +160,7 @@ def test_a_signal_during_imports_ends_at_once_and_quietly(
 ) -> None:
     process = subprocess.Popen(
         [sys.executable, "-m", "vitprune", "export", "--no-pretrained", "-r", str(recipe), "-o", str(tmp_path / "out")],
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT, preexec_fn=_signals_count,
     )  # fmt: skip
     time.sleep(after)
     ready = Path(f"/proc/{process.pid}/status").read_text()

@@ -228,3 +228,20 @@ def test_wrong_options_are_exit_2(unpacked: Path, given: list[str]) -> None:
     with pytest.raises(SystemExit) as caught:
         entry.arguments(given)
     assert caught.value.code == 2
+
+
+def test_undecided_gate_is_neither_passed_nor_failed(unpacked: Path) -> None:
+    """Eight images cannot hold a limit of two points, and none of them breaks it."""
+    path = unpacked / "package.json"
+    manifest = load(path)
+    manifest["job"]["gates"]["top1_drop"] = 2.0
+    manifest["sha256"] = entry.seal(manifest)
+    path.write_text(json.dumps(manifest))
+    samples = dict(np.load(unpacked / "bundle" / "samples.npz"))
+    samples["labels"] = samples["logits"].argmax(axis=1)
+    samples["dense_logits"] = samples["logits"]
+    assert run_here(unpacked, manifest, samples, "--rehearse", "--rounds", "1") == 1
+    assert load(unpacked / "out-rehearsal" / "result.json")["status"] == "undecided"
+    gates = {gate["name"]: gate for gate in load(unpacked / "out-rehearsal" / "validate.json")["gates"]}
+    assert gates["top1_drop"]["undecided"]
+    assert not gates["top1_drop"]["passed"]

@@ -51,11 +51,16 @@ def snapshot(root: Path) -> dict[str, int]:
     return kept | {name: 0 for name in os.listdir(root) if name not in ("case",)}
 
 
-def run(seeds: Sequence[int], log: Any = None, seconds: float = 1e9) -> dict[str, Any]:
-    """Run the cases of the seeds, or as many as the seconds allow; returns the counts."""
+def run(seeds: Sequence[int], log: Any = None, seconds: float = 1e9, record: Path | None = None) -> dict[str, Any]:
+    """Run the cases of the seeds, or as many as the seconds allow; returns the counts.
+
+    Args:
+        log: a stream for findings. record: a file of JSON lines, one a case; cases that stand in it are not run again, so that a run that
+            was stopped is continued.
+    """
     root = Path(tempfile.mkdtemp(prefix="vitprune-fuzz-"))
-    began, kinds, found = time.monotonic(), Counter[str](), []
-    exits: Counter[str] = Counter()
+    began, entries = time.monotonic(), _recorded(record, seeds)
+    done = {entry["seed"] for entry in entries}
     try:
         worker.warm()
         _make_corpus(root / "corpus")
@@ -63,27 +68,48 @@ def run(seeds: Sequence[int], log: Any = None, seconds: float = 1e9) -> dict[str
         for seed in seeds:
             if time.monotonic() - began > seconds:
                 break
+            if seed in done:
+                continue
             place = root / "case"
             folder = corpus.fresh(root / "corpus", place)
             case = mutations.case(seed, folder)
             outcome = worker.run(case.arguments, place)
             wrong = findings(case, outcome, place, before)
-            kinds[case.kind] += 1
-            exits[str(outcome.exit)] += 1
-            if wrong:
-                entry = {"seed": seed, "kind": case.kind, "what": case.what, "findings": wrong, "arguments": case.arguments}
-                found.append(entry)
-                if log is not None:
-                    log.write(json.dumps(entry | {"outcome": worker.document(outcome)}) + "\n")
-                    log.flush()
+            entry = {"seed": seed, "kind": case.kind, "what": case.what, "exit": str(outcome.exit), "findings": wrong}
+            entries.append(entry)
+            for stream, wanted in ((log, wrong), (record, True)):
+                if stream is not None and wanted:
+                    _append(stream, entry | ({"arguments": case.arguments, "outcome": worker.document(outcome)} if wrong else {}))
             shutil.rmtree(place)
     finally:
         shutil.rmtree(root, ignore_errors=True)
-    counts = Counter(name for entry in found for name in entry["findings"])
+    return counts_of(entries, round(time.monotonic() - began))
+
+
+def _recorded(record: Path | None, seeds: Sequence[int]) -> list[dict[str, Any]]:
+    if record is None or not record.exists():
+        return []
+    entries = [json.loads(line) for line in record.read_text(encoding="utf-8").splitlines()]
+    return [entry for entry in entries if entry["seed"] in seeds]
+
+
+def _append(place: Any, entry: dict[str, Any]) -> None:
+    if isinstance(place, Path):
+        with place.open("a", encoding="utf-8") as stream:
+            stream.write(json.dumps(entry) + "\n")
+    else:
+        place.write(json.dumps(entry) + "\n")
+        place.flush()
+
+
+def counts_of(entries: list[dict[str, Any]], seconds: int) -> dict[str, Any]:
+    """The counts of cases."""
+    kinds, exits = Counter(entry["kind"] for entry in entries), Counter(entry["exit"] for entry in entries)
+    counts = Counter(name for entry in entries for name in entry["findings"])
     return {
-        "cases": sum(kinds.values()), "first_seed": min(seeds), "seconds": round(time.monotonic() - began), "kinds": dict(sorted(kinds.items())),
-        "exits": dict(sorted(exits.items())), "findings": {name: counts[name] for name in FINDINGS},
-        "seeds": {name: [entry["seed"] for entry in found if name in entry["findings"]] for name in FINDINGS},
+        "cases": len(entries), "first_seed": min((entry["seed"] for entry in entries), default=0), "seconds": seconds,
+        "kinds": dict(sorted(kinds.items())), "exits": dict(sorted(exits.items())), "findings": {name: counts[name] for name in FINDINGS},
+        "seeds": {name: [entry["seed"] for entry in entries if name in entry["findings"]] for name in FINDINGS},
     }  # fmt: skip
 
 
@@ -109,11 +135,12 @@ def main() -> None:
     parser.add_argument("--first", type=int, default=0)
     parser.add_argument("--seeds", type=int, nargs="+", help="these alone, to see a finding again")
     parser.add_argument("--seconds", type=float, default=1e9)
+    parser.add_argument("--record", type=Path, help="a line a case; cases that stand in it are not run again")
     parser.add_argument("--log", type=Path, help="findings as JSON lines")
     parser.add_argument("--store", action="store_true", help="write results.json and RESULTS.md")
     options = parser.parse_args()
     with open(options.log or os.devnull, "a", encoding="utf-8") as log:
-        result = run(options.seeds or range(options.first, options.first + options.cases), log, options.seconds)
+        result = run(options.seeds or range(options.first, options.first + options.cases), log, options.seconds, options.record)
     print(json.dumps(result, indent=2))
     if options.store:
         (HERE / "results.json").write_text(json.dumps(result, indent=2) + "\n")

@@ -9,6 +9,7 @@ import pytest
 
 import vitprune
 from vitprune import methods
+from vitprune.graph.families.vit import FAMILY
 from vitprune.graph.passes.base import GraphPass, run_all
 from vitprune.graph.surgery import passes
 from vitprune.methods.ats.keys import Params as AtsParams
@@ -74,7 +75,7 @@ def test_keys_are_those_of_the_method():
 def test_every_method_is_followed_by_pooling_and_outputs():
     for name in methods.names():
         if name != "dvt":
-            assert [step.name for step in passes(methods.get(name))][1:] == ["pooling", "outputs"]
+            assert [step.name for step in passes(methods.get(name), FAMILY)][1:] == ["heads", "pooling", "outputs"]
 
 
 def test_the_report_lists_passes_in_the_order_of_their_run():

@@ -156,8 +156,8 @@ def test_a_model_the_manifest_does_not_list(copy, capsys):
     seal(copy, manifest)
     assert cli.run(["validate", str(copy), "--reference", "stored", "--json"]) == 2
     error = document(capsys)["error"]
-    assert error["code"] == "VP615"
-    assert "exit2.onnx" in error["message"]
+    assert error["code"] == "VP601"
+    assert "exit2.onnx" in error["cause"]
     assert error["next_step"]
 
 

@@ -78,6 +78,12 @@ def find(bundle: Bundle, backend: str, target: str | None = None) -> BuiltEngine
     return replace(engine, foreign=bool(getattr(bundle, "foreign_code", False)))
 
 
+def given(path: Path) -> BuiltEngine:
+    """An engine file that was named: who names it means it. An engine.json beside it is obeyed, and may be missing."""
+    facts = path.parent / FACTS
+    return BuiltEngine(path, read(facts).document if facts.is_file() else {}, foreign=True)
+
+
 def built_targets(bundle: Path) -> list[str]:
     """Names of the folders in engines/; what is under way there has a dot in front."""
     return sorted(path.name for path in bundle.glob("engines/*") if not path.name.startswith(".") and path.name != "__pycache__")

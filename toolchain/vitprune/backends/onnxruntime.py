@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -9,9 +10,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from vitprune.backends import Result
-from vitprune.backends._engines import find
+from vitprune.backends._engines import PLUGIN, find, given
 from vitprune.backends._inputs import images
+from vitprune.backends._native import for_onnxruntime, library_of
 from vitprune.errors import LoadError, first_line
+from vitprune.ops.token_sample import DOMAIN, NAME
+from vitprune.support import trust
+from vitprune.support.hashing import sha256_of
 from vitprune.support.onnx_file import read_model
 
 if TYPE_CHECKING:
@@ -33,8 +38,9 @@ def version() -> str:
 
 
 def make_session(
-    path: str | Path | bytes, threads: int = 0, spin: bool = True, providers: Sequence[str] = ("CPUExecutionProvider",)
-) -> Any:
+    path: str | Path | bytes, threads: int = 0, spin: bool = True, providers: Sequence[str] = ("CPUExecutionProvider",),
+    library: Path | None = None,
+) -> Any:  # fmt: skip
     """An InferenceSession, quiet.
 
     Args:
@@ -42,9 +48,10 @@ def make_session(
         threads: intra-op threads, 0 = ONNX Runtime's choice.
         spin: let idle threads spin; off where several sessions are timed side by side.
         providers: execution providers, best first.
+        library: native library with operators of the model; its code runs when it is loaded.
 
     Raises:
-        LoadError: VP612 when ONNX Runtime refuses the model.
+        LoadError: VP612 when ONNX Runtime refuses the model, VP634 when it refuses the library.
     """
     import onnxruntime as ort
 
@@ -54,6 +61,16 @@ def make_session(
     if not spin:
         options.add_session_config_entry("session.force_spinning_stop", "1")
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    if library is not None:
+        try:
+            options.register_custom_ops_library(str(library.resolve()))
+        except Exception as error:
+            raise LoadError(
+                634,
+                f"the operators in '{library.name}' cannot be loaded",
+                cause=first_line(error),
+                next_step="build it anew: vitprune plugins build, then build-engine --force; or --plugin none to do without",
+            ) from error
     try:
         return ort.InferenceSession(str(path) if isinstance(path, Path) else path, options, providers=list(providers))
     except Exception as error:
@@ -69,9 +86,9 @@ def rounded(path: Path) -> bytes | Path:
     """A model in a half type as ONNX Runtime's CPU kernels run it (`graph.lowering.rounding`); another one's path as it is."""
     from vitprune.graph.lowering.rounding import emulated
 
-    given = read_model(path)
-    model = emulated(given)
-    return path if model is given else model.SerializeToString()
+    stored = read_model(path)
+    model = emulated(stored)
+    return path if model is stored else model.SerializeToString()
 
 
 def open_model(path: Path) -> Any:
@@ -88,7 +105,8 @@ class Session:
         bundle: an opened bundle. engine: an engine file. target: whose engine of the bundle; without either, model.onnx itself.
 
     Raises:
-        LoadError: VP612 ONNX Runtime refuses the file; with a target what `_engines.find` raises.
+        LoadError: VP612 ONNX Runtime refuses the file; VP634, VP646 its native library is not there or not ours; with a target what
+            `_engines.find` raises.
     """
 
     providers: tuple[str, ...] = ("CPUExecutionProvider",)
@@ -96,15 +114,16 @@ class Session:
     backend = "onnxruntime"
 
     def __init__(self, bundle: Bundle, engine: Path | None = None, target: str | None = None) -> None:
-        built = find(bundle, self.backend, target) if target is not None and engine is None else None
-        if built is not None:
+        built = given(engine) if engine is not None else find(bundle, self.backend, target) if target is not None else None
+        library = None if built is None else library_of(built)
+        if built is not None and engine is None:
             engine, self.facts = built.path, {"target": target, "engine_sha256": built.document.get("engine_sha256")}
         self._shape = tuple(bundle.manifest.preprocessing["input_size"])
         self._io = bundle.manifest.io
         self._batch = bundle.recipe.graph.static_batch
         model = bundle.model_path if engine is None else engine
         half = bundle.recipe.precision.mode != "fp32" and engine is None and len(self.providers) == 1
-        self._session = make_session(rounded(model) if half else model, providers=self.providers)
+        self._session = make_session(rounded(model) if half else model, providers=self.providers, library=library)
 
     def run(self, x: Any) -> Result:
         """Run images float32 [B,C,H,W]; a graph with a fixed batch is fed in pieces."""
@@ -136,18 +155,35 @@ def _stack(parts: list[Any]) -> Any:
 
 
 def build(request: dict[str, Any], report: Any) -> dict[str, Any]:
-    """Write the specialised graph; see `building` for the request. Returns facts for engine.json."""
+    """Write the specialised graph; see `building` for the request. Returns facts for engine.json.
+
+    Operators of the native library take the place of the graph's own functions where it was built, or `plugin` names it.
+
+    Raises:
+        BuildError: VP522 the library asked for is not there or has no operators for ONNX Runtime.
+    """
     import onnx
 
     from vitprune.graph.lowering.onnxruntime import specialise
     from vitprune.graph.lowering.rounding import emulated
 
-    given = onnx.load(request["model"])
-    model = emulated(given)
+    stored = onnx.load(request["model"])
+    model = emulated(stored)
+    library, why_not = for_onnxruntime(request.get("plugin", "none"))
     report("specialising attention, GELU and linear maps for ONNX Runtime")
-    special, facts = specialise(model, keep_outputs=True)
-    onnx.save(special, request["output"])
+    special, facts = specialise(model, keep_outputs=True, native=library is not None)
+    output = Path(request["output"])
+    onnx.save(special, output)
     report("loading the result once")
-    make_session(Path(request["output"]))
-    how = {} if model is given else {"precision_emulated": "float32 arithmetic, every value rounded where the graph says"}
-    return {"runtime": f"onnxruntime {version()}", **facts, **how}
+    how = {} if model is stored else {"precision_emulated": "float32 arithmetic, every value rounded where the graph says"}
+    facts = {"runtime": f"onnxruntime {version()}", **facts, **how}
+    if library is None or not facts["native"]:
+        make_session(output)
+        return {**facts, "plugin": None, "plugin_reason": why_not}
+    beside = output.parent / PLUGIN
+    if not (beside.exists() and beside.samefile(library)):
+        shutil.copy2(library, beside)
+    trust.remember(beside)
+    make_session(output, library=beside)
+    plugin = {"file": beside.name, "sha256": sha256_of(beside), "name": NAME, "version": "1", "namespace": DOMAIN}
+    return {**facts, "plugin": plugin}

@@ -81,7 +81,7 @@ def _best(
     """The setting within the budget; of several schedules the one whose predictions, then logits, are nearest to the dense model's."""
     knob = _knob(bench.method)
     if schedule is None:
-        return _search(bench, knob, macs, tokens, report)
+        return _solved(bench, knob, macs, tokens, report)
     if schedule not in knob.schedules:
         scheduled = [name for name in methods.names() if (one := methods.get(name).knob) is not None and one.schedules]
         raise RecipeError(
@@ -91,24 +91,49 @@ def _best(
         )  # fmt: skip
     found = []
     for form in knob.forms(schedule):
-        prune = _search(bench, form, macs, tokens, report)
+        prune = _solved(bench, form, macs, tokens, report)
         agreed = bench.agreement(prune)
         report(f"{prune}: {100 * agreed[0]:.1f} % of the dense predictions, cosine of the logits {agreed[1]:.5f}")
         found.append((agreed, prune))
     return max(found, key=lambda one: one[0])[1]
 
 
-def _search(bench: Bench, knob: Knob, macs: float | None, tokens: float | None, report: Callable[[str], None]) -> dict[str, Any]:
-    """Bisection on the method's one setting; the result costs at most the budget."""
+def _solved(bench: Bench, knob: Knob, macs: float | None, tokens: float | None, report: Callable[[str], None]) -> dict[str, Any]:
+    """The setting within the one budget that is given."""
+
+    def spent(prune: dict[str, Any]) -> float:
+        measured = bench.measure(prune)
+        return measured.macs if macs is not None else measured.tokens
+
     aim = macs if macs is not None else tokens
     assert aim is not None
+    return solve(bench, knob, aim, spent, report)
+
+
+def solve(
+    bench: Bench,
+    knob: Knob,
+    aim: float,
+    spent: Callable[[dict[str, Any]], float],
+    report: Callable[[str], None],
+    near: float = 1e-3,
+) -> dict[str, Any]:
+    """Bisection on a knob.
+
+    Args:
+        bench, knob: what to turn. aim: the budget. spent: what method keys cost, in the budget's unit. near: a share of the aim
+            that may be left over.
+
+    Returns:
+        Method keys that cost at most the budget, and hardly less where the knob is fine enough.
+
+    Raises:
+        RecipeError: VP171 the cheapest setting costs more.
+    """
 
     def cost(x: float) -> float:
-        measured = bench.measure(knob.settings(bench, x))
-        value = measured.macs if macs is not None else measured.tokens
-        report(
-            f"{bench.method.name} at {knob.show(x)}: {measured.macs:.3f} of the dense MACs, {measured.tokens:.1f} patches per site"
-        )
+        value = spent(knob.settings(bench, x))
+        report(f"{bench.method.name} at {knob.show(x)}: {value:.4g}")
         return value
 
     low, high = knob.bounds(bench)
@@ -129,7 +154,7 @@ def _search(bench: Bench, knob: Knob, macs: float | None, tokens: float | None, 
                 break
         value = cost(middle)
         cheap, dear = (middle, dear) if value <= aim else (cheap, middle)
-        if not knob.integer and abs(value - aim) < 1e-3 * aim and value <= aim:
+        if not knob.integer and abs(value - aim) < near * aim and value <= aim:
             break
     return dict(knob.settings(bench, cheap))
 

@@ -34,7 +34,10 @@ def command(
         str | None, typer.Option(help="Insist on this precision: that of the bundle, and one that the target computes with.")
     ] = None,
     workspace: Annotated[str | None, typer.Option(help="Builder memory with its unit, for example 2GiB.")] = None,
-    plugin: Annotated[str, typer.Option(help="TensorRT: auto (build it), none, or the path of a library.")] = "auto",
+    plugin: Annotated[
+        str,
+        typer.Option(help="The native library: auto (TensorRT builds it, onnxruntime-cpu takes a built one), none, or its path."),
+    ] = "auto",
     embed_plugin: Annotated[bool, typer.Option("--embed-plugin", help="TensorRT: put the plugin into the engine.")] = False,
     kept_outputs: Annotated[bool, typer.Option("--kept-outputs", help="The engine also returns the kept patches.")] = False,
     timeout: Annotated[float, typer.Option(help="Seconds.")] = 1800.0,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gzip
-import zipfile
 import zlib
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +15,9 @@ from vitprune.data import labels as labelling
 from vitprune.data import pixels as pixel_forms
 from vitprune.data.source import Source
 from vitprune.errors import LoadError
+from vitprune.support.arrays import load_arrays
+from vitprune.support.files import require_regular
+from vitprune.support.limits import limits, require
 
 IDX = {"train": "train", "val": "t10k"}
 
@@ -30,13 +32,12 @@ def from_npz(path: Path, preprocessing: dict[str, Any]) -> Source:
         LoadError: VP621 unreadable or not taken, VP622 no images, VP624 labels.
     """
     try:
-        with path.open("rb") as stream:
-            data = np.load(stream, allow_pickle=False)
-            if isinstance(data, np.ndarray):
-                raise ValueError("it is a single array")
-            images = data["images"]
-            labels, names, form = (data[key] if key in data.files else None for key in ("labels", "classes", "pixels"))
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        data = load_arrays(path)
+        if "images" not in data:
+            raise ValueError(f"it has no array 'images' (it has {', '.join(data)})")
+        images = data["images"]
+        labels, names, form = (data.get(key) for key in ("labels", "classes", "pixels"))
+    except (OSError, ValueError) as error:
         raise LoadError(
             621,
             f"data '{path}' cannot be read",
@@ -81,6 +82,16 @@ def _channels_first(images: NDArray[Any], preprocessing: dict[str, Any]) -> NDAr
     return images.transpose(0, 3, 1, 2) if last else images
 
 
+def _unpacked(path: Path) -> bytes:
+    """The bytes of a file, gzipped or not, as far as they are read."""
+    require_regular(path)
+    most = limits.array + 1 if limits.on else -1
+    with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as stream:
+        raw = stream.read(most)
+    require(f"'{path.name}'", len(raw), limits.array)
+    return raw
+
+
 def read_idx(path: Path) -> NDArray[np.uint8]:
     """An IDX file of unsigned bytes, gzipped or not, as an array of its stored shape.
 
@@ -88,7 +99,7 @@ def read_idx(path: Path) -> NDArray[np.uint8]:
         LoadError: VP621 truncated or of another type.
     """
     try:
-        raw = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+        raw = _unpacked(path)
         if len(raw) < 4 or raw[:3] != b"\0\0\x08":
             raise ValueError("it does not begin like an IDX file of unsigned bytes")
         shape = [int.from_bytes(raw[4 + 4 * axis : 8 + 4 * axis], "big") for axis in range(raw[3])]

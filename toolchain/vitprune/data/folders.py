@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from vitprune.data.pixels import eight_bit
+from vitprune.data.pixels import picture
 from vitprune.data.source import NAMES, SPLITS, Source
 from vitprune.errors import LoadError
 
@@ -19,7 +19,18 @@ def _visible(path: Path) -> list[Path]:
 
 
 def _images(folder: Path) -> list[Path]:
-    return sorted(file for file in folder.rglob("*") if file.suffix.lower() in EXTENSIONS and file.is_file())
+    """Image files in a folder and below.
+
+    Raises:
+        LoadError: VP621 something is called like an image and is none: a pipe, a device, a link to nowhere.
+    """
+    named = sorted(file for file in folder.rglob("*") if file.suffix.lower() in EXTENSIONS and not file.is_dir())
+    for file in named:
+        if not file.is_file():
+            raise LoadError(
+                621, f"image '{file}' cannot be read", cause="it is no regular file", next_step="remove or replace it"
+            )
+    return named
 
 
 def split_folder(path: Path, split: str) -> Path | None:
@@ -82,10 +93,8 @@ def from_folders(root: Path, split: str) -> Source | None:
         labels += [label] * len(own)
 
     def read(number: int) -> Any:
-        from PIL import Image
-
         with files[number].open("rb") as stream:
-            return eight_bit(Image.open(stream)).convert("RGB")
+            return picture(stream).convert("RGB")
 
     origin = f"folder {path.name}" if path == root else f"folder {root.name}, split {path.name}"
     numbers = np.asarray(labels, np.int64)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from vitprune.data import labels as labelling
-from vitprune.data.pixels import eight_bit
+from vitprune.data.pixels import picture
 from vitprune.data.source import SPLITS, Source
 from vitprune.errors import LoadError, TargetError
 
@@ -53,7 +54,15 @@ def from_disk(path: Path, split: str) -> Source | None:
     if names and (labels < 0).any():  # datasets writes -1 where a test split has no labels
         labelling.in_range(labels, len(names), origin, lambda number: f"row {number}")
 
+    encoded = loaded.cast_column(image, datasets.Image(decode=False))
+
     def read(number: int) -> Any:
-        return eight_bit(loaded[number][image])
+        found = encoded[number][image]
+        if found["bytes"] is not None:
+            return picture(io.BytesIO(found["bytes"]))
+        with Path(found["path"]).open("rb") as stream:
+            shown = picture(stream)
+            shown.load()
+            return shown
 
     return Source(origin, len(loaded), labels, list(names), None, read, lambda number: f"row {number}", whole=whole)

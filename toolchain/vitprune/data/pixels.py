@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
 
 from vitprune.data.preprocessing import normalisation
 from vitprune.errors import LoadError
+from vitprune.support.limits import limits, require
 
 READY, UNIT, BYTES = "ready", "0-1", "0-255"
 FORMS = (READY, UNIT, BYTES)
@@ -102,6 +103,20 @@ def _guessed(values: NDArray[np.float32], preprocessing: dict[str, Any], origin:
 
 def _refused(origin: str, cause: str, next_step: str) -> LoadError:
     return LoadError(621, f"images of '{origin}' are not taken", cause=cause, next_step=next_step)
+
+
+def picture(stream: BinaryIO) -> Any:
+    """The picture in an image file, as `eight_bit`; its size is looked at before its pixels are read.
+
+    Raises:
+        BeyondLimit: more pixels than are read. OSError, SyntaxError, ValueError: no image, or damaged.
+    """
+    from PIL import Image
+
+    Image.MAX_IMAGE_PIXELS = None  # PIL's own limit knows no --no-limits
+    image = Image.open(stream)
+    require("the picture", image.width * image.height, limits.pixels, "pixels")
+    return eight_bit(image)
 
 
 def eight_bit(image: Any) -> Any:

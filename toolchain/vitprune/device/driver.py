@@ -218,7 +218,7 @@ def _validate(job: Job, name: str, session: Any, version: str) -> dict[str, Any]
     Raises:
         LoadError: VP645 when the runtime gives logits of another shape than the stored ones.
     """
-    from vitprune.validation.compare import compare, gate_list
+    from vitprune.validation.compare import compare, gate_list, status
 
     _say("validating against the stored samples")
     reference = job.samples()
@@ -232,15 +232,15 @@ def _validate(job: Job, name: str, session: Any, version: str) -> dict[str, Any]
     comparison = compare(result, reference, job.blocks if seen else [], job.gates)
     # An engine without kept outputs shows no decisions: a gate over none of them would always hold.
     gates = [gate for gate in gate_list(comparison, job.gates) if seen or gate.name != "decisions"]
-    passed = all(gate.passed for gate in gates)
+    found = status(gates)
     for gate in gates:
-        _say(f"{'✓' if gate.passed else '✗'} {gate.text()}")
+        _say(f"{'✓' if gate.passed else '?' if gate.undecided else '✗'} {gate.text()}")
     return {
-        "schema_version": 1, "status": "passed" if passed else "failed", "exit_code": 0 if passed else 1,
+        "schema_version": 1, "status": found, "exit_code": 0 if found == "passed" else 1,
         "bundle": job.facts["bundle"], "backend": name, "backend_version": version, "reference": "stored samples",
         "evidence": "graph = reference on CPU" if name == "onnxruntime" else "engine = reference on a GPU",
         "decisions_compared": seen,
-        "gates": [{"name": g.name, "limit": g.limit, "seen": g.seen, "passed": g.passed} for g in gates],
+        "gates": [{"name": g.name, "limit": g.limit, "seen": g.seen, "passed": g.passed, "undecided": g.undecided} for g in gates],
         "comparison": comparison.document(),
     }  # fmt: skip
 

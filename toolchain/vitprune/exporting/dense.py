@@ -14,13 +14,16 @@ import onnx
 from vitprune.errors import ExportError, LoadError
 from vitprune.graph.surgery import MAX_IR
 from vitprune.recipe import Recipe
+from vitprune.support.files import inside
+
+MOST_BYTES = (1 << 31) - (1 << 20)  # of a message, less what is not weights
 
 
 def read_onnx(path: Path) -> onnx.ModelProto:
     """Read an ONNX file.
 
     Raises:
-        LoadError: VP604 missing, truncated or not ONNX.
+        LoadError: VP604 missing, truncated or not ONNX. ExportError: VP337 weights beyond 2 GB.
     """
     if not path.is_file():
         raise LoadError(604, f"'{path}' not found", cause="no such file", next_step="check the path of the dense ONNX model")
@@ -31,23 +34,56 @@ def read_onnx(path: Path) -> onnx.ModelProto:
         model.ir_version = min(model.ir_version, MAX_IR)  # newer ones add nothing a ViT needs, and runtimes refuse them
         onnx.checker.check_model(model, full_check=False)
     except Exception as error:
+        missing = _missing_parts(path)
         raise LoadError(
             604,
             f"'{path}' is not a readable ONNX model",
-            cause=str(error).splitlines()[0][:200],
-            next_step="export the dense model again; the file may be truncated",
+            cause=f"its weights lie in '{missing[0]}', which is not there" if missing else str(error).splitlines()[0][:200],
+            next_step=f"put '{missing[0]}' beside it" if missing else "export the dense model again; the file may be truncated",
         ) from error
+    require_one_message(sum(_bytes(tensor) for tensor in model.graph.initializer), str(path))
     return model
+
+
+def _bytes(tensor: onnx.TensorProto) -> int:
+    return len(tensor.raw_data) or tensor.ByteSize()
+
+
+def _missing_parts(path: Path) -> list[str]:
+    """Files of external weights that a model names, in its folder, and that are not there."""
+    try:
+        bare = onnx.load(str(path), load_external_data=False)
+        tensors = [tensor for tensor in bare.graph.initializer if tensor.data_location == onnx.TensorProto.EXTERNAL]
+        named = {entry.value for tensor in tensors for entry in tensor.external_data if entry.key == "location"}
+    except Exception:  # not ONNX at all: the first error says so
+        return []
+    return sorted(name for name in named if inside(name) and not (path.parent / name).exists())
+
+
+def require_one_message(size: int, what: str) -> None:
+    """Refuse weights beyond what one protobuf message holds: passes, checker and runtimes are given models as such.
+
+    Raises:
+        ExportError: VP337.
+    """
+    if size > MOST_BYTES:
+        raise ExportError(
+            337,
+            f"the weights of {what} are larger than 2 GB",
+            cause=f"they have {size:,} bytes, and a graph is rewritten and checked as one message of at most {MOST_BYTES:,}",
+            next_step="export the model in float16 and give that graph to vitprune rewrite, or take a smaller one",
+        )
 
 
 def dense_onnx(module: Any, image_shape: tuple[int, int, int], recipe: Recipe) -> onnx.ModelProto:
     """Export a dense module with torch.onnx.
 
     Raises:
-        ExportError: VP304 when torch cannot export it.
+        ExportError: VP304 when torch cannot export it, VP337 weights beyond 2 GB.
     """
     import torch
 
+    require_one_message(4 * sum(parameter.numel() for parameter in module.parameters()), "this model")
     static = recipe.graph.static_batch
     image = torch.zeros(static or 2, *image_shape)
     dynamic = None if static else ({0: torch.export.Dim("batch", min=1, max=4096)},)

@@ -90,6 +90,20 @@ class _HeadNorm(nn.Module):
         return functional.layer_norm(x, weight.shape, weight, bias, self.norm.epsilon)
 
 
+class _Projection:
+    """Context [B,K,H*d] to what the residual sum adds: the projection's weights here, what stands behind it (LayerScale) a piece."""
+
+    def __init__(self, graph: gs.Graph, block: Block) -> None:
+        self.weight, self.bias = _affine(block.projection)
+        behind = block.projected != block.attention_branch
+        self.behind = _Rowwise(Piece(graph, [block.projected], block.attention_branch), block.tokens) if behind else nn.Identity()
+
+    def __call__(self, context: Tensor) -> Tensor:
+        """[B,K,H*d] -> [B,K,C]."""
+        added: Tensor = self.behind(context @ self.weight + self.bias)
+        return added
+
+
 class _Attention:
     """What `vitprune.vit.blocks` reads of an attention: packed q, k, v, their norms, the scale, and the way to the residual sum."""
 
@@ -118,7 +132,7 @@ class GraphBlock:
             return _Rowwise(Piece(graph, [source], result), block.tokens)
 
         self.norm1 = rowwise(block.x, block.h)
-        self.attn = _Attention(block, rowwise(block.projection.source, block.attention_branch))
+        self.attn = _Attention(block, _Projection(graph, block))
         self.mlp = rowwise(block.attended, block.mlp_branch)
         self.norm2 = self.ls1 = self.ls2 = nn.Identity()
 
@@ -153,13 +167,13 @@ class SplitBlock(GraphBlock):
 
     def __init__(self, graph: gs.Graph, block: Block) -> None:
         tensors = graph.tensors()
+        weight, bias = _affine(block.projection)
 
         def rowwise(source: str, result: str) -> Any:
             return nn.Identity() if source == result else _Rowwise(Piece(graph, [source], result), block.tokens)
 
         self.norm1 = rowwise(block.x, block.h)
-        projection, source = _weights(tensors[block.projected])
-        self.attn = _Attention(block, projection)
+        self.attn = _Attention(block, _Weights(weight.T, bias))
         weights, biases = zip(*self.attn.parts, strict=True)
         self.attn.qkv = _Weights(torch.cat(weights, dim=1).T, torch.cat(biases))  # type: ignore[method-assign, assignment]
         self.ls1 = rowwise(block.projected, block.attention_branch)

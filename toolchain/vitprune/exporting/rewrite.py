@@ -19,12 +19,14 @@ from vitprune.data.preprocessing import of_graph, require_known
 from vitprune.errors import ExportError
 from vitprune.exporting import parity, precision
 from vitprune.exporting.dense import read_onnx
+from vitprune.exporting.given_front import check_front, described_by
 from vitprune.exporting.given_half import compare_given
 from vitprune.exporting.initializers import check_initializers
 from vitprune.exporting.writing import write_bundle
 from vitprune.graph import surgery
 from vitprune.graph.anatomy.find import Anatomy
 from vitprune.graph.intake import take_in
+from vitprune.graph.normal.front import taken_off
 from vitprune.graph.widening import widened
 from vitprune.recipe import Recipe
 from vitprune.vit.loading import require_torch
@@ -47,12 +49,14 @@ def rewrite(
     report("reading the dense graph")
     dense = read_onnx(path)
     check_initializers(dense, path.name)
-    given, dense = dense, widened(dense)
+    given, full = dense, widened(dense)
+    dense, front = taken_off(full)
     report("rewriting the graph")
     pruned, anatomy, notes = surgery.rewrite(dense, recipe)
     taken = take_in(dense, recipe)
     recipe = taken.recipe
     described = of_graph(anatomy.image_shape, recipe.model, preprocessing)
+    described = described if front is None else described_by(front, described)
     if recipe.validation.gates.top1_drop is not None:
         require_known(described, "the recipe gates accuracy (validate.gates.top1_drop)")
     inputs = parity.samples(recipe, described, data, anatomy.classes or None)
@@ -74,7 +78,11 @@ def rewrite(
             next_step="report the dense ONNX file with this message",
         )
     check: dict[str, Any] = {"canonical_max_abs": difference}
-    if given is not dense:
+    if front is not None:
+        named = taken.model.graph.output[0].name
+        check["front_max_abs"] = check_front(full, dense, front, inputs.pixels, batch, named)
+        notes["warnings"] = [*notes.get("warnings", []), f"the bundle takes preprocessed pixels; the graph took {front.text()}"]
+    elif given is not full:
         notes["given_in"] = check["given_in"] = compare_given(
             given, dense_logits, inputs.pixels, batch, taken.model.graph.output[0].name
         )

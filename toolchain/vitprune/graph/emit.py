@@ -16,7 +16,10 @@ FLOAT, INT64, BOOL = np.float32, np.int64, np.bool_
 
 
 class Emitter:
-    """Appends nodes under a readable prefix such as "block3/attn"; the graph is sorted once at the end."""
+    """Appends nodes under a readable prefix such as "block3/attn"; the graph is sorted once at the end.
+
+    Names begin with the prefix, so emitters that are not children of one must not share its first part.
+    """
 
     def __init__(self, graph: Graph, prefix: str, constants: dict[tuple[str, str, bytes], Tensor] | None = None) -> None:
         self.graph, self.prefix = graph, prefix
@@ -34,7 +37,7 @@ class Emitter:
             return types.constant(f"{self.prefix}/{name}", array)
         key = (str(array.dtype), str(array.shape), array.tobytes())
         if key not in self._constants:
-            self._constants[key] = types.constant(f"vitprune/const_{len(self._constants)}", array)
+            self._constants[key] = types.constant(f"{self.prefix.split('/')[0]}/const_{len(self._constants)}", array)
         return self._constants[key]
 
     def op(

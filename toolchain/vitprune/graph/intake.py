@@ -12,6 +12,8 @@ import onnx
 import onnx.version_converter
 
 from vitprune.errors import ExportError, RecipeError
+from vitprune.graph.normal.operators import expand
+from vitprune.graph.normal.rows import unflatten
 from vitprune.recipe import Recipe
 
 OLDEST_IR = 8
@@ -31,19 +33,22 @@ def take_in(model: onnx.ModelProto, recipe: Recipe) -> Intake:
     """Prepare a dense graph; the model given is not changed.
 
     Raises:
-        ExportError: VP324 opset, VP332 inputs, VP333 outputs. RecipeError: VP108 the recipe asks for another batch than the graph's.
+        ExportError: VP324 opset, VP332 inputs, VP333 outputs, VP334 operators. RecipeError: VP108 the recipe asks for another batch than the graph's.
     """
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
     _name_nodes(copy)
     dropped = _choose_output(copy, recipe.graph.output)
     _check_input(copy)
+    copy, expanded = expand(copy)
     recipe = _settle_opset(copy, recipe)
     copy = upgrade(copy, recipe.graph.opset)
     copy.ir_version = min(max(copy.ir_version, OLDEST_IR), onnx.IR_VERSION)
     recipe = _settle_batch(copy, recipe)
-    notes: dict[str, Any] = {} if not dropped else {"dropped_outputs": dropped}
-    return Intake(copy, recipe, notes)
+    copy, parted = unflatten(copy)
+    _name_nodes(copy)
+    notes = {"dropped_outputs": dropped, "expanded_operators": expanded, "linear_maps_on_tokens_again": parted}
+    return Intake(copy, recipe, {name: value for name, value in notes.items() if value})
 
 
 def _name_nodes(model: onnx.ModelProto) -> None:

@@ -28,6 +28,7 @@ K = TypeVar("K", bound=BaseModel)
 class Geometry:
     """Sizes of a dense ViT: blocks, patches P, prefix tokens (CLS, registers), width C, heads H, MLP hidden width.
 
+    A gated MLP has the hidden width of the plain one with as many weights.
     keys: rows of keys and values where their number does not follow the tokens (strided projections of CvT); 0 = as many as tokens.
     """
 

@@ -3,7 +3,7 @@
 Its sources are built on the machine that uses them; `build` does that and `load` opens the result.
 """
 
-from vitprune.plugins.build import BuildReport, build, cache_folder
+from vitprune.plugins.build import BuildReport, build, built, cache_folder
 from vitprune.plugins.errors import PluginError
 from vitprune.plugins.library import PluginLibrary, ScoreAttributes, load
 from vitprune.plugins.sources import find_sources
@@ -14,6 +14,7 @@ __all__ = [
     "PluginLibrary",
     "ScoreAttributes",
     "build",
+    "built",
     "cache_folder",
     "find_sources",
     "load",

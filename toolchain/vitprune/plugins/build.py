@@ -77,15 +77,27 @@ def build(
     sources = find_sources()
     tools = find_toolchain(cuda=cuda, nvcc=nvcc, tensorrt_include=tensorrt_include, ort_include=ort_include)
     options = _options(tools, architectures, tests)
-    key = hashlib.sha256("\n".join([source_digest(sources), tools.identity(), *options]).encode()).hexdigest()[:24]
-    root = cache or cache_folder()
-    final = root / key
+    final = (cache or cache_folder()) / _key(sources, tools, options)
     cached = _whole(final)
     if not cached:
-        root.mkdir(parents=True, exist_ok=True)
+        final.parent.mkdir(parents=True, exist_ok=True)
         with temporary.folder(final) as work:
             _publish(_compile(sources, work, tools, options, jobs), final)
     return _report(final, cached)
+
+
+def built() -> BuildReport | None:
+    """What `build()` without options made of these sources with the tools of this machine, or None; nothing is compiled."""
+    try:
+        sources, tools = find_sources(), find_toolchain()
+    except PluginError:
+        return None
+    final = cache_folder() / _key(sources, tools, _options(tools, (), False))
+    return _report(final, True) if _whole(final) else None
+
+
+def _key(sources: Path, tools: Toolchain, options: list[str]) -> str:
+    return hashlib.sha256("\n".join([source_digest(sources), tools.identity(), *options]).encode()).hexdigest()[:24]
 
 
 def _options(tools: Toolchain, architectures: tuple[str, ...], tests: bool) -> list[str]:

@@ -12,7 +12,7 @@ from vitprune.reports.pictures import data_uri, displayable, with_dropped, with_
 from vitprune.validation.compare import Gate
 from vitprune.validation.verdict import Verdict
 
-_STYLE = """
+STYLE = """
 :root{color-scheme:light dark;--ink:#16202e;--soft:#5c6b7f;--line:#d9e0e8;--paper:#fff;--card:#f5f7fa;--bar:#2b6cb0;--good:#1f7a4d;--bad:#b3261e}
 @media(prefers-color-scheme:dark){:root{--ink:#e8edf3;--soft:#9fb0c3;--line:#2c3846;--paper:#10161d;--card:#18212b;--bar:#6ba8e5;--good:#58c48d;--bad:#f2877f}}
 body{font:15px/1.5 system-ui,sans-serif;color:var(--ink);background:var(--paper);max-width:1080px;margin:2rem auto;padding:0 1.2rem}
@@ -26,7 +26,8 @@ figcaption{font-size:.74rem;color:var(--soft);margin-top:.15rem}.who{width:118px
 """
 
 
-def _table(columns: list[str], rows: list[list[str]]) -> str:
+def table(columns: list[str], rows: list[list[str]]) -> str:
+    """An HTML table of plain texts."""
     head = "".join(f"<th>{escape(c)}</th>" for c in columns)
     body = "".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
     return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
@@ -119,7 +120,7 @@ def html_report(
     comparison = verdict.comparison
     blocks = [site.block for site in comparison.sites]
     word, style = verdict.status.upper(), {"passed": "pass", "failed": "fail", "undecided": "open"}[verdict.status]
-    gates = _table(
+    gates = table(
         ["gate", "limit", "seen", "95 % interval", ""],
         [
             [
@@ -132,12 +133,12 @@ def html_report(
             for g in verdict.gates
         ],
     )
-    table = _table(["", "dense", "pruned"], facts) if facts else ""
+    sizes = table(["", "dense", "pruned"], facts) if facts else ""
     return f"""<!doctype html>
-<html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width,initial-scale=1"><title>vitprune: {escape(verdict.bundle)}</title><style>{_STYLE}</style>
+<html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width,initial-scale=1"><title>vitprune: {escape(verdict.bundle)}</title><style>{STYLE}</style>
 <h1>{escape(verdict.bundle)} <span class="verdict {style}">{word}</span></h1>
 <p class="note">{escape(verdict.backend)} against {escape(verdict.reference)}, {comparison.images} images ({escape(verdict.data)}); evidence: {escape(verdict.rung)}</p>
-{"<h2>Dense against pruned</h2>" + table if table else ""}
+{"<h2>Dense against pruned</h2>" + sizes if sizes else ""}
 <h2>Gates</h2>{gates}
 <h2>Kept patches per site</h2><p class="note">mean over the images; the line is the range seen; of {grid[0] * grid[1]} patches</p>{_bars(verdict, grid[0] * grid[1])}
 <h2>Which tokens were {"merged" if groups else "kept"}</h2><p class="note">the images that needed the fewest tokens, then those that needed the most; {"merged patches have their mean colour" if groups else "dropped patches are dark"}</p>

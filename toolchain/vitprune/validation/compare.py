@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -225,6 +226,13 @@ def drop_gate(drop: intervals.Drop, limit: float) -> Gate:
         undecided=holds is None,
         more=needed,
     )
+
+
+def status(gates: Sequence[Gate]) -> str:
+    """One of "passed", "failed", "undecided": where no gate fails and one cannot be decided on so few images."""
+    if all(gate.passed for gate in gates):
+        return "passed"
+    return "undecided" if all(gate.passed or gate.undecided for gate in gates) else "failed"
 
 
 def failures(comparison: Comparison, gates: Gates) -> list[Gate]:

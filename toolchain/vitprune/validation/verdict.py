@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from vitprune.validation.compare import Comparison, Gate
+from vitprune.validation.compare import Comparison, Gate, status
 
 
 @dataclass(frozen=True)
@@ -28,10 +28,8 @@ class Verdict:
 
     @property
     def status(self) -> str:
-        """One of "passed", "failed", "undecided": where no gate fails and one cannot be decided on so few images."""
-        if self.passed:
-            return "passed"
-        return "undecided" if all(gate.passed or gate.undecided for gate in self.gates) else "failed"
+        """As `compare.status` says it."""
+        return status(self.gates)
 
     @property
     def rung(self) -> str:

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from vitprune.methods.base import Geometry
 
@@ -70,6 +70,12 @@ class TimmViT(DenseViT):
         return averaged
 
 
+def mlp_hidden(model: Any) -> int:
+    """Hidden width of a plain MLP with as many weights as the model's: gated ones have three matrices, packed or not."""
+    weights = sum(part.weight.numel() for part in model.blocks[0].mlp.modules() if isinstance(part, nn.Linear))
+    return round(weights / (2 * model.embed_dim))
+
+
 def geometry(model: Any) -> Geometry:
     """Sizes of a timm VisionTransformer."""
     conv = model.patch_embed.proj
@@ -83,7 +89,7 @@ def geometry(model: Any) -> Geometry:
         prefix=model.num_prefix_tokens,
         width=model.embed_dim,
         heads=model.blocks[0].attn.num_heads,
-        mlp_hidden=model.blocks[0].mlp.fc1.out_features,
+        mlp_hidden=mlp_hidden(model),
         embed_macs=embed,
         classes=model.num_classes,
         has_cls=model.cls_token is not None,

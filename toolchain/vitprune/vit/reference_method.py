@@ -19,7 +19,7 @@ class ReferenceMethod:
         self.sites = {site.block: site for site in sites}
 
     def prepare(self, model: Any) -> None:
-        """Called once with the timm model; methods that need more of it than its sizes look here, or refuse it."""
+        """Called once with the dense model (`DenseViT`); methods that need more of it than its sizes look here, or refuse it."""
 
     def begin(self, x: Tensor, state: TokenState) -> Tensor:
         """Called once on the embedded tokens [B,N,C] before block 0."""

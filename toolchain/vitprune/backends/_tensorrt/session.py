@@ -10,13 +10,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vitprune.backends import Result
-from vitprune.backends._engines import FACTS, BuiltEngine, find, read
+from vitprune.backends._engines import BuiltEngine, find, given
 from vitprune.backends._inputs import images
+from vitprune.backends._native import library_of, require_ours
 from vitprune.backends._tensorrt import plugins
 from vitprune.backends._tensorrt.memory import Memory, device_memory
 from vitprune.backends._tensorrt.support import engine_mismatch
 from vitprune.errors import LoadError
-from vitprune.support import trust
 from vitprune.support.gpus import local_gpus
 
 if TYPE_CHECKING:
@@ -67,7 +67,7 @@ class Session:
     def __init__(self, bundle: Bundle, engine: Path | None = None, target: str | None = None) -> None:
         import tensorrt as trt
 
-        built = find(bundle, "tensorrt", target) if engine is None else _given(engine)
+        built = find(bundle, "tensorrt", target) if engine is None else given(engine)
         gpus = local_gpus()
         if not gpus:
             raise LoadError(636, "there is no GPU here", cause="the NVIDIA driver lists none", next_step="validate on the device")
@@ -79,7 +79,7 @@ class Session:
         _load_plugin(trt.get_plugin_registry(), built)
         self._runtime = trt.Runtime(logger)
         if built.facts.get("version_compatible"):
-            _require_ours(built, built.path, plugins.digest(built.path) if built.path.is_file() else "")
+            require_ours(built, built.path, plugins.digest(built.path) if built.path.is_file() else "")
             self._runtime.engine_host_code_allowed = True
         loaded = self._runtime.deserialize_cuda_engine(_bytes(built.path))
         context = loaded.create_execution_context() if loaded is not None else None
@@ -160,51 +160,14 @@ def _bytes(path: Path) -> bytes:
         ) from error
 
 
-def _given(path: Path) -> BuiltEngine:
-    facts = path.parent / FACTS
-    document = read(facts).document if facts.is_file() else {}
-    return BuiltEngine(path, document, foreign=True)  # who names an engine file means it
-
-
 def _load_plugin(registry: trt.IPluginRegistry, built: BuiltEngine) -> None:
-    """Load the library beside the engine, unless its facts say that it needs none or carries it inside.
+    """Load the library that an engine needs.
 
     Raises:
-        LoadError: VP634.
+        LoadError: VP634, VP646.
     """
-    plugin = built.facts.get("plugin")
-    if plugin is None and built.document:
-        return
-    file = built.path.parent / str(plugin["file"] if plugin else plugins.LIBRARY)
-    if plugin is None and not file.is_file() or plugin is not None and plugin.get("embedded"):
-        return
-    found = plugins.digest(file) if file.is_file() else ""
-    if plugin is not None and found != plugin["sha256"]:
-        what = f"'{file}' has sha256 {found[:16]}" if found else f"there is no file '{file}'"
-        raise LoadError(
-            634,
-            f"plugin {plugin['name']} version {plugin['version']}, namespace '{plugin['namespace']}' "
-            f"{'is another one' if found else 'not found'}",
-            cause=f"{what}; the engine was built with sha256 {plugin['sha256'][:16]}",
-            next_step="put that library back beside the engine, or build the engine again with --force",
-        )
-    _require_ours(built, file, found)
-    plugins.register(registry, file, LoadError, 634)
-
-
-def _require_ours(built: BuiltEngine, file: Path, digest: str) -> None:
-    """Refuse native code that was not built on this machine, unless it was asked for.
-
-    Raises:
-        LoadError: VP646.
-    """
-    if not built.foreign and not trust.known(digest):
-        raise LoadError(
-            646,
-            f"'{file.name}' is native code that was not built on this machine",
-            cause=f"sha256 {digest[:16]}; loading it would run it",
-            next_step="build the engine here with build-engine --force, or --foreign-code if you trust where the bundle comes from",
-        )
+    if (file := library_of(built)) is not None:
+        plugins.register(registry, file, LoadError, 634)
 
 
 def _logger(messages: list[str]) -> trt.ILogger:

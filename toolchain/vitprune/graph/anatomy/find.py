@@ -7,6 +7,7 @@ node and the pattern expected.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,6 +17,7 @@ import onnx_graphsurgeon as gs
 from vitprune.errors import ExportError
 from vitprune.graph.anatomy.embedding import embedding
 from vitprune.graph.anatomy.layout import prefix_of
+from vitprune.graph.anatomy.mlp import mlp
 from vitprune.graph.anatomy.projections import (
     PASS_THROUGH,
     RESHAPING,
@@ -116,8 +118,8 @@ def _attention_product(softmax: gs.Node, index: int) -> tuple[gs.Node, float]:
     raise fail(index, softmax, "a MatMul of queries and keys above Softmax")
 
 
-def down_to_projection(node: gs.Node, index: int) -> tuple[str, Linear, Any]:
-    """From A·V down to the projection: (context tensor, linear, output tensor)."""
+def down_to_projection(node: gs.Node, index: int) -> tuple[Linear, Any]:
+    """From A·V down to the projection: linear, output tensor [B,N,C]."""
     tensor = node.outputs[0]
     for _ in range(8):
         node = _only_consumer(tensor, index)
@@ -128,13 +130,27 @@ def down_to_projection(node: gs.Node, index: int) -> tuple[str, Linear, Any]:
             after = _only_consumer(output, index)
             if after.op == "Add" and any(value_of(t) is not None for t in after.inputs):
                 output = after.outputs[0]
-            linear = linear_above(output)
-            if linear is None or len(tensor.shape or ()) != 3:
-                raise fail(index, node, "a projection with constant weights on rows [B,N,C]")
-            return tensor.name, linear, output
+            linear, output = linear_above(output), _moved(output)
+            if linear is None or len(output.shape or ()) != 3:
+                raise fail(index, node, "a projection with constant weights to rows [B,N,C]")
+            return linear, output
         else:
             raise fail(index, node, "only reshapes between A·V and the projection (gates are not supported)")
     raise fail(index, node, "the projection after A·V")
+
+
+def _moved(tensor: Any) -> Any:
+    """Down through what only moves values, as nn.MultiheadAttention does to put the batch first again."""
+    while len(tensor.outputs) == 1 and tensor.outputs[0].op in RESHAPING:
+        tensor = tensor.outputs[0].outputs[0]
+    return tensor
+
+
+def _before_moves(tensor: Any) -> Any:
+    """Up through what only moves values: the rows that queries, keys and values are made of, as the norm leaves them."""
+    while (node := producer(tensor)) is not None and node.op in RESHAPING:
+        tensor = node.inputs[0]
+    return tensor
 
 
 def down_to_residual(tensor: Any, index: int) -> gs.Node:
@@ -169,27 +185,9 @@ def check_norm(h: Any, x_name: str, index: int) -> None:
         frontier.extend(node.inputs)
 
 
-def mlp(attended: Any, index: int) -> tuple[int, str, str]:
-    """Hidden width of the MLP, the block's output tensor and what the residual sum adds to `attended`."""
-    residuals = [node for node in attended.outputs if node.op == "Add" and sum(value_of(t) is None for t in node.inputs) == 2]
-    residual = residuals[-1] if residuals else None
-    if residual is None:
-        raise fail(index, f"tensor '{attended.name}'", "a second residual sum after the MLP")
-    frontier, hidden, seen = [node for node in attended.outputs if node is not residual], 0, 0
-    while frontier and not hidden and seen < 64:
-        node = frontier.pop(0)
-        seen += 1
-        weight = value_of(node.inputs[1]) if node.op in ("MatMul", "Gemm") and len(node.inputs) > 1 else None
-        if weight is not None:
-            hidden = int(weight.shape[0 if node.attrs.get("transB", 0) else 1])
-        frontier.extend(consumer for output in node.outputs for consumer in output.outputs)
-    branch = next((tensor.name for tensor in residual.inputs if tensor is not attended), attended.name)
-    return hidden, residual.outputs[0].name, branch
-
-
-def _block(index: int, softmax: gs.Node) -> Block:
-    shape = softmax.outputs[0].shape
-    heads, tokens = int(shape[1]), int(shape[3])
+def _block(index: int, softmax: gs.Node, batch: int) -> Block:
+    shape = [int(size) for size in softmax.outputs[0].shape]
+    heads, tokens = shape[1] if len(shape) == 4 else shape[0] // batch, shape[-1]
     product, scale = _attention_product(softmax, index)
     reader = _only_consumer(softmax.outputs[0], index)
     while reader.op in PASS_THROUGH:
@@ -205,17 +203,22 @@ def _block(index: int, softmax: gs.Node) -> Block:
         raise fail(index, softmax, f"queries, keys and values of the same rows (self-attention), found {sorted(sources)}")
     if value.scale != 1.0 or value.norm is not None:
         raise fail(index, reader, "values straight from their linear map")
-    _, projection, projected = down_to_projection(reader, index)
+    projection, projected = down_to_projection(reader, index)
     residual = down_to_residual(projected, index)
     branch = ancestors_within(projected, residual)
     x = next((t for t in residual.inputs if t.name not in branch), None)
     if x is None:
         raise fail(index, residual, "a residual sum of the block's input and the attention branch")
-    h = tensor_named(query.linear.source, softmax)
+    h = _before_moves(tensor_named(query.linear.source, softmax))
+    for tensor in (h, projected):
+        if list(tensor.shape or ())[:2] != [batch, tokens]:
+            raise fail(
+                index, f"tensor '{tensor.name}' {tensor.shape}", f"rows of {tokens} tokens with the batch in front, [B,N,C]"
+            )
     check_norm(h, x.name, index)
     hidden, output, mlp_branch = mlp(residual.outputs[0], index)
     return Block(
-        index=index, heads=heads, head_dim=head_dim, tokens=tokens, x=x.name, h=query.linear.source,
+        index=index, heads=heads, head_dim=head_dim, tokens=tokens, x=x.name, h=h.name,
         query=query.linear, key=key.linear, value=value.linear, scale=scale * query.scale * key.scale,
         query_norm=query.norm, key_norm=key.norm, projection=projection, projected=projected.name,
         residual_node=residual.name, attended=residual.outputs[0].name, output=output, mlp_hidden=hidden,
@@ -261,6 +264,11 @@ def _token_output(name: str) -> ExportError:
     )
 
 
+def _over_pairs(shape: Sequence[Any]) -> bool:
+    """Whether a tensor has a value for each pair of tokens: [B,H,N,N], or [B*H,N,N]."""
+    return len(shape) in (3, 4) and all(isinstance(size, int) for size in shape) and shape[-1] == shape[-2]
+
+
 def find(model: onnx.ModelProto) -> Anatomy:
     """Anatomy of a dense ViT graph.
 
@@ -271,7 +279,7 @@ def find(model: onnx.ModelProto) -> Anatomy:
     graph.toposort()
     softmaxes = [
         node for node in graph.nodes
-        if node.op == "Softmax" and len(node.outputs[0].shape or ()) == 4 and node.outputs[0].shape[2] == node.outputs[0].shape[3]
+        if node.op == "Softmax" and _over_pairs(node.outputs[0].shape or ())
     ]  # fmt: skip
     if not softmaxes:
         counts: dict[str, int] = {}
@@ -284,7 +292,8 @@ def find(model: onnx.ModelProto) -> Anatomy:
             cause=f"no Softmax over [batch, heads, tokens, tokens] was found (it has {common or 'no nodes'})",
             next_step="give the ONNX of a dense ViT, exported without fused attention nodes",
         )
-    blocks = tuple(_block(index, softmax) for index, softmax in enumerate(softmaxes))
+    batch = int(graph.inputs[0].shape[0])
+    blocks = tuple(_block(index, softmax, batch) for index, softmax in enumerate(softmaxes))
     tensors = graph.tensors()
     embedded = embedding(graph, tensors[blocks[0].x])
     if embedded is None:

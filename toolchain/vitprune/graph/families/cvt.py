@@ -18,6 +18,7 @@ from vitprune.errors import ExportError
 from vitprune.graph.anatomy import find as vit
 from vitprune.graph.anatomy import projections
 from vitprune.graph.anatomy.find import Anatomy, Block
+from vitprune.graph.anatomy.mlp import mlp
 from vitprune.graph.anatomy.static import scalar_of, static_copy, value_of
 from vitprune.graph.families.base import Family
 from vitprune.graph.passes.base import Surgery
@@ -151,13 +152,13 @@ def _block(index: int, softmax: gs.Node) -> tuple[ConvBlock, tuple[int, int]]:
         raise _fail(index, f"node '{softmax.name}'", "queries, keys and values of the same rows")
     if found[0][0].stride != 1 or walks[2].scale != 1.0 or any(walk.norm is not None for walk in walks):
         raise _fail(index, f"node '{softmax.name}'", "one query per token and values straight from their linear map")
-    _, projection, projected = vit.down_to_projection(reader, index)
+    projection, projected = vit.down_to_projection(reader, index)
     residual = vit.down_to_residual(projected, index)
     branch = vit.ancestors_within(projected, residual)
     x = next(t for t in residual.inputs if t.name not in branch)
     h = found[0][2]
     vit.check_norm(vit.tensor_named(h, softmax), x.name, index)
-    hidden, output, mlp_branch = vit.mlp(residual.outputs[0], index)
+    hidden, output, mlp_branch = mlp(residual.outputs[0], index)
     block = ConvBlock(
         index=index, heads=heads, head_dim=head_dim, tokens=tokens, x=x.name, h=h,
         query=walks[0].linear, key=walks[1].linear, value=walks[2].linear, scale=scale * walks[0].scale * walks[1].scale,

@@ -17,22 +17,24 @@ from vitprune.graph import types
 from vitprune.graph.anatomy.static import scalar_of, value_of
 from vitprune.graph.types import Graph, Node, Tensor, dims
 from vitprune.ops.function import function
-from vitprune.ops.token_sample import NAME
+from vitprune.ops.token_sample import DOMAIN, NAME
 
 CONTRIB = "com.microsoft"
 
 
-def specialise(model: onnx.ModelProto, keep_outputs: bool) -> tuple[onnx.ModelProto, dict[str, Any]]:
+def specialise(model: onnx.ModelProto, keep_outputs: bool, native: bool = False) -> tuple[onnx.ModelProto, dict[str, Any]]:
     """Fuse for ONNX Runtime.
 
     Args:
         model: a pruned (or dense, canonical) model written by vitprune; not changed.
         keep_outputs: keep the kept-patch outputs.
+        native: leave TokenSample to the operator of the native library; else its function is written out.
 
     Returns:
-        The specialised model and how many of each fusion were made.
+        The specialised model and how many of each fusion were made; `native`: operators that need the library.
     """
-    flat = onnx.shape_inference.infer_shapes(onnx.inliner.inline_local_functions(_shorter_sampling(model)))
+    opened = _native_sampling(model) if native else _shorter_sampling(model)
+    flat = onnx.shape_inference.infer_shapes(onnx.inliner.inline_local_functions(opened))
     graph: Graph = gs.import_onnx(flat)
     if not keep_outputs:
         graph.outputs = graph.outputs[:1]
@@ -40,9 +42,12 @@ def specialise(model: onnx.ModelProto, keep_outputs: bool) -> tuple[onnx.ModelPr
     _sort_integers(graph)
     facts = {"attention": _fuse_attention(graph), "gelu": _fuse_gelu(graph), "gemm": _fuse_gemm(graph)}
     graph.cleanup(remove_unused_graph_inputs=False).toposort()
+    facts["native"] = sum(node.op == NAME for node in graph.nodes)
     result: onnx.ModelProto = gs.export_onnx(graph, do_type_check=False)
     del result.opset_import[:]
     result.opset_import.append(onnx.helper.make_opsetid("", graph.opset))
+    if facts["native"]:
+        result.opset_import.append(onnx.helper.make_opsetid(DOMAIN, 1))
     result.opset_import.append(onnx.helper.make_opsetid(CONTRIB, 1))
     result.ir_version = model.ir_version
     return result, facts
@@ -182,6 +187,25 @@ def _fuse_gelu(graph: Graph) -> int:
     return made
 
 
+def _native_sampling(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The model without TokenSample's function: the operator of that name takes its place. Shapes of its outputs are stated."""
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    kept = [body for body in copy.functions if body.name != NAME]
+    del copy.functions[:]
+    copy.functions.extend(kept)
+    for number, node in enumerate(node for node in copy.graph.node if node.op_type == NAME):
+        for name, kind in zip(node.output[:2], (onnx.TensorProto.INT64, onnx.TensorProto.BOOL), strict=True):
+            stated = [value for value in copy.graph.value_info if value.name == name]
+            if any(value.type.tensor_type.HasField("shape") for value in stated):
+                continue
+            for value in stated:
+                copy.graph.value_info.remove(value)
+            shape = [f"images_{number}", f"kept_{number}"]
+            copy.graph.value_info.append(onnx.helper.make_tensor_value_info(name, kind, shape))
+    return copy
+
+
 def _shorter_sampling(model: onnx.ModelProto) -> onnx.ModelProto:
     """The model with the shorter TokenSample body: in a pruned graph valid slots come first; for single images all are valid."""
     copy = onnx.ModelProto()
@@ -240,9 +264,11 @@ def _fuse_gemm(graph: Graph) -> int:
 
 
 def _outer_shape(graph: Graph, x: Tensor, width: int, batch: int | None, shapes: dict[tuple[int, int], Tensor]) -> Tensor:
-    """The shape [B,N,width] to go back to; a constant when the batch is fixed, else read off x once per width."""
-    if batch is not None:
-        return types.constant(f"{x.name}/back_{width}_{len(graph.nodes)}", np.array([batch, -1, width], np.int64))
+    """The shape [B,N,width] to go back to: a constant when batch or token count is fixed, else read off x once per width."""
+    tokens = dims(x)[1]
+    if batch is not None or isinstance(tokens, int):
+        known = [-1, tokens, width] if batch is None else [batch, -1, width]
+        return types.constant(f"{x.name}/back_{width}_{len(graph.nodes)}", np.array(known, np.int64))
     key = (id(x), width)
     if key not in shapes:
         outer = types.variable(f"{x.name}/outer_{width}", dtype=np.int64)

@@ -68,9 +68,9 @@ class Evit(Method):
     @property
     def knob(self) -> Knob:
         """See `Method.knob`."""
-        from vitprune.methods._dropping.knob import KeepRate
+        from vitprune.methods.evit.knob import FusingKeepRate
 
-        return KeepRate()
+        return FusingKeepRate()
 
     @property
     def training(self) -> type[Behaviour]:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from vitprune.methods.knob import Knob
+from vitprune.methods.knob import Dimension, Knob
 
 if TYPE_CHECKING:
     from vitprune.calibration.bench import Bench
+    from vitprune.methods.base import Geometry
 
 
 class Removed(Knob):
@@ -23,3 +24,11 @@ class Removed(Knob):
     def settings(self, bench: Bench, value: float) -> dict[str, Any]:
         """Method keys at a value."""
         return {"remove": int(value)}
+
+    def dimensions(self, geometry: Geometry) -> list[Dimension]:
+        """See `Knob.dimensions`."""
+        return [Dimension.whole("stage", 0, geometry.depth - 1)]
+
+    def shaped(self, chosen: dict[str, Any], geometry: Geometry) -> tuple[dict[str, Any], Knob]:
+        """See `Knob.shaped`."""
+        return {"stages": [chosen["stage"]]}, self

@@ -5,11 +5,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from vitprune.methods.base import keys_of
-from vitprune.methods.knob import Knob
+from vitprune.methods.knob import Dimension, Knob
 from vitprune.methods.tome.keys import Params
 
 if TYPE_CHECKING:
     from vitprune.calibration.bench import Bench
+    from vitprune.methods.base import Geometry
 
 FALLING = (0.5, 1.0, 2.0, 4.0)  # powers of the share of stages that are still to come
 
@@ -40,6 +41,18 @@ class MergedPairs(Knob):
         """Method keys at a value."""
         stages = len(keys_of(bench.recipe.prune, Params).blocks(bench.geometry))
         return {"r": spread(int(value), stages, self.power, bench.geometry.patches), "inflect": 0.0}
+
+    def dimensions(self, geometry: Geometry) -> list[Dimension]:
+        """See `Knob.dimensions`."""
+        return [
+            Dimension.whole("first", 0, geometry.depth // 2), Dimension("power", low=0.0, high=6.0),
+            Dimension("prop_attn", (True, False)),
+        ]  # fmt: skip
+
+    def shaped(self, chosen: dict[str, Any], geometry: Geometry) -> tuple[dict[str, Any], Knob]:
+        """See `Knob.shaped`."""
+        keys = {"stages": list(range(chosen["first"], geometry.depth)), "prop_attn": chosen["prop_attn"]}
+        return keys, MergedPairs(chosen["power"])
 
     def show(self, value: float) -> str:
         """See `Knob.show`."""

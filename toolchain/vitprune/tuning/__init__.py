@@ -1,0 +1,1 @@
+"""Searching methods and settings for a budget: `vitprune tune` (docs/tuning.md)."""
