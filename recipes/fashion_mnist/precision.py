@@ -17,14 +17,21 @@ from typing import Any
 import numpy as np
 from results import DATA, accuracy_of, test_images
 
+from vitprune.backends import Result
 from vitprune.backends.onnxruntime import make_session, result_names
+from vitprune.data.images import Images
+from vitprune.data.images import load as load_images
 from vitprune.exporting.dense import dense_onnx
+from vitprune.exporting.parity import reference_arrays
 from vitprune.exporting.precision import settle
 from vitprune.graph import surgery
 from vitprune.graph.lowering.rounding import emulated
 from vitprune.recipe import Recipe
 from vitprune.validation import intervals
+from vitprune.validation.compare import compare
+from vitprune.validation.precision import decides_unseen, gates_in_force
 from vitprune.vit import loading
+from vitprune.vit.pruned import PrunedViT
 
 HERE = Path(__file__).parent
 STORED = HERE / "precision.json"
@@ -96,11 +103,31 @@ def compared(full: Results, half: Results, labels: np.ndarray, blocks: Sequence[
     }  # fmt: skip
 
 
-def evaluate(method: str, data: Path, count: int) -> dict[str, Any]:
-    """All modes of one method."""
+def against_reference(oracle: Any, recipe: Recipe, pixels: np.ndarray, result: Results, blocks: Sequence[int]) -> dict[str, int]:
+    """Flips of a graph's run against the PyTorch reference in the same type, on the first images: legal ones lie within the margin."""
+    inputs = Images(pixels, None, "test images")
+    arrays = reference_arrays(oracle, inputs, np.zeros((len(pixels), 1)), None)
+    kept = [np.where(listed[: len(pixels)], np.arange(listed.shape[1]), -1) for listed in result[1]]
+    gates = gates_in_force(recipe, arrays["logits"], oracle.geometry)
+    found = compare(Result(result[0][: len(pixels)], kept), arrays, list(blocks), gates, decides_unseen(recipe))
+    flips = {kind: sum(getattr(site, f"{kind}_flips") for site in found.sites) for kind in ("legal", "illegal")}
+    return {"images": len(pixels), **flips}
+
+
+def images_of(data: Path, count: int, preprocessing: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:
+    """Normalised pixels and labels, from a folder of IDX files or an npz such as the shipped one with 1,000 test images."""
+    if data.is_dir():
+        return test_images(data, count, preprocessing)
+    loaded = load_images(data, preprocessing, count, classes=10)
+    assert loaded.labels is not None
+    return loaded.pixels, loaded.labels
+
+
+def evaluate(method: str, data: Path, count: int, referenced: int) -> dict[str, Any]:
+    """All modes of one method; the first `referenced` images are also compared with the PyTorch reference."""
     recipe = recipe_of(method)
     model = loading.load(recipe.model)
-    pixels, labels = test_images(data, count, model.preprocessing)
+    pixels, labels = images_of(data, count, model.preprocessing)
     dense = dense_onnx(model.module, model.image_shape, recipe)
     found: dict[str, Any] = {"method": method, "modes": {}}
     full: Results | None = None
@@ -114,18 +141,22 @@ def evaluate(method: str, data: Path, count: int) -> dict[str, Any]:
             **compared(full, result, labels, blocks), "bytes": graph.ByteSize(), "overflow": beyond,
             "layers": notes.get("precision", {}).get("layers"),
         }  # fmt: skip
+        if mode != "fp32" and referenced:
+            oracle = PrunedViT(model.module, here).eval()
+            found["modes"][mode]["reference"] = against_reference(oracle, here, pixels[:referenced], result, blocks)
     return found
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--data", type=Path, default=DATA, help="folder with Fashion-MNIST's IDX files")
+    parser.add_argument("--data", type=Path, default=DATA, help="folder with Fashion-MNIST's IDX files, or an npz")
     parser.add_argument("--count", type=int, default=10000, help="test images")
+    parser.add_argument("--reference", type=int, default=1000, help="images that are also compared with the PyTorch reference")
     parser.add_argument("--methods", nargs="*", default=list(METHODS))
     args = parser.parse_args()
     stored = json.loads(STORED.read_text()) if STORED.exists() else {}
     for method in args.methods:
-        stored[method] = evaluate(method, args.data, args.count)
+        stored[method] = evaluate(method, args.data, args.count, args.reference)
         STORED.write_text(json.dumps(stored, indent=1) + "\n")
         print(method, {mode: (round(one["top1"], 2), one["drop"]) for mode, one in stored[method]["modes"].items()}, flush=True)
 

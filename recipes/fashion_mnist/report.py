@@ -199,7 +199,7 @@ def markdown(runs: list[Run], plots: list[str], half: dict[str, Any] | None = No
                 "## Half precision",
                 "By `precision.py`: exported graphs on ONNX Runtime's CPU, FP32 arithmetic with every value rounded where the graph says (so "
                 "nothing about speed follows). Drop and agreement are against fp32 of the same method on the same images, with paired "
-                "and Wilson 95 % intervals; images flipped: whose decisions first differ at each site.",
+                "and Wilson 95 % intervals; images flipped: whose decisions first differ at each site. Flips legal/illegal: against the PyTorch reference in the same type.",
                 table(
                     [
                         "method",
@@ -229,11 +229,13 @@ def precision(stored: dict[str, Any]) -> list[list[str]]:
         for mode, one in found["modes"].items():
             agreement, drop = one["agreement"], one["drop"]
             flips = ", ".join(str(site["images"]) for site in one["sites"])
+            checked = one.get("reference")
+            legal = f"{checked['legal']}/{checked['illegal']} on {checked['images']:,}" if checked else "–"
             rows.append([
-                method, mode, f"{one['top1']:.2f}", f"{one['bytes'] / 2**20:.2f} MiB",
-                *(["–"] * 4 if mode == "fp32" else [
+                method, mode, f"{one['images']:,}", f"{one['top1']:.2f}", f"{one['bytes'] / 2**20:.2f} MiB",
+                *(["–"] * 5 if mode == "fp32" else [
                     f"{drop[0]:+.2f} [{drop[1]:+.2f}, {drop[2]:+.2f}]", verdict(drop, 0.1),
-                    f"{agreement[0]:.2f} [{agreement[1]:.2f}, {agreement[2]:.2f}]", flips,
+                    f"{agreement[0]:.2f} [{agreement[1]:.2f}, {agreement[2]:.2f}]", flips, legal,
                 ]),
             ])  # fmt: skip
     return rows
