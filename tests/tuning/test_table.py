@@ -119,8 +119,9 @@ def test_damaged_missing_and_unfitting_tables(model, tmp_path):
         table_for(path, 1, sizes)
     plain["batches"]["1"]["block"] = {"tokens": [1, 5], "milliseconds": [1, 5]}
     path.write_text(json.dumps(plain))
-    with pytest.raises(RecipeError, match="ends at 5 tokens"):
+    with pytest.raises(RecipeError, match="VP185") as error:
         table_for(path, 1, sizes)
+    assert "ends at 5 tokens" in error.value.cause
 
 
 def test_a_table_is_measured_and_a_search_uses_it(model, tmp_path, capsys):
