@@ -10,9 +10,9 @@ import numpy as np
 import optuna
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "training"))
+sys.path.insert(0, str(Path(__file__).parent))
 
-from training_support import idx, pictures, recipe, write_recipe
+from tuning_support import pixels, saved
 
 from vitprune import methods
 from vitprune.calibration.bench import Bench
@@ -24,7 +24,6 @@ from vitprune.tuning.budget import Budget, budget_of, macs_share, with_capacity
 from vitprune.tuning.candidates import chosen_methods, of_methods, starts
 from vitprune.tuning.outcome import Outcome, best, front, leaders
 from vitprune.tuning.tune import Options, tune
-from vitprune.vit import loading
 from vitprune.vit.dense import geometry
 
 QUICK = ["tome", "pomt"]
@@ -33,17 +32,7 @@ QUICK = ["tome", "pomt"]
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
     """Images, and a recipe of a model with uneven attention."""
-    from safetensors.torch import save_file
-
-    folder = tmp_path_factory.mktemp("model")
-    made = loading.load(recipe("topk").model, pretrained=False, seed=1)
-    for block in made.module.blocks:
-        block.attn.qkv.weight.data[:64] *= 8
-    save_file(made.module.state_dict(), str(folder / "weights.safetensors"))
-    plain = recipe("topk").to_dict()
-    plain["model"]["weights"] = str(folder / "weights.safetensors")
-    plain["prune"] = {"method": "tome", "r": [3, 2, 2, 1]}
-    return write_recipe(folder / "hand.yaml", Recipe.load(plain)), idx(folder / "idx", train=160), made.module
+    return saved(tmp_path_factory.mktemp("model"))
 
 
 def options(model, folder, **changes):
@@ -82,8 +71,8 @@ def test_the_choice_is_within_the_budget_and_no_worse_than_anything_given_or_cal
         if one.spent <= 0.7:
             assert tuned.chosen.rank <= one.rank
     made = Recipe.load(folder / "recipe.yaml")
-    pixels = ((pictures(160, seed=1)[0][:, None] / 255 - 0.5) / 0.5).astype(np.float32)
-    bench = Bench(model[2], made, pixels)
+    images = pixels(160, seed=1)
+    bench = Bench(model[2], made, images)
     assert bench.measure({}).macs == pytest.approx(tuned.chosen.spent)
     assert tuned.chosen.spent <= 0.7
     agreement, cosine = bench.agreement({})
@@ -212,7 +201,7 @@ def test_nothing_within_reach_is_exit_1(model, tmp_path, capsys):
 def test_every_shape_of_a_method_is_a_recipe_that_meets_budgets(model, name):
     base, sizes = Recipe.load(model[0]), geometry(model[2])
     (candidate,) = of_methods(base, model[2], [name], sizes)
-    pixels = ((pictures(8)[0][:, None] / 255 - 0.5) / 0.5).astype(np.float32)
+    images = pixels(8)
     rng, met = np.random.default_rng(3), 0
     for _ in range(4):
         shape = {}
@@ -223,7 +212,7 @@ def test_every_shape_of_a_method_is_a_recipe_that_meets_budgets(model, name):
                 value = rng.uniform(one.low, one.high)
                 shape[one.name] = int(round(value)) if one.integer else value
         keys, knob = candidate.knob.shaped(shape, sizes)
-        bench = Bench(model[2], candidate.with_keys(keys), pixels)
+        bench = Bench(model[2], candidate.with_keys(keys), images)
         low, high = knob.bounds(bench)
         costs = [bench.measure(knob.settings(bench, value)).macs for value in (low, high)]
         met += max(costs) <= 1.05 and (costs[0] < costs[1]) == knob.rising
@@ -256,30 +245,30 @@ def test_fidelity_sees_a_difference():
 
 
 def test_dense_outputs_are_kept_and_never_those_of_another_model(model, tmp_path):
-    pixels = ((pictures(6)[0][:, None] / 255 - 0.5) / 0.5).astype(np.float32)
+    images = pixels(6)
     cache = tmp_path / "dense.npz"
-    logits, digest = evaluating.dense_logits(model[2], pixels, cache)
+    logits, digest = evaluating.dense_logits(model[2], images, cache)
     stored = cache.stat().st_mtime_ns
-    assert np.array_equal(evaluating.dense_logits(model[2], pixels, cache)[0], logits)
+    assert np.array_equal(evaluating.dense_logits(model[2], images, cache)[0], logits)
     assert cache.stat().st_mtime_ns == stored
-    other, another = evaluating.dense_logits(model[2], pixels[::-1].copy(), cache)
+    other, another = evaluating.dense_logits(model[2], images[::-1].copy(), cache)
     assert another != digest
     assert np.allclose(other, logits[::-1], atol=1e-5)
     cache.write_bytes(b"PK")
-    assert np.allclose(evaluating.dense_logits(model[2], pixels, cache)[0], logits)
+    assert np.allclose(evaluating.dense_logits(model[2], images, cache)[0], logits)
 
 
 def test_padded_shapes_are_charged_for_what_capacities_hold(model):
     base = Recipe.load(model[0]).with_("graph.shapes", "padded")
     (candidate,) = of_methods(base, model[2], ["ward_merge"], geometry(model[2]))
-    pixels = ((pictures(40)[0][:, None] / 255 - 0.5) / 0.5).astype(np.float32)
-    bench = Bench(model[2], candidate.recipe, pixels)
+    images = pixels(40)
+    bench = Bench(model[2], candidate.recipe, images)
     counts = bench.measure({"mu": 0.3}).counts
     assert len(np.unique(counts[:, -1])) > 1
     prune = with_capacity(bench, {"mu": 0.3}, counts)
     assert prune["capacity"] == [int(np.ceil(value)) for value in np.quantile(counts, 0.99, axis=0)]
     assert macs_share(bench, prune, counts) == pytest.approx(macs_share(bench, {"mu": 0.3}, counts))
-    dynamic = Bench(model[2], candidate.recipe.with_("graph.shapes", "dynamic"), pixels)
+    dynamic = Bench(model[2], candidate.recipe.with_("graph.shapes", "dynamic"), images)
     assert macs_share(dynamic, {"mu": 0.3}, counts) < macs_share(bench, prune, counts)
 
 
@@ -332,8 +321,8 @@ class Slow:
 
     def ratio(self, module, recipe, rounds):
         self.asked.append(rounds)
-        pixels = ((pictures(8)[0][:, None] / 255 - 0.5) / 0.5).astype(np.float32)
-        return self.fresh * Bench(module, recipe, pixels).measure({}).macs
+        images = pixels(8)
+        return self.fresh * Bench(module, recipe, images).measure({}).macs
 
 
 @pytest.mark.parametrize(("factor", "fresh", "met"), [(1.2, 1.2, True), (1.2, 2.0, False), (3.0, 3.0, False)])
@@ -360,8 +349,8 @@ def test_a_latency_is_met_in_a_fresh_run_or_nothing_is_written(model, tmp_path, 
 def test_latency_is_measured_on_the_graphs_that_would_be_built(model):
     from vitprune.tuning.latency import CpuLatency
 
-    pixels = ((pictures(12)[0][:, None] / 255 - 0.5) / 0.5).astype(np.float32)
-    timer = CpuLatency(pixels, batch=2)
+    images = pixels(12)
+    timer = CpuLatency(images, batch=2)
     dense, pruned = timer.timings(model[2], Recipe.load(model[0]), rounds=2)
     assert (dense.name, pruned.name, dense.images) == ("dense", "pruned", 12)
     assert pruned.ratio > 0

@@ -21,7 +21,10 @@ def command(
     budget_latency: Annotated[
         float | None, typer.Option(help="Latency as a share of the dense model's on this CPU, for example 0.8; measured.")
     ] = None,
-    target: Annotated[str | None, typer.Option(help="Whose latency is meant: onnxruntime-cpu.")] = None,
+    target: Annotated[str | None, typer.Option(help="Whose latency is meant: onnxruntime-cpu, or the table's.")] = None,
+    latency_table: Annotated[
+        Path | None, typer.Option(help="Latencies of a device (benchmark --profile-tokens) instead of runs on this CPU.")
+    ] = None,
     batch: Annotated[int, typer.Option(min=1, help="Images at once, of --budget-latency.")] = 1,
     trials: Annotated[
         int, typer.Option(min=1, max=100000, help="Settings to try, of all processes on one study together.")
@@ -51,7 +54,7 @@ def command(
 
     options = Options(
         model, data, output, budget_of(budget_macs, budget_latency), trials, samples, methods or (), recipes or (), seed, storage, study,
-        weights, pretrained, overrides or [], target, batch,
+        weights, pretrained, overrides or [], target, batch, latency_table,
     )  # fmt: skip
     with console.bar("tune") as bar:
         found = tune(options, bar.update)

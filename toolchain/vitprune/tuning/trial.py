@@ -153,9 +153,10 @@ def _suggest(trial: optuna.Trial, method: str, dimension: Dimension) -> Any:
 def carry_out(search: Search, study: optuna.Study, trial: optuna.Trial, proposal: Proposal | None) -> Outcome | None:
     """Turn, judge, store; None where the trial was cut short, with the reason among its attributes."""
 
-    def cut(reason: str, state: TrialState = TrialState.PRUNED, value: float | None = None) -> None:
+    def cut(reason: str, state: TrialState = TrialState.PRUNED, value: float | None = None) -> Outcome | None:
         trial.set_user_attr("reason", reason)
         study.tell(trial, value, state=state)
+        return None
 
     if proposal is None:
         return cut("nothing to turn down")

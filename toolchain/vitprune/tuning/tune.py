@@ -14,6 +14,7 @@ from vitprune.data import images as image_data
 from vitprune.errors import RecipeError
 from vitprune.recipe import Recipe
 from vitprune.support.files import write_atomic
+from vitprune.support.hashing import sha256_of
 from vitprune.support.locking import locked
 from vitprune.tuning.budget import Budget
 from vitprune.tuning.candidates import Candidate, chosen_methods, of_methods, of_recipe
@@ -30,7 +31,7 @@ class Options:
 
     source: recipe, bundle or timm name. data: images. output: folder. samples: images. methods: names, none = all without training.
     recipes: given beside them. trials, seed, storage, study: of the study. weights, pretrained, overrides: of the model.
-    target, batch: whose latency is meant, and of how many images at once.
+    target, batch: whose latency is meant, and of how many images at once. table: of latencies measured elsewhere.
     """
 
     source: str
@@ -49,6 +50,7 @@ class Options:
     overrides: list[str] = field(default_factory=list)
     target: str | None = None
     batch: int = 1
+    table: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -73,9 +75,10 @@ def tune(options: Options, report: Report) -> Tuned:
     from vitprune.vit.loading import require_torch
 
     require_folder(options.output)
-    if options.target is not None and options.budget.latency is None:
+    if options.budget.latency is None and (options.target is not None or options.table is not None):
+        option = "--target" if options.target is not None else "--latency-table"
         raise RecipeError(
-            182, "--target goes with --budget-latency", cause="MACs are the same everywhere", next_step="leave out --target"
+            182, f"{option} goes with --budget-latency", cause="MACs are the same everywhere", next_step=f"leave out {option}"
         )
     names = chosen_methods(options.methods)
     require_torch("tune")
@@ -85,14 +88,18 @@ def tune(options: Options, report: Report) -> Tuned:
     from vitprune.tuning.evaluating import dense_logits, scouts_first
     from vitprune.tuning.latency import CpuLatency, require_batch, require_here
     from vitprune.tuning.opening import fitting, opened, sizes
+    from vitprune.tuning.table import table_for
 
-    require_here(options.target)
+    if options.table is None:
+        require_here(options.target)
 
     report(0, options.trials, "loading")
     base, module, preprocessing = opened(options.source, options.weights, options.pretrained, list(options.overrides))
     shape = sizes(module)
     if options.budget.latency is not None:
         require_batch(base, options.batch)
+    if options.table is not None:
+        table_for(options.table, options.batch, shape)
     given = [of_recipe(one, lambda r: fitting(r, preprocessing, shape, options.pretrained)) for one in options.recipes]
     candidates = [*_distinct(given), *of_methods(base, module, names, shape)]
     inputs = image_data.load(options.data, preprocessing, options.samples, classes=None, splits=("train",))
@@ -104,13 +111,15 @@ def tune(options: Options, report: Report) -> Tuned:
         raise unwritable(options.output, error) from error
     identity = {
         "model and images": digest, "budget": [options.budget.macs, options.budget.latency], "shapes": base.graph.shapes,
-        "batch": None if options.budget.latency is None else options.batch, "methods": [one.name for one in candidates if not one.given], "seed": options.seed,
+        "table": None if options.table is None else sha256_of(options.table), "batch": None if options.budget.latency is None else options.batch, "methods": [one.name for one in candidates if not one.given], "seed": options.seed,
         "recipes": [[one.name, one.recipe.digest()] for one in candidates if one.given],
     }  # fmt: skip
     study = studies.open_study(options.storage, options.output, options.study, options.seed, identity)
     studies.release_abandoned(study)
-    latency = CpuLatency(pixels, options.batch) if options.budget.latency is not None else None
-    search = trials.Search(candidates, pixels, scouts, dense, shape, options.budget, latency or trials.Macs(), options.trials)
+    measured = options.budget.latency is not None and options.table is None
+    latency = CpuLatency(pixels, options.batch) if measured else None
+    spending = latency or (trials.Macs() if options.table is None else table_for(options.table, options.batch, shape))
+    search = trials.Search(candidates, pixels, scouts, dense, shape, options.budget, spending, options.trials)
     while True:
         with studies.running(study, options.trials) as place:
             if place is None:
