@@ -40,7 +40,10 @@ def command(
         bundle = rewrite(dense, parsed, output, data=data, preprocessing=preprocessing, force=force, report=step.update)
     described = bundle.manifest.preprocessing
     if not described["known"]:
-        console.warn("preprocessing is not known: accuracy cannot be gated; state it with --preprocessing or in the recipe")
+        from vitprune.data.preprocessing import STATED
+
+        absent = ", ".join(f"model.{key}" for key in STATED if key not in described)
+        console.warn(f"preprocessing is not known: accuracy cannot be gated; state {absent} in the recipe, or all with --preprocessing")
     else:
         console.info(f"preprocessing: mean {described['mean']}, std {described['std']}, as {described['origin']} says")
     if inline:
