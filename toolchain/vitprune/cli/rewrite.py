@@ -43,7 +43,9 @@ def command(
         from vitprune.data.preprocessing import STATED
 
         absent = ", ".join(f"model.{key}" for key in STATED if key not in described)
-        console.warn(f"preprocessing is not known: accuracy cannot be gated; state {absent} in the recipe, or all with --preprocessing")
+        console.warn(
+            f"preprocessing is not known: accuracy cannot be gated; state {absent} in the recipe, or all with --preprocessing"
+        )
     else:
         console.info(f"preprocessing: mean {described['mean']}, std {described['std']}, as {described['origin']} says")
     if inline:
