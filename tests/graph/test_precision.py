@@ -338,3 +338,27 @@ def test_gates_against_fp32_are_decided_by_intervals():
 def test_stored_samples_make_no_claim_about_what_the_type_costs(bundle):
     verdict = validate(bundle, reference="stored")
     assert {gate.name for gate in verdict.gates} == {"decisions", "decision_types", "logits_max_abs", "top1_agreement"}
+
+
+def test_the_engine_for_onnxruntime_says_that_it_emulates(bundle, tmp_path):
+    from vitprune.backends import onnxruntime as backend
+
+    request = {"model": str(bundle.model_path), "output": str(tmp_path / "engine.onnx"), "plugin": "none"}
+    facts = backend.build(request, lambda text: None)
+    assert "rounded where the graph says" in facts["precision_emulated"]
+    stored = bundle.samples()
+    ours = parity.run(backend.make_session(tmp_path / "engine.onnx"), stored["images"], None)[0]
+    plain = backend.Session(bundle).run(stored["images"]).logits
+    assert np.abs(ours - plain).max() < 8 * ROUNDOFF["fp16"] * np.abs(plain).max()
+
+
+def test_the_network_of_an_engine_must_be_in_the_type_asked_for():
+    from vitprune.backends.tensorrt_rtx import _require_type
+    from vitprune.errors import BuildError
+
+    _require_type("fp16", {"fp16": 3, "fp32": 2})
+    _require_type("fp32", {"fp32": 2})
+    for asked, counted in (("fp16", {"fp32": 5}), ("fp16", {"bf16": 1, "fp16": 4}), ("fp32", {"fp16": 4, "fp32": 1})):
+        with pytest.raises(BuildError) as caught:
+            _require_type(asked, counted)
+        assert caught.value.code == "VP512"
