@@ -362,3 +362,24 @@ def test_the_network_of_an_engine_must_be_in_the_type_asked_for():
         with pytest.raises(BuildError) as caught:
             _require_type(asked, counted)
         assert caught.value.code == "VP512"
+
+
+def test_a_followed_image_counts_with_the_decisions_it_was_computed_with():
+    from vitprune.backends import Result
+    from vitprune.validation.compare import compare
+
+    kept = np.array([[0, 1], [0, 1]])
+    reference = {
+        "logits": np.array([[1.0, 0.0], [1.0, 0.0]]), "kept_1": kept, "margin_1": np.array([[9.0, 9, 9], [9, 1e-3, 1e-3]]),
+        "logits_followed": np.array([[np.nan, np.nan], [0.0, 1.0]]),
+    }  # fmt: skip
+    ran = Result(np.array([[1.0, 0.0], [0.0, 1.001]], np.float32), [np.array([[0, 1], [0, 2]])])
+    gates = recipe().gates(1.0)
+    found = compare(ran, reference, [1], gates)
+    assert (found.logits_compared, found.top1_agreement, found.sites[0].legal_flips) == (2, 1.0, 2)
+    assert found.logits_max_abs == pytest.approx(1e-3, rel=1e-3)
+    del reference["logits_followed"]
+    alone = compare(ran, reference, [1], gates)
+    assert (alone.logits_compared, alone.top1_agreement) == (1, 0.5)
+    wrong = compare(Result(ran.logits, [np.array([[0, 1], [1, 2]])]), reference, [1], gates)
+    assert wrong.sites[0].illegal_flips == 1  # patch 0, whose margin is 9
