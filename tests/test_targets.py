@@ -146,3 +146,10 @@ def test_versions_are_numbers_not_text() -> None:
     assert Version.find("unknown") is None
     with pytest.raises(ValueError, match="not a version"):
         Version.parse("")
+
+
+def test_engines_of_nvidia_are_recommended_in_fp16():
+    for name in ("jetson-orin", "jetson-thor", "rtx", "desktop", "server"):
+        target = targets.load(name)
+        assert target.recommended_precision == "fp16"
+        assert target.recommended_precision in target.precisions

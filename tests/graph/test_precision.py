@@ -338,3 +338,48 @@ def test_gates_against_fp32_are_decided_by_intervals():
 def test_stored_samples_make_no_claim_about_what_the_type_costs(bundle):
     verdict = validate(bundle, reference="stored")
     assert {gate.name for gate in verdict.gates} == {"decisions", "decision_types", "logits_max_abs", "top1_agreement"}
+
+
+def test_the_engine_for_onnxruntime_says_that_it_emulates(bundle, tmp_path):
+    from vitprune.backends import onnxruntime as backend
+
+    request = {"model": str(bundle.model_path), "output": str(tmp_path / "engine.onnx"), "plugin": "none"}
+    facts = backend.build(request, lambda text: None)
+    assert "rounded where the graph says" in facts["precision_emulated"]
+    stored = bundle.samples()
+    ours = parity.run(backend.make_session(tmp_path / "engine.onnx"), stored["images"], None)[0]
+    plain = backend.Session(bundle).run(stored["images"]).logits
+    assert np.abs(ours - plain).max() < 8 * ROUNDOFF["fp16"] * np.abs(plain).max()
+
+
+def test_the_network_of_an_engine_must_be_in_the_type_asked_for():
+    from vitprune.backends.tensorrt_rtx import _require_type
+    from vitprune.errors import BuildError
+
+    _require_type("fp16", {"fp16": 3, "fp32": 2})
+    _require_type("fp32", {"fp32": 2})
+    for asked, counted in (("fp16", {"fp32": 5}), ("fp16", {"bf16": 1, "fp16": 4}), ("fp32", {"fp16": 4, "fp32": 1})):
+        with pytest.raises(BuildError) as caught:
+            _require_type(asked, counted)
+        assert caught.value.code == "VP512"
+
+
+def test_a_followed_image_counts_with_the_decisions_it_was_computed_with():
+    from vitprune.backends import Result
+    from vitprune.validation.compare import compare
+
+    kept = np.array([[0, 1], [0, 1]])
+    reference = {
+        "logits": np.array([[1.0, 0.0], [1.0, 0.0]]), "kept_1": kept, "margin_1": np.array([[9.0, 9, 9], [9, 1e-3, 1e-3]]),
+        "logits_followed": np.array([[np.nan, np.nan], [0.0, 1.0]]),
+    }  # fmt: skip
+    ran = Result(np.array([[1.0, 0.0], [0.0, 1.001]], np.float32), [np.array([[0, 1], [0, 2]])])
+    gates = recipe().gates(1.0)
+    found = compare(ran, reference, [1], gates)
+    assert (found.logits_compared, found.top1_agreement, found.sites[0].legal_flips) == (2, 1.0, 2)
+    assert found.logits_max_abs == pytest.approx(1e-3, rel=1e-3)
+    del reference["logits_followed"]
+    alone = compare(ran, reference, [1], gates)
+    assert (alone.logits_compared, alone.top1_agreement) == (1, 0.5)
+    wrong = compare(Result(ran.logits, [np.array([[0, 1], [1, 2]])]), reference, [1], gates)
+    assert wrong.sites[0].illegal_flips == 1  # patch 0, whose margin is 9

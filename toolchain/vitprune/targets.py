@@ -73,7 +73,8 @@ class Target(_Section):
     machine: processor of the device as `uname -m` says it, "" for any. keep_kept_outputs: whether the engine also returns the kept
     patch numbers. max_opset, max_ir: what its parser takes. workspace_mib: limit of the builder's scratch memory;
     workspace_fraction: the same as a part of a module's memory. architectures: compute capabilities as nvcc writes them ("87"), or
-    "auto": those of the GPUs found. precisions: what the hardware computes with. modules, releases: by name, oldest release first.
+    "auto": those of the GPUs found. precisions: what the hardware computes with. recommended_precision: what a recipe for it
+    should say (its graph carries the types, so nothing here changes a bundle). modules, releases: by name, oldest release first.
     runtime_min, runtime_below: range of the runtime's versions. runtime_source: where the runtime comes from.
     """
 
@@ -90,6 +91,7 @@ class Target(_Section):
     workspace_fraction: float | None = Field(default=None, gt=0, le=1)
     architectures: list[str] | Literal["auto"] = Field(default_factory=list)
     precisions: tuple[Precision, ...] = ("fp32",)
+    recommended_precision: Precision = "fp32"
     modules: dict[str, Module] = Field(default_factory=dict)
     releases: list[Release] = Field(default_factory=list)
     runtime_min: str = ""

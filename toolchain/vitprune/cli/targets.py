@@ -25,6 +25,7 @@ def command() -> None:
     console.table("targets", ["target", "what", "here"], rows)
     for entry in listed:
         console.info(f"  [bold]{console.plain(entry['name'])}[/bold] runtime: {console.plain(entry['runtime_source'])}")
+        console.info(f"    precision {', '.join(entry['precisions'])}; recommended: {entry['recommended_precision']}")
         for release in entry["releases"]:
             console.info(
                 f"    {'JetPack ' + release['jetpack'] + ': ' if release['jetpack'] else ''}TensorRT {release['tensorrt']}"

@@ -108,7 +108,9 @@ def precision(context: Context) -> Opinion | None:
     if lacking:
         text = f"SM {', '.join(lacking)} does not compute with {asked}, which needs SM {SINCE[asked]}"
         return Verdict.BLOCKED, text, "--set precision.mode=fp16 at export"
-    return context.accepted, f"{asked} is computed in hardware", ""
+    better = target.recommended_precision
+    hint = f"{better} is recommended: --set precision.mode={better} at export" if asked == "fp32" != better else ""
+    return context.accepted, f"{asked} is computed in hardware", hint
 
 
 def _capabilities(context: Context) -> list[str]:
