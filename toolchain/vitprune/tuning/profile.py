@@ -91,8 +91,8 @@ def _model(base: Recipe, module: Any, patches: int) -> tuple[Any, tuple[int, int
     args = {key: value for key, value in base.model.args.items() if key not in ("img_size", "depth")}
     torch.manual_seed(0)
     try:
-        small = timm.create_model(
-            base.model.name, pretrained=False, **args, img_size=(height, width * patches), depth=DEPTH
+        small: Any = timm.create_model(
+            base.model.name or "", pretrained=False, **args, img_size=(height, width * patches), depth=DEPTH
         ).eval()
     except (TypeError, AssertionError, ValueError, RuntimeError) as error:
         raise RecipeError(
