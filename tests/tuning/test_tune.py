@@ -23,7 +23,7 @@ from vitprune.tuning import evaluating, study, trial
 from vitprune.tuning.budget import Budget, budget_of, macs_share, with_capacity
 from vitprune.tuning.candidates import chosen_methods, of_methods, starts
 from vitprune.tuning.outcome import Outcome, best, front, leaders
-from vitprune.tuning.tune import Options, tune
+from vitprune.tuning.tune import Confirmed, Options, _why, tune
 from vitprune.vit.dense import geometry
 
 QUICK = ["tome", "pomt"]
@@ -231,6 +231,19 @@ def test_front_and_choice():
     assert best([*every, outcome(9, 0.5, 0.9, 0.08)], 0.5).number == 3, "the earlier of two equals"
     given = [outcome(5, 0.4, 0.99, kind="recipe"), outcome(6, 0.4, 0.8, candidate="topk")]
     assert [one.number for one in leaders([*every, *given], 3)] == [2, 4, 6]
+
+
+def test_the_reason_leaves_out_what_a_fresh_run_did_not_confirm():
+    every = [
+        outcome(0, 0.7, 0.97, candidate="pomt"),
+        outcome(1, 0.7, 0.9, candidate="evit"),
+        outcome(2, 0.7, 0.8, candidate="topk"),
+    ]
+    text = _why(every[1], every, Budget(latency=0.8), 50, Confirmed(every[1], {0: 0.83, 1: 0.77}))
+    assert "evit agrees best of 2 settings" in text
+    assert "took 0.770 of it in a fresh interleaved run (1 better ones did not meet the budget again)" in text
+    assert "the best of another method was topk" in text
+    assert "pomt" not in text
 
 
 def test_fidelity_sees_a_difference():

@@ -92,7 +92,7 @@ def _model(base: Recipe, module: Any, patches: int) -> tuple[Any, tuple[int, int
     torch.manual_seed(0)
     try:
         small: Any = timm.create_model(
-            str(base.model.name), pretrained=False, **args, img_size=(height, width * patches), depth=DEPTH
+            base.model.name or "", pretrained=False, **args, img_size=(height, width * patches), depth=DEPTH
         ).eval()
     except (TypeError, AssertionError, ValueError, RuntimeError) as error:
         raise RecipeError(

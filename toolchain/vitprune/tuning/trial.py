@@ -26,6 +26,7 @@ DOWN = (0.85, 0.7, 0.55)  # shares of the budget that good settings are turned d
 ROOM = 0.999  # a few images cost a little less or more than all of them
 TRIES = 5
 TURNING, ALIKE = 32, 2  # images
+STEEP = 1.6  # a measured latency falls more slowly than the MACs by which it is turned
 NEAR = 3e-3  # share of the budget that may be left over
 
 
@@ -164,28 +165,29 @@ def carry_out(search: Search, study: optuna.Study, trial: optuna.Trial, proposal
     bench = Bench(candidate.module, candidate.with_keys(proposal.keys), search.images[: search.scouts])
     target = search.budget.share * proposal.aim
     outcome: Outcome | None = None
+    nearest: Attempt | None = None
+    aim = target * ROOM
     try:
-        aim = target * ROOM
         for attempt in range(TRIES):
             prune = turn(search, bench, proposal, aim)
-            recipe = bench.with_prune(prune)
-            few = run(candidate.module, recipe, search.images[: search.scouts])
+            few = run(candidate.module, bench.with_prune(prune), search.images[: search.scouts])
             if proposal.kind == "searched" and not attempt and _poor(search, trial, few):
                 return cut("far behind on the first images")
-            ahead = search.spending.scouted(bench, prune, few.counts)
-            if proposal.knob is not None and search.spending.direct and ahead > target and attempt + 1 < TRIES:
-                aim *= ROOM * target / ahead  # more images than the knob was turned on, still not all
-                continue
-            every = few.followed_by(run(candidate.module, recipe, search.images[search.scouts :])) if _more(search) else few
-            spent = search.spending.exact(bench, prune, every.counts)
-            found = _outcome(search, trial, proposal, bench, recipe.to_dict()["prune"], every, spent)
-            outcome = _nearer(outcome, found, target)
-            if proposal.knob is None or (1 - search.spending.slack) * target <= spent <= target or (aim >= 1 and spent <= target):
+            ahead = _ahead(search, bench, prune, few)
+            nearest = _nearer(nearest, Attempt(prune, few, ahead), target)
+            again = proposal.knob is not None and attempt + 1 < TRIES
+            if again and not _met(search, ahead, target, aim):
+                aim = min(1.0, aim * ROOM * (target / ahead) ** (1 if search.spending.direct else STEEP))
+                continue  # not all images yet
+            outcome = _whole(search, trial, proposal, bench, nearest)
+            if not again or not search.spending.direct or outcome.spent <= target:
                 break
-            aim = min(1.0, aim * ROOM * (target / spent) ** 1.1)
+            aim, nearest = aim * ROOM * target / outcome.spent, None
     except RecipeError as error:
-        if outcome is None:
+        if outcome is None and nearest is None:
             return cut(f"{error.code} {error.message}", TrialState.COMPLETE, UNREACHED)
+        if outcome is None and nearest is not None:
+            outcome = _whole(search, trial, proposal, bench, nearest)
     assert outcome is not None
     spent = outcome.spent
     trial.set_user_attr("outcome", outcome.document())
@@ -194,11 +196,41 @@ def carry_out(search: Search, study: optuna.Study, trial: optuna.Trial, proposal
     return outcome
 
 
-def _nearer(one: Outcome | None, other: Outcome, target: float) -> Outcome:
+@dataclass(frozen=True)
+class Attempt:
+    """Method keys, what they did to the first images, and what they cost by those or by a measurement."""
+
+    prune: dict[str, Any]
+    few: Run
+    ahead: float
+
+
+def _ahead(search: Search, bench: Bench, prune: dict[str, Any], few: Run) -> float:
+    """What a setting costs, before all images are run: by the first ones, or measured."""
+    count = search.spending.scouted if search.spending.direct else search.spending.exact
+    return count(bench, prune, few.counts)
+
+
+def _met(search: Search, ahead: float, target: float, aim: float) -> bool:
+    """Whether a cost is within the target and not too far below it; at an aim of 1 there is nothing to turn up."""
+    return ahead <= target and (ahead >= (1 - search.spending.slack) * target or aim >= 1)
+
+
+def _nearer(one: Attempt | None, other: Attempt, target: float) -> Attempt:
     """Of two attempts the dearer one within the target, else the cheaper one."""
-    if one is None or (other.spent <= target and (one.spent > target or other.spent > one.spent)):
+    if one is None or (other.ahead <= target and (one.ahead > target or other.ahead > one.ahead)):
         return other
-    return other if one.spent > target and other.spent < one.spent else one
+    return other if one.ahead > target and other.ahead < one.ahead else one
+
+
+def _whole(search: Search, trial: optuna.Trial, proposal: Proposal, bench: Bench, attempt: Attempt) -> Outcome:
+    """Run the other images too."""
+    recipe = bench.with_prune(attempt.prune)
+    every = attempt.few
+    if _more(search):
+        every = every.followed_by(run(bench.module, recipe, search.images[search.scouts :]))
+    spent = search.spending.exact(bench, attempt.prune, every.counts) if search.spending.direct else attempt.ahead
+    return _outcome(search, trial, proposal, bench, recipe.to_dict()["prune"], every, spent)
 
 
 def turn(search: Search, bench: Bench, proposal: Proposal, aim: float) -> dict[str, Any]:

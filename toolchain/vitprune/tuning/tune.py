@@ -259,7 +259,8 @@ def _why(chosen: Outcome | None, found: list[Outcome], budget: Budget, images: i
         text += "" if cheapest is None else f"; the cheapest, {summary(cheapest)}, costs {cheapest.spent:.3f} of it"
         faster = budget.latency is None or any(one.spent < 1 for one in found)
         return text if faster else f"nothing is faster than the dense model here; {text}"
-    inside = within(found, budget.share)
+    failed = [] if checked is None else [number for number, ratio in checked.ratios.items() if ratio > budget.share]
+    inside = [one for one in within(found, budget.share) if one.number not in failed]
     rivals = [one for one in inside if one.method != chosen.method]
     beaten = min(rivals, key=lambda one: one.rank, default=None)
     calibrated = min((one for one in inside if one.kind in ("recipe", "calibrated")), key=lambda one: one.rank, default=None)
