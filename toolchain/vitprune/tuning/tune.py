@@ -110,7 +110,7 @@ def tune(options: Options, report: Report) -> Tuned:
     except OSError as error:
         raise unwritable(options.output, error) from error
     identity = {
-        "model and images": digest, "budget": [options.budget.macs, options.budget.latency], "shapes": base.graph.shapes,
+        "model and images": digest, "budget": [options.budget.macs, options.budget.latency], "shapes": base.graph.shapes, "precision": base.precision.mode,
         "table": None if options.table is None else sha256_of(options.table), "batch": None if options.budget.latency is None else options.batch, "methods": [one.name for one in candidates if not one.given], "seed": options.seed,
         "recipes": [[one.name, one.recipe.digest()] for one in candidates if one.given],
     }  # fmt: skip
