@@ -352,3 +352,11 @@ def test_a_graph_that_cannot_run_is_named_whatever_understanding_it_met(
     file.write_bytes(tiny_dense.SerializeToString())
     with pytest.raises(TypeError):  # a defect stays one
         rewrite(file, Recipe.load({"prune": {"method": "ats", "stages": [1]}}), tmp_path / "out")
+
+
+def test_a_manifest_that_names_another_input_is_told(copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    io = json.loads((copy / "manifest.json").read_text())["io"]
+    io["inputs"][0]["name"] = "another"
+    resealed(copy, io=io)
+    assert cli.run(["validate", str(copy), "--reference", "stored"]) == 2
+    assert "VP617" in capsys.readouterr().err

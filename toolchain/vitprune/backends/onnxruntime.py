@@ -95,7 +95,27 @@ def open_model(path: Path) -> Any:
     """One model file as a function from named input arrays to named output arrays; one in a half type is run with roundings."""
     session = make_session(rounded(path))
     names = [output.name for output in session.get_outputs()]
-    return lambda feeds: dict(zip(names, session.run(None, feeds), strict=True))
+    return lambda feeds: dict(zip(names, run(session, names, feeds), strict=True))
+
+
+def run(session: Any, names: Sequence[str], feeds: dict[str, Any]) -> list[Any]:
+    """Outputs by name of a session.
+
+    Raises:
+        LoadError: VP617 the model does not take these inputs, as a manifest that was changed may name others than the model's.
+    """
+    try:
+        outputs: list[Any] = session.run(list(names), feeds)
+        return outputs
+    except MemoryError:
+        raise
+    except Exception as error:
+        raise LoadError(
+            617,
+            f"the model cannot be run on {', '.join(f'{name} {list(value.shape)}' for name, value in feeds.items())}",
+            cause=first_line(error),
+            next_step="vitprune inspect shows its inputs; a bundle that says otherwise is damaged: export it again",
+        ) from error
 
 
 class Session:
@@ -138,7 +158,7 @@ class Session:
     def _piece(self, array: Any, size: int) -> Result:
         short = size - len(array)
         fed = np.concatenate([array, np.repeat(array[-1:], short, axis=0)]) if short else array
-        logits, *kept = self._session.run(result_names(self._session), {self._io["inputs"][0]["name"]: fed})
+        logits, *kept = run(self._session, result_names(self._session), {self._io["inputs"][0]["name"]: fed})
         return Result(logits[: len(array)], [k[: len(array)] for k in kept])
 
 

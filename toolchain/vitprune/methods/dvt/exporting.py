@@ -13,7 +13,8 @@ import onnx
 from numpy.typing import NDArray
 
 from vitprune.backends.onnxruntime import make_session
-from vitprune.bundle import Bundle, Manifest, folder_in_place, open_bundle, seal
+from vitprune.bundle import Bundle, folder_in_place, open_bundle, seal
+from vitprune.bundle_parts.manifest import Manifest
 from vitprune.errors import ExportError
 from vitprune.exporting import parity
 from vitprune.exporting.writing import describe_io
