@@ -15,11 +15,6 @@ from onnx import TensorProto, helper, numpy_helper
 from vitprune.graph.precision.audit import HALF, MOVES, types
 
 
-def is_half(model: onnx.ModelProto) -> bool:
-    """Whether anything in a model is fp16 or bf16."""
-    return bool(types(model))
-
-
 def emulated(model: onnx.ModelProto) -> onnx.ModelProto:
     """The same computation with float32 tensors and roundings; the model itself where nothing is in a half type.
 

@@ -20,6 +20,7 @@ MOVES = {
 }  # fmt: skip
 # Operators that turn numbers into decisions: positions or truth values.
 DECIDES = {"TopK", "ArgMax", "ArgMin", "Less", "LessOrEqual", "Greater", "GreaterOrEqual", "Equal", "TokenSample"}
+UNTYPED = DECIDES - {"TopK", "TokenSample"} | {"Shape", "Size"}  # their results have no float type at all
 NORMS = {"LayerNormalization", "Softmax"}
 
 
@@ -34,17 +35,7 @@ def types(model: onnx.ModelProto) -> dict[str, int]:
             to = next(attribute.i for attribute in node.attribute if attribute.name == "to")
             if to in HALF:
                 found[node.output[0]] = to
-        elif node.op_type not in (
-            "Shape",
-            "Size",
-            "Equal",
-            "Less",
-            "LessOrEqual",
-            "Greater",
-            "GreaterOrEqual",
-            "ArgMax",
-            "ArgMin",
-        ):
+        elif node.op_type not in UNTYPED:
             kind = next((found[name] for name in node.input if name in found), None)
             if kind is not None:
                 for position, name in enumerate(node.output):
