@@ -56,6 +56,8 @@ def canary(folder: Path) -> Path:
 
 def text_mutation(rng: random.Random, text: str) -> str:
     """Change a text a little, or a lot."""
+    if not text:  # an earlier change left nothing
+        return "x"
     lines = text.splitlines()
     number = rng.randrange(len(lines))
     how = rng.randrange(10)
