@@ -93,4 +93,6 @@ class Session:
         with torch.inference_mode():
             logits = self.model(torch.from_numpy(images(x, self._shape)))
         kept = [kept.numpy() for kept in self.model.kept]
-        return Result(logits.numpy(), kept, features=dict(zip(self._names, (f.numpy() for f in self.model.features), strict=True)))
+        return Result(
+            logits.numpy(), kept, features=dict(zip(self._names, (f.numpy() for f in self.model.features), strict=True))
+        )

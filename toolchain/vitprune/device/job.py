@@ -69,7 +69,10 @@ class Job:
         """The part of a recipe that backends read."""
         low, opt, high = self.batch
         graph = SimpleNamespace(static_batch=self.facts["static_batch"], profile=(low, opt, high))
-        precision, output = SimpleNamespace(mode=self.facts["precision"]), SimpleNamespace(features=bool(self.facts.get("features")))
+        precision, output = (
+            SimpleNamespace(mode=self.facts["precision"]),
+            SimpleNamespace(features=bool(self.facts.get("features"))),
+        )
         return SimpleNamespace(graph=graph, precision=precision, output=output)
 
     @property

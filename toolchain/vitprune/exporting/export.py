@@ -45,7 +45,12 @@ def export(
     source = {"source": model.source, "geometry": asdict(oracle.geometry)}
     arrays |= {} if inputs.labels is None or recipe.output.features else {"labels": inputs.labels}
     notes = precision.noted(notes, beyond)
-    notes |= features_notes(recipe) | {"check": check, "samples": inputs.origin, "dense_nodes": len(dense.graph.node), "nodes": len(pruned.graph.node)}
+    notes |= features_notes(recipe) | {
+        "check": check,
+        "samples": inputs.origin,
+        "dense_nodes": len(dense.graph.node),
+        "nodes": len(pruned.graph.node),
+    }
     if recipe.graph.shapes == "padded" and (advice := oracle.method.padded_advice(recipe.prune)):
         notes["warnings"] = [*notes.get("warnings", []), advice]
     return write_bundle(

@@ -44,7 +44,12 @@ def _short(values: list[float]) -> str:
 
 
 def check_front(
-    given: onnx.ModelProto, bare: onnx.ModelProto, front: Front, pixels: NDArray[np.float32], batch: int | None, outputs: list[str]
+    given: onnx.ModelProto,
+    bare: onnx.ModelProto,
+    front: Front,
+    pixels: NDArray[np.float32],
+    batch: int | None,
+    outputs: list[str],
 ) -> float:
     """Run the graph as it was given and without its front on the same images; returns the largest difference of logits.
 

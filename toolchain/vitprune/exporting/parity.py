@@ -172,8 +172,10 @@ def _check_alone(session: Any, pixels: NDArray[np.float32], logits: NDArray[Any]
 
 
 def run(session: Any, pixels: NDArray[np.float32], static: int | None, wanted: list[str] | None = None) -> list[NDArray[Any]]:
-    """Logits (or features, side by side) and kept patches of all images, in pieces of the batch that the graph takes; wanted: names of
-    other outputs, which then are all that is answered."""
+    """Answers and kept patches of all images, in pieces of the batch that the graph takes.
+
+    Answers are logits, or features side by side; wanted: names of other outputs, which then are all that is answered.
+    """
     from vitprune.backends.onnxruntime import _stack, result_names
 
     heads, lists = result_names(session) if wanted is None else (wanted, [])

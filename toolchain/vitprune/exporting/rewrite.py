@@ -86,9 +86,7 @@ def rewrite(
         check["front_max_abs"] = check_front(full, dense, front, inputs.pixels, batch, named)
         notes["warnings"] = [*notes.get("warnings", []), f"the bundle takes preprocessed pixels; the graph took {front.text()}"]
     elif given is not full:
-        notes["given_in"] = check["given_in"] = compare_given(
-            given, dense_logits, inputs.pixels, batch, names
-        )
+        notes["given_in"] = check["given_in"] = compare_given(given, dense_logits, inputs.pixels, batch, names)
     if surgery.is_plain(taken.model):
         report("checking against the PyTorch reference built from the dense graph")
         oracle = _oracle(taken.model, anatomy, recipe)
@@ -103,7 +101,12 @@ def rewrite(
     sites = methods.get(recipe.prune.method).sites(recipe.prune, sizes)
     source = {"source": {"kind": "onnx", "file": path.name}, "geometry": asdict(sizes)}
     notes = precision.noted(notes, beyond)
-    notes |= features_notes(recipe) | {"check": check, "samples": inputs.origin, "dense_nodes": len(dense.graph.node), "nodes": len(pruned.graph.node)}
+    notes |= features_notes(recipe) | {
+        "check": check,
+        "samples": inputs.origin,
+        "dense_nodes": len(dense.graph.node),
+        "nodes": len(pruned.graph.node),
+    }
     return write_bundle(
         output,
         force,

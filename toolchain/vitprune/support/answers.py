@@ -29,9 +29,7 @@ def parted(rows: NDArray[Any], shapes: Sequence[Sequence[int]]) -> list[NDArray[
     if sum(sizes) != rows.shape[1]:
         raise ValueError(f"{rows.shape[1]} values are not those of {list(shapes)}")
     ends = np.cumsum(sizes)
-    return [
-        rows[:, end - size : end].reshape(len(rows), *shape) for end, size, shape in zip(ends, sizes, shapes, strict=True)
-    ]
+    return [rows[:, end - size : end].reshape(len(rows), *shape) for end, size, shape in zip(ends, sizes, shapes, strict=True)]
 
 
 def heads_and_lists(names: Iterable[str]) -> tuple[list[str], list[str]]:

@@ -193,7 +193,11 @@ def _of_features(
     heads: dict[str, tuple[int, ...]],
 ) -> Comparison:
     """The comparison of a model without classes, over the images whose decisions agree or were followed."""
-    own = figures(result.logits[agreeing], expected[agreeing], None if dense is None else dense[agreeing], heads) if agreeing.any() else []
+    own = (
+        figures(result.logits[agreeing], expected[agreeing], None if dense is None else dense[agreeing], heads)
+        if agreeing.any()
+        else []
+    )
     worst_of = max((one.max_abs for one in own), default=float("nan"))
     return Comparison(len(result.logits), worst_of, int(agreeing.sum()), None, None, sites, features=own)
 

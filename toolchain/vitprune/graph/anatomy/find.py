@@ -7,7 +7,6 @@ node and the pattern expected.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -30,7 +29,7 @@ from vitprune.graph.anatomy.projections import (
     walk_up,
 )
 from vitprune.graph.anatomy.readers import Mean, readers_of
-from vitprune.graph.anatomy.static import scalar_of, static_copy, value_of
+from vitprune.graph.anatomy.static import over_pairs, scalar_of, static_copy, value_of
 from vitprune.graph.anatomy.taps import shape_behind, taps_of, token_output
 
 NORM_PARTS = {"LayerNormalization", "ReduceMean", "Sub", "Pow", "Mul", "Add", "Sqrt", "Div", "Reciprocal"} | PASS_THROUGH
@@ -259,14 +258,6 @@ def ancestors_within(top: Any, bottom: gs.Node) -> set[str]:
     return names
 
 
-def _over_pairs(node: gs.Node) -> bool:
-    """Whether a Softmax has a value for each pair of tokens, [B,H,N,N] or [B*H,N,N], and sums to one over the second of them."""
-    shape: Sequence[Any] = node.outputs[0].shape or ()
-    if node.attrs.get("axis", -1) not in (-1, len(shape) - 1):
-        return False
-    return len(shape) in (3, 4) and all(isinstance(size, int) for size in shape) and shape[-1] == shape[-2]
-
-
 def find(model: onnx.ModelProto, features: bool = False) -> Anatomy:
     """Anatomy of a dense ViT graph.
 
@@ -282,7 +273,7 @@ def find(model: onnx.ModelProto, features: bool = False) -> Anatomy:
     graph.toposort()
     softmaxes = [
         node for node in graph.nodes
-        if node.op == "Softmax" and _over_pairs(node)
+        if node.op == "Softmax" and over_pairs(node)
     ]  # fmt: skip
     if not softmaxes:
         counts: dict[str, int] = {}

@@ -19,7 +19,9 @@ def read_dense_shapes(surgery: Surgery, inside: set[int]) -> None:
     """
     whole = surgery.tensors[surgery.anatomy.blocks[0].x]
     ahead = above([whole])
-    rows = {name for block in surgery.anatomy.blocks for name in (block.x, block.h, block.attended, block.output, block.projected)}
+    rows = {
+        name for block in surgery.anatomy.blocks for name in (block.x, block.h, block.attended, block.output, block.projected)
+    }
     copies: dict[int, Tensor] = {}
 
     def copied(tensor: Tensor) -> Tensor:
@@ -49,5 +51,7 @@ def read_dense_shapes(surgery: Surgery, inside: set[int]) -> None:
 
 def _copy(surgery: Surgery, made: Node, tensor: Tensor, inputs: list[Tensor]) -> Tensor:
     result = variable(f"vitprune/behind/{tensor.name}", tensor.dtype or "int64")
-    surgery.graph.nodes.append(node(made.op, f"vitprune/behind/{made.name}", inputs, [result], domain=made.domain, attrs=dict(made.attrs)))
+    surgery.graph.nodes.append(
+        node(made.op, f"vitprune/behind/{made.name}", inputs, [result], domain=made.domain, attrs=dict(made.attrs))
+    )
     return result

@@ -11,18 +11,20 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from vitprune.errors import ExportError
 from vitprune.graph.anatomy.taps import above
 from vitprune.graph.emit import BOOL, FLOAT, INT64, Emitter
 from vitprune.graph.passes.base import GraphPass, Surgery
 from vitprune.graph.passes.dense_shapes import read_dense_shapes
-from vitprune.graph.types import Node, Tensor, given, redirect
+from vitprune.graph.types import Node, Tensor, redirect
 
 
 @dataclass(frozen=True)
 class Placed:
-    """After a site: kept int64 [B,K], patch number of every slot, -1 on pads; group int64 [B,P], for every patch the one that
-    represents it, -1 = none, or None where every patch stands for itself or is gone."""
+    """After a site.
+
+    kept: int64 [B,K], patch number of every slot, -1 on pads. group: int64 [B,P], for every patch the one that represents it, -1 = none;
+    None where every patch stands for itself or is gone.
+    """
 
     kept: Tensor
     group: Tensor | None
@@ -84,9 +86,7 @@ class Unmerge(GraphPass):
         lists = [kept for kept in surgery.kept if kept is not None]
         return above([last, *lists, *surgery.groups.values(), *surgery.more_outputs.values()])
 
-    def _tap(
-        self, surgery: Surgery, emit: Emitter, rows: Tensor, outside: set[int], now: Placed, before: Tensor | None
-    ) -> None:
+    def _tap(self, surgery: Surgery, emit: Emitter, rows: Tensor, outside: set[int], now: Placed, before: Tensor | None) -> None:
         """Redirect all readers of rows that are in no block."""
         readers: list[Node] = [node for node in rows.outputs if id(node) in outside and not _ours(node)]
         if not readers and not any(tensor is rows for tensor in surgery.graph.outputs):
@@ -116,7 +116,9 @@ class Unmerge(GraphPass):
         placed = emit.take_rows(patches, emit.op("Unsqueeze", [slot, emit.constant([2])], "slot/column", dtype=INT64), "places")
         if before is None:
             return placed
-        found = emit.op("Greater", [emit.reduce("ReduceMax", hits, 2, "any", keepdims=1), emit.constant(0.5, FLOAT)], "found", dtype=BOOL)
+        found = emit.op(
+            "Greater", [emit.reduce("ReduceMax", hits, 2, "any", keepdims=1), emit.constant(0.5, FLOAT)], "found", dtype=BOOL
+        )
         return emit.op("Where", [found, placed, before], "filled")
 
 
