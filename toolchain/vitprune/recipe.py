@@ -203,6 +203,16 @@ class Recipe(Section):
         limit = None if gates.logits_max_abs is None else tolerance
         return gates.model_copy(update={"logits_max_abs": limit, "flip_margin": margin})
 
+    def require_logits(self, command: str) -> None:
+        """Raise RecipeError VP118 for a command that compares classes, where the recipe asks for features."""
+        if self.output.features:
+            raise RecipeError(
+                118,
+                f"{command} works on logits, not on features",
+                cause="the recipe says output.kind=features",
+                next_step="--set 'output={kind: logits}', and use what it finds in the recipe of the features",
+            )
+
     @property
     def training(self) -> TrainKeys:
         """The `train:` section, or the method's defaults."""

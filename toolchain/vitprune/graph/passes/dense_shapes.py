@@ -25,12 +25,14 @@ def read_dense_shapes(surgery: Surgery, inside: set[int]) -> None:
     copies: dict[int, Tensor] = {}
 
     def copied(tensor: Tensor) -> Tensor:
-        """The tensor as it would be if no token had left; itself where nothing in a block makes it."""
+        """The tensor as it would be if no token had left; itself where it is rows, or nothing in a block makes it."""
         made = tensor.inputs[0] if tensor.inputs else None
-        if made is None or id(made) not in inside or id(made) in ahead or "/unmerge/" in made.name:
+        if tensor.name in rows or made is None or id(made) not in inside or id(made) in ahead or "/unmerge/" in made.name:
             return tensor
         if id(tensor) not in copies:
-            copies[id(tensor)] = _copy(surgery, made, tensor, [source(made, one) for one in made.inputs])
+            inputs = [source(made, one) for one in made.inputs]
+            same = all(new is old for new, old in zip(inputs, made.inputs, strict=True))
+            copies[id(tensor)] = tensor if same else _copy(surgery, made, tensor, inputs)
         return copies[id(tensor)]
 
     def source(made: Node, tensor: Tensor) -> Tensor:
