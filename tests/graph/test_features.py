@@ -341,3 +341,23 @@ def test_calibration_meets_its_budget_on_features(model, pixels):
     nothing, cosine = bench.agreement({"r": 0})
     assert nothing == 0
     assert cosine == pytest.approx(1, abs=1e-5)
+
+
+def test_a_timm_model_is_exported_and_validates(model, tmp_path):
+    from vitprune.pipelines import export
+
+    bundle = export(model, recipe("ward_merge", {"mu": 0.8}), tmp_path / "b")
+    notes = json.loads((bundle.path / "reports" / "export.json").read_text())
+    assert notes["features"]["places"] == "map"
+    assert [one["name"] for one in notes["check"]["features"]] == [
+        f"{kind}_{n}" for kind in ("features", "prefix") for n in (1, 2, 3)
+    ]
+    assert max(one["max_abs"] for one in notes["check"]["features"]) < 1e-4
+    assert validate(bundle).passed
+
+
+def test_rtx_builds_a_graph_with_a_decoder(rewritten):
+    from vitprune import engines, targets
+
+    assert engines.build_engine(rewritten, targets.load("rtx"))["engine_bytes"] > 0
+    assert validate(rewritten).passed
