@@ -46,7 +46,7 @@ def job_of(
         "bundle": bundle.manifest.name, "target": {**target.model_dump(mode="json"), "workspace_mib": workspace_mib},
         "batch": list(batch), "static_batch": bundle.recipe.graph.static_batch, "io": bundle.manifest.io,
         "input_size": list(bundle.manifest.preprocessing["input_size"]), "blocks": [int(s["block"]) for s in bundle.manifest.sites],
-        "gates": gates.model_dump(mode="json"), "features": bundle.recipe.output.features, "tokens": geometry.tokens,
+        "gates": gates.model_dump(mode="json"), "features": bundle.recipe.output.features,
         "precision": bundle.recipe.precision.mode,
         "keep_fp32": float32_layers(bundle, "model.onnx"),
         "model_sha256": bundle.manifest.files["model.onnx"], "compute_capability": capability_of(target),
