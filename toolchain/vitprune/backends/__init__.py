@@ -23,9 +23,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Result:
-    """logits float32 [B,classes], of features all outputs side by side [B,values]; kept: per site int64 [B,K] original patch
-    numbers, ascending, padded with -1.
+    """logits float32 [B,classes]; kept: per site int64 [B,K] original patch numbers, ascending, padded with -1.
 
+    Of features, logits are all outputs side by side, [B,values].
     features: of a bundle with output.kind: features, its outputs by name.
     exits: of a cascade, int64 [B], the exit (from 1) that answered each image; None for a single model.
     """
