@@ -151,7 +151,7 @@ class Session:
         array = images(x, self._shape)
         size = self._batch or len(array)
         parts = [self._piece(array[start : start + size], size) for start in range(0, len(array), size)]
-        heads, lists = result_names(self._session)
+        heads, lists = answer_names(self._session)
         answers = [np.concatenate([part[number] for part in parts]) for number in range(len(heads))]
         kept = [_stack([part[number] for part in parts]) for number in range(len(heads), len(heads) + len(lists))]
         return result(answers, kept, heads, self._features)
@@ -159,14 +159,20 @@ class Session:
     def _piece(self, array: Any, size: int) -> list[Any]:
         short = size - len(array)
         fed = np.concatenate([array, np.repeat(array[-1:], short, axis=0)]) if short else array
-        heads, lists = result_names(self._session)
+        heads, lists = answer_names(self._session)
         found = run(self._session, [*heads, *lists], {self._io["inputs"][0]["name"]: fed})
         return [value[: len(array)] for value in found]
 
 
-def result_names(session: Any) -> tuple[list[str], list[str]]:
+def answer_names(session: Any) -> tuple[list[str], list[str]]:
     """Outputs that make a Result: logits or features, and kept lists; not what a method traces besides."""
     return heads_and_lists(output.name for output in session.get_outputs())
+
+
+def result_names(session: Any) -> list[str]:
+    """All of `answer_names`, in order."""
+    heads, lists = answer_names(session)
+    return [*heads, *lists]
 
 
 def _stack(parts: list[Any]) -> Any:

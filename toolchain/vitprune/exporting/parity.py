@@ -176,9 +176,9 @@ def run(session: Any, pixels: NDArray[np.float32], static: int | None, wanted: l
 
     Answers are logits, or features side by side; wanted: names of other outputs, which then are all that is answered.
     """
-    from vitprune.backends.onnxruntime import _stack, result_names
+    from vitprune.backends.onnxruntime import _stack, answer_names
 
-    heads, lists = result_names(session) if wanted is None else (wanted, [])
+    heads, lists = answer_names(session) if wanted is None else (wanted, [])
     name, wanted = session.get_inputs()[0].name, [*heads, *lists]
     size = static or 8
     parts = []
