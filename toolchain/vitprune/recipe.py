@@ -18,6 +18,7 @@ from vitprune.methods.base import MethodParams
 from vitprune.methods.train_keys import TrainKeys
 from vitprune.model_section import ModelSection as ModelSection
 from vitprune.model_section import Section
+from vitprune.recipe_parts.output import OutputSection as OutputSection
 from vitprune.recipe_parts.reading import merge, override, read, with_files
 from vitprune.recipe_parts.values import read_profile
 from vitprune.support.precision import logits_tolerance, margin_tolerance
@@ -71,12 +72,16 @@ class Gates(Section):
     logits_max_abs: largest difference of a logit, reference against graph, where decisions agree.
     top1_agreement: share of images with the same top-1. top1_drop: points of accuracy lost against the dense model (needs
     labels); it holds when the 95 % interval of the drop lies below. flip_margin: a kept token may differ only where the reference's decision margin is below this.
+    Of features, logits_max_abs is the largest difference of a value (in units of its output's root mean square where that is above 1), and
+    cosine_mean, cosine_p1 are the mean and the 1st percentile of the cosines of rows, reference against graph.
     """
 
     logits_max_abs: float | None = Field(default=1e-4, gt=0)
     top1_agreement: float | None = Field(default=0.995, ge=0, le=1)
     top1_drop: float | None = Field(default=None, ge=0, le=100)
     flip_margin: float = Field(default=1e-5, ge=0)
+    cosine_mean: float | None = Field(default=0.9999, ge=-1, le=1)
+    cosine_p1: float | None = Field(default=0.999, ge=-1, le=1)
 
 
 class ValidateSection(Section):
@@ -95,7 +100,21 @@ class Recipe(Section):
     graph: GraphSection = Field(default_factory=GraphSection)
     precision: PrecisionSection = Field(default_factory=PrecisionSection)
     validation: ValidateSection = Field(default_factory=ValidateSection, alias="validate")
+    output: OutputSection = Field(default_factory=OutputSection)
     train: SerializeAsAny[TrainKeys] | None = None
+
+    @model_validator(mode="after")
+    def _features_fit(self) -> Recipe:
+        if self.output.features:
+            methods.require_places(methods.get(self.prune.method), self.output.fill)
+        if self.output.features and self.validation.gates.top1_drop is not None:
+            raise RecipeError(
+                118,
+                "features have no accuracy that could be gated",
+                cause="the recipe sets validate.gates.top1_drop and output.kind=features",
+                next_step="--set validate.gates.top1_drop=null; features are gated by cosine_mean and cosine_p1",
+            )
+        return self
 
     @model_validator(mode="before")
     @classmethod
@@ -162,6 +181,11 @@ class Recipe(Section):
         for key in ("logits_tolerance", "flip_margin", "agreement", "drop"):
             if plain["precision"][key] == getattr(defaults, key):
                 del plain["precision"][key]
+        for key in ("cosine_mean", "cosine_p1"):
+            if plain["validate"]["gates"][key] == Gates.model_fields[key].default:
+                del plain["validate"]["gates"][key]
+        if not self.output.features:
+            del plain["output"]
         return plain if self.train is not None else {key: value for key, value in plain.items() if key != "train"}
 
     def gates(self, largest_logit: float, score_scale: float = 1.0) -> Gates:
@@ -178,6 +202,16 @@ class Recipe(Section):
         margin = margin_tolerance(precision.mode, score_scale) if precision.flip_margin is None else precision.flip_margin
         limit = None if gates.logits_max_abs is None else tolerance
         return gates.model_copy(update={"logits_max_abs": limit, "flip_margin": margin})
+
+    def require_logits(self, command: str) -> None:
+        """Raise RecipeError VP118 for a command that compares classes, where the recipe asks for features."""
+        if self.output.features:
+            raise RecipeError(
+                118,
+                f"{command} works on logits, not on features",
+                cause="the recipe says output.kind=features",
+                next_step="--set 'output={kind: logits}', and use what it finds in the recipe of the features",
+            )
 
     @property
     def training(self) -> TrainKeys:

@@ -5,7 +5,8 @@ A file in this folder is a backend; targets name it.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from numpy.typing import NDArray
 
 from vitprune.errors import LoadError
 from vitprune.support import registry
+from vitprune.support.answers import joined
 from vitprune.support.suggestions import did_you_mean
 
 if TYPE_CHECKING:
@@ -23,12 +25,20 @@ if TYPE_CHECKING:
 class Result:
     """logits float32 [B,classes]; kept: per site int64 [B,K] original patch numbers, ascending, padded with -1.
 
+    Of features, logits are all outputs side by side, [B,values].
+    features: of a bundle with output.kind: features, its outputs by name.
     exits: of a cascade, int64 [B], the exit (from 1) that answered each image; None for a single model.
     """
 
     logits: NDArray[np.float32]
     kept: list[NDArray[np.int64]]
     exits: NDArray[np.int64] | None = None
+    features: dict[str, NDArray[np.float32]] = field(default_factory=dict)
+
+
+def result(heads: Sequence[NDArray[Any]], kept: list[NDArray[np.int64]], names: Sequence[str], features: bool) -> Result:
+    """A Result of a graph's answers by name, and its kept lists."""
+    return Result(joined(heads), kept, features=dict(zip(names, heads, strict=True)) if features else {})
 
 
 def names() -> list[str]:

@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from vitprune.backends import Result
+from vitprune.backends import Result, result
 from vitprune.backends._engines import PLUGIN, find, given
 from vitprune.backends._inputs import images
 from vitprune.backends._native import for_onnxruntime, library_of
 from vitprune.errors import LoadError, first_line
 from vitprune.ops.token_sample import DOMAIN, NAME
 from vitprune.support import trust
+from vitprune.support.answers import heads_and_lists
 from vitprune.support.hashing import sha256_of
 from vitprune.support.onnx_file import read_model
 
@@ -140,7 +141,7 @@ class Session:
             engine, self.facts = built.path, {"target": target, "engine_sha256": built.document.get("engine_sha256")}
         self._shape = tuple(bundle.manifest.preprocessing["input_size"])
         self._io = bundle.manifest.io
-        self._batch = bundle.recipe.graph.static_batch
+        self._batch, self._features = bundle.recipe.graph.static_batch, bundle.recipe.output.features
         model = bundle.model_path if engine is None else engine
         half = bundle.recipe.precision.mode != "fp32" and engine is None and len(self.providers) == 1
         self._session = make_session(rounded(model) if half else model, providers=self.providers, library=library)
@@ -150,22 +151,28 @@ class Session:
         array = images(x, self._shape)
         size = self._batch or len(array)
         parts = [self._piece(array[start : start + size], size) for start in range(0, len(array), size)]
-        return Result(
-            np.concatenate([part.logits for part in parts]),
-            [_stack([part.kept[site] for part in parts]) for site in range(len(parts[0].kept))],
-        )
+        heads, lists = answer_names(self._session)
+        answers = [np.concatenate([part[number] for part in parts]) for number in range(len(heads))]
+        kept = [_stack([part[number] for part in parts]) for number in range(len(heads), len(heads) + len(lists))]
+        return result(answers, kept, heads, self._features)
 
-    def _piece(self, array: Any, size: int) -> Result:
+    def _piece(self, array: Any, size: int) -> list[Any]:
         short = size - len(array)
         fed = np.concatenate([array, np.repeat(array[-1:], short, axis=0)]) if short else array
-        logits, *kept = run(self._session, result_names(self._session), {self._io["inputs"][0]["name"]: fed})
-        return Result(logits[: len(array)], [k[: len(array)] for k in kept])
+        heads, lists = answer_names(self._session)
+        found = run(self._session, [*heads, *lists], {self._io["inputs"][0]["name"]: fed})
+        return [value[: len(array)] for value in found]
+
+
+def answer_names(session: Any) -> tuple[list[str], list[str]]:
+    """Outputs that make a Result: logits or features, and kept lists; not what a method traces besides."""
+    return heads_and_lists(output.name for output in session.get_outputs())
 
 
 def result_names(session: Any) -> list[str]:
-    """Outputs that make a Result: logits and kept lists, not what a method traces besides."""
-    first, *others = (output.name for output in session.get_outputs())
-    return [first, *(name for name in others if name.startswith("kept_"))]
+    """All of `answer_names`, in order."""
+    heads, lists = answer_names(session)
+    return [*heads, *lists]
 
 
 def _stack(parts: list[Any]) -> Any:

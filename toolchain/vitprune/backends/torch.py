@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from vitprune.backends import Result
 from vitprune.backends._inputs import images
 from vitprune.errors import LoadError
+from vitprune.support.answers import shapes_of
 
 if TYPE_CHECKING:
     from vitprune.bundle import Bundle
@@ -81,6 +82,8 @@ class Session:
             )
 
         self._shape = tuple(bundle.manifest.preprocessing["input_size"])
+        features = bundle.recipe.output.features
+        self._names = list(shapes_of(bundle.manifest.io["outputs"])) if features else []
         self.model = PrunedViT(module if module is not None else dense_module(bundle), bundle.recipe).eval()
 
     def run(self, x: Any) -> Result:
@@ -89,4 +92,7 @@ class Session:
 
         with torch.inference_mode():
             logits = self.model(torch.from_numpy(images(x, self._shape)))
-        return Result(logits.numpy(), [kept.numpy() for kept in self.model.kept])
+        kept = [kept.numpy() for kept in self.model.kept]
+        return Result(
+            logits.numpy(), kept, features=dict(zip(self._names, (f.numpy() for f in self.model.features), strict=True))
+        )

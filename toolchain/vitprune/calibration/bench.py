@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -15,6 +15,7 @@ from vitprune import methods
 from vitprune.methods.cost import dense_blocks, model_macs
 from vitprune.recipe import Recipe
 from vitprune.vit.dense import geometry
+from vitprune.vit.features import dense_answers, depth_of, joined
 from vitprune.vit.pruned import PrunedViT
 
 BATCH = 64
@@ -41,6 +42,8 @@ class Bench:
     def __init__(self, module: Any, recipe: Recipe, images: NDArray[np.float32]) -> None:
         self.module, self.recipe, self.images = module.eval(), recipe, images
         self.geometry = geometry(module)
+        if recipe.output.features:  # the model ends behind the last block that is asked for
+            self.geometry = replace(self.geometry, depth=depth_of(recipe.output, self.geometry.depth)[-1], classes=0)
         self.method = methods.get(recipe.prune.method)
         self.dense = model_macs(self.geometry, dense_blocks(self.geometry))
 
@@ -65,10 +68,10 @@ class Bench:
         return Measured(every, self.cost(oracle.sites, every.mean(axis=0)), np.concatenate(margins), np.concatenate(overflow))
 
     def agreement(self, changes: dict[str, Any]) -> tuple[float, float]:
-        """Share of images with the dense model's prediction, and mean cosine of the logits (about their mean) with the dense ones."""
+        """Share of images with the dense model's prediction (0 of features), and mean cosine of logits (about their mean), or features."""
         oracle = PrunedViT(self.module, self.with_prune(changes)).eval()
         pruned, dense = self._logits(oracle), self._dense_logits
-        same = float((pruned.argmax(dim=1) == dense.argmax(dim=1)).float().mean())
+        same = 0.0 if self.recipe.output.features else float((pruned.argmax(dim=1) == dense.argmax(dim=1)).float().mean())
         near = torch.nn.functional.cosine_similarity(
             pruned - pruned.mean(dim=1, keepdim=True), dense - dense.mean(dim=1, keepdim=True)
         )
@@ -76,12 +79,13 @@ class Bench:
 
     @cached_property
     def _dense_logits(self) -> torch.Tensor:
-        return self._logits(self.module)
+        return self._logits(dense_answers(self.module, self.recipe.output))
 
     def _logits(self, model: Any) -> torch.Tensor:
         with torch.inference_mode():
             parts = [self.images[start : start + BATCH] for start in range(0, len(self.images), BATCH)]
-            return torch.cat([model(torch.from_numpy(part)) for part in parts])
+            found = (model(torch.from_numpy(part)) for part in parts)
+            return torch.cat([joined(list(one)) if isinstance(one, tuple) else one for one in found])
 
     def cost(self, sites: Any, kept: Sequence[float] | NDArray[Any]) -> float:
         """Share of the dense MACs for mean kept counts."""

@@ -9,6 +9,7 @@ from vitprune import console
 
 if TYPE_CHECKING:
     from vitprune.bundle import Bundle
+    from vitprune.validation.features import OutputFigures
     from vitprune.validation.verdict import Verdict
 
 MARKS = {(True, False): "[green]✓[/green]", (False, False): "[red]✗[/red]", (False, True): "[yellow]?[/yellow]"}
@@ -27,7 +28,13 @@ def exported(bundle: Bundle, command: str) -> None:
     console.info(
         f"bundle [bold]{console.plain(bundle.path)}[/bold]: {models}{live} prune sites, {notes['nodes']} nodes, {size:.1f} MiB, samples {console.plain(notes['samples'])}"
     )
-    if "logits_max_abs" in check:
+    if check.get("features"):
+        worst = max(output["max_abs"] for output in check["features"])
+        console.info(
+            f"evidence: graph = PyTorch reference on the CPU, features within {worst:.1e} on {check['images']} images, same kept sets"
+        )
+        console.info(f"features: {notes['features']['means']}")
+    elif "logits_max_abs" in check:
         console.info(
             f"evidence: graph = PyTorch reference on the CPU, logits within {check['logits_max_abs']:.1e} on {check['images']} images, same kept sets"
         )
@@ -69,6 +76,12 @@ def verdict(outcome: Verdict) -> None:
         )
     for title, columns, lines in outcome.tables:
         console.table(title, columns, lines)
+    if comparison.features:
+        console.table(
+            f"features, {comparison.logits_compared} images",
+            ["output", "rows", "largest difference", "cosine mean", "p1", "against dense: mean", "p1"],
+            [_feature_row(output) for output in comparison.features],
+        )
     if comparison.accuracy is not None:
         console.table("top-1 accuracy", list(comparison.accuracy), [[f"{value:.2f} %" for value in comparison.accuracy.values()]])
     console.info(console.macs_line(**outcome.macs))
@@ -77,3 +90,15 @@ def verdict(outcome: Verdict) -> None:
     console.info(
         f"[bold {COLOURS[outcome.status]}]{outcome.status.upper()}[/] {console.plain(outcome.bundle)} on {console.plain(outcome.backend)} against {console.plain(outcome.reference)}; evidence: {outcome.rung}"
     )
+
+
+def _feature_row(output: OutputFigures) -> list[str]:
+    dense = (output.dense_cosine_mean, output.dense_cosine_p1)
+    return [
+        output.name,
+        str(output.rows),
+        f"{output.max_abs:.1e}",
+        f"{output.cosine_mean:.6f}",
+        f"{output.cosine_p1:.6f}",
+        *("–" if value is None else f"{value:.4f}" for value in dense),
+    ]

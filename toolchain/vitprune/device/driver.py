@@ -229,7 +229,7 @@ def _validate(job: Job, name: str, session: Any, version: str) -> dict[str, Any]
             cause=f"logits {result.logits.shape}, stored {reference['logits'].shape}", next_step="make the package anew",
         )  # fmt: skip
     seen = bool(result.kept)
-    comparison = compare(result, reference, job.blocks if seen else [], job.gates)
+    comparison = compare(result, reference, job.blocks if seen else [], job.gates, heads=job.heads)
     # An engine without kept outputs shows no decisions: a gate over none of them would always hold.
     gates = [gate for gate in gate_list(comparison, job.gates) if seen or gate.name != "decisions"]
     found = status(gates)

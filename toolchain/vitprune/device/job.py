@@ -7,6 +7,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+from vitprune.support.answers import shapes_of
 from vitprune.support.versions import Version
 
 
@@ -68,7 +69,16 @@ class Job:
         """The part of a recipe that backends read."""
         low, opt, high = self.batch
         graph = SimpleNamespace(static_batch=self.facts["static_batch"], profile=(low, opt, high))
-        return SimpleNamespace(graph=graph, precision=SimpleNamespace(mode=self.facts["precision"]))
+        precision, output = (
+            SimpleNamespace(mode=self.facts["precision"]),
+            SimpleNamespace(features=bool(self.facts.get("features"))),
+        )
+        return SimpleNamespace(graph=graph, precision=precision, output=output)
+
+    @property
+    def heads(self) -> dict[str, tuple[int, ...]]:
+        """Of features, shapes of the outputs without the batch, by name; {} for logits."""
+        return shapes_of(self.facts["io"]["outputs"]) if self.facts.get("features") else {}
 
     def samples(self) -> dict[str, Any]:
         """Arrays of samples.npz."""

@@ -77,7 +77,7 @@ def require_one_message(size: int, what: str) -> None:
 
 
 def dense_onnx(module: Any, image_shape: tuple[int, int, int], recipe: Recipe) -> onnx.ModelProto:
-    """Export a dense module with torch.onnx.
+    """Export a dense module with torch.onnx; its output is called logits, or as its `names` say.
 
     Raises:
         ExportError: VP304 when torch cannot export it, VP337 weights beyond 2 GB.
@@ -100,7 +100,7 @@ def dense_onnx(module: Any, image_shape: tuple[int, int, int], recipe: Recipe) -
                 dynamo=True,
                 opset_version=recipe.graph.opset,
                 input_names=["image"],
-                output_names=["logits"],
+                output_names=list(getattr(module, "names", ["logits"])),
                 dynamic_shapes=dynamic,
                 verbose=False,
             )

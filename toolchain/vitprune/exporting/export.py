@@ -10,9 +10,11 @@ from typing import Any
 from vitprune.bundle import Bundle
 from vitprune.exporting import parity, precision
 from vitprune.exporting.dense import dense_onnx
+from vitprune.exporting.features import features_notes
 from vitprune.exporting.writing import write_bundle
 from vitprune.graph import surgery
 from vitprune.recipe import Recipe
+from vitprune.vit.features import dense_answers
 from vitprune.vit.loading import LoadedModel, from_module, load
 
 
@@ -26,22 +28,29 @@ def export(
     from vitprune.vit.pruned import PrunedViT
 
     oracle = PrunedViT(model.module, recipe).eval()
-    inputs = parity.samples(recipe, model.preprocessing, data, oracle.geometry.classes or None)
+    dense_module = dense_answers(model.module, recipe.output)
+    values = oracle.geometry.tokens * oracle.geometry.width * len(oracle.taken)
+    inputs = parity.samples(recipe, model.preprocessing, data, oracle.geometry.classes or None, values)
     report("exporting the dense model to ONNX")
-    dense = dense_onnx(model.module, model.image_shape, recipe)
+    dense = dense_onnx(dense_module, model.image_shape, recipe)
     recipe, beyond = precision.settle(dense, recipe, oracle.geometry.has_cls, inputs.pixels)
     if beyond:
         oracle = PrunedViT(model.module, recipe).eval()
     report("rewriting the graph")
     pruned, anatomy, notes = surgery.rewrite(dense, recipe, has_cls=oracle.geometry.has_cls)
     report("checking against the PyTorch reference")
-    dense_logits = parity.module_logits(model.module, inputs.pixels)
+    dense_logits = parity.module_logits(dense_module, inputs.pixels)
     arrays = parity.reference_arrays(oracle, inputs, dense_logits, recipe.graph.static_batch)
     check = parity.check(pruned, arrays, recipe, oracle)
     source = {"source": model.source, "geometry": asdict(oracle.geometry)}
-    arrays |= {} if inputs.labels is None else {"labels": inputs.labels}
+    arrays |= {} if inputs.labels is None or recipe.output.features else {"labels": inputs.labels}
     notes = precision.noted(notes, beyond)
-    notes |= {"check": check, "samples": inputs.origin, "dense_nodes": len(dense.graph.node), "nodes": len(pruned.graph.node)}
+    notes |= features_notes(recipe) | {
+        "check": check,
+        "samples": inputs.origin,
+        "dense_nodes": len(dense.graph.node),
+        "nodes": len(pruned.graph.node),
+    }
     if recipe.graph.shapes == "padded" and (advice := oracle.method.padded_advice(recipe.prune)):
         notes["warnings"] = [*notes.get("warnings", []), advice]
     return write_bundle(

@@ -12,6 +12,7 @@ from vitprune.backends.onnxruntime import make_session
 from vitprune.data.preprocessing import STATED
 from vitprune.errors import ExportError
 from vitprune.graph.normal.front import Front
+from vitprune.support.answers import joined
 
 LIMIT = 1e-4  # the front rounds in another order than mean and std do
 
@@ -43,7 +44,12 @@ def _short(values: list[float]) -> str:
 
 
 def check_front(
-    given: onnx.ModelProto, bare: onnx.ModelProto, front: Front, pixels: NDArray[np.float32], batch: int | None, output: str
+    given: onnx.ModelProto,
+    bare: onnx.ModelProto,
+    front: Front,
+    pixels: NDArray[np.float32],
+    batch: int | None,
+    outputs: list[str],
 ) -> float:
     """Run the graph as it was given and without its front on the same images; returns the largest difference of logits.
 
@@ -54,7 +60,7 @@ def check_front(
         ExportError: VP336 they differ.
     """
     raw = front.given(pixels)
-    logits = [_run(model, images, batch, output) for model, images in ((given, raw), (bare, front.prepared(raw)))]
+    logits = [_run(model, images, batch, outputs) for model, images in ((given, raw), (bare, front.prepared(raw)))]
     difference = float(np.abs(logits[0] - logits[1]).max())
     if not difference <= LIMIT * max(1.0, float(np.abs(logits[0]).max())):
         raise ExportError(
@@ -66,11 +72,11 @@ def check_front(
     return difference
 
 
-def _run(model: onnx.ModelProto, images: NDArray[Any], batch: int | None, output: str) -> NDArray[Any]:
+def _run(model: onnx.ModelProto, images: NDArray[Any], batch: int | None, outputs: list[str]) -> NDArray[Any]:
     session = make_session(model.SerializeToString())
     name, size = session.get_inputs()[0].name, batch or 8
     parts = []
     for start in range(0, len(images), size):
         rows = np.minimum(np.arange(start, start + size), len(images) - 1)
-        parts.append(session.run([output], {name: images[rows]})[0])
+        parts.append(joined(session.run(outputs, {name: images[rows]})))
     return np.concatenate(parts)[: len(images)]

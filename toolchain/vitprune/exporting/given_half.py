@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from vitprune.backends.onnxruntime import make_session
 from vitprune.errors import ExportError, LoadError
 from vitprune.graph.precision.audit import HALF, types
+from vitprune.support.answers import joined
 from vitprune.support.precision import ROUNDOFF
 
 # Such a graph may round after every operator, those of norms and softmax included.
@@ -18,7 +19,7 @@ ROUNDINGS = 128.0
 
 
 def compare_given(
-    given: onnx.ModelProto, logits: NDArray[Any], pixels: NDArray[np.float32], batch: int | None, output: str
+    given: onnx.ModelProto, logits: NDArray[Any], pixels: NDArray[np.float32], batch: int | None, outputs: list[str]
 ) -> dict[str, Any]:
     """Run the given graph and compare with the logits [B,classes] of its float32 form.
 
@@ -39,7 +40,7 @@ def compare_given(
     for start in range(0, len(pixels), size):
         rows = np.minimum(np.arange(start, start + size), len(pixels) - 1)
         feeds = {session.get_inputs()[0].name: pixels[rows].astype(half)}
-        parts.append(np.asarray(session.run([output], feeds)[0], np.float32))
+        parts.append(np.asarray(joined(session.run(outputs, feeds)), np.float32))
     found = np.concatenate(parts)[: len(pixels)]
     difference = float(np.abs(found - logits).max())
     limit = ROUNDINGS * max(ROUNDOFF[kind] for kind in kinds) * max(1.0, float(np.abs(logits).max()))

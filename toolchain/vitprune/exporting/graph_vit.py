@@ -3,7 +3,8 @@
 Attention is computed by the reference's own blocks with weights read off the graph. What works row by row (norms, MLP, LayerScale) or
 not on tokens at all (patch embedding, classifier) are pieces of the untouched dense graph, run by ONNX Runtime on as many rows as the
 dense model has; rows that have left are filled up and cut off again. A head that averages over tokens is cut at its means, which are
-computed here from the rows that are left.
+computed here from the rows that are left. What reads features (a decoder, say) is a piece of the dense graph as a whole: it gets all
+tokens in their places.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from vitprune.graph.anatomy.find import Anatomy, Block
 from vitprune.graph.anatomy.projections import HeadNorm, Linear, linear_above
 from vitprune.graph.anatomy.static import static_copy
 from vitprune.graph.surgery import geometry
+from vitprune.recipe import OutputSection
 from vitprune.vit.dense import DenseViT
 
 BATCH = 4
@@ -35,18 +37,22 @@ FILL_LIMIT = 1e-5
 class Piece:
     """A part of a graph with a fixed batch, as a function of float32 tensors [B,...] of any batch."""
 
-    def __init__(self, graph: gs.Graph, inputs: Sequence[str], output: str) -> None:
+    def __init__(self, graph: gs.Graph, inputs: Sequence[str], *outputs: str) -> None:
         part = graph.copy()
         tensors = part.tensors()
         for name in inputs:
             tensors[name].inputs.clear()
-        part.inputs, part.outputs = [tensors[name] for name in inputs], [tensors[output]]
+        part.inputs, part.outputs = [tensors[name] for name in inputs], [tensors[output] for output in outputs]
         part.cleanup(remove_unused_graph_inputs=False).toposort()
         self.inputs = list(inputs)
         self.batch = int(tensors[inputs[0]].shape[0])
         self.session = make_session(gs.export_onnx(part, do_type_check=False).SerializeToString())
 
     def __call__(self, *values: Tensor) -> Tensor:
+        """The one output; see `every`."""
+        return self.every(*values)[0]
+
+    def every(self, *values: Tensor) -> list[Tensor]:
         """Run in pieces of the graph's batch; the last one is filled up with copies of the last image."""
         parts = []
         for start in range(0, len(values[0]), self.batch):
@@ -54,8 +60,8 @@ class Piece:
             count = len(fed[0])
             fed = [torch.cat([value, value[-1:].expand(self.batch - count, *value.shape[1:])]) for value in fed]
             feeds = {name: value.detach().numpy() for name, value in zip(self.inputs, fed, strict=True)}
-            parts.append(torch.from_numpy(self.session.run(None, feeds)[0][:count]))
-        return torch.cat(parts)
+            parts.append([torch.from_numpy(found[:count]) for found in self.session.run(None, feeds)])
+        return [torch.cat(pieces) for pieces in zip(*parts, strict=True)]
 
 
 @dataclass
@@ -203,15 +209,27 @@ class GraphViT(DenseViT):
         first, last = anatomy.blocks[0].x, anatomy.blocks[-1].output
         self.embedding = Piece(graph, [anatomy.input], first)
         self.blocks = [(SplitBlock if split else GraphBlock)(graph, block) for block in anatomy.blocks]
+        self.taps = anatomy.taps
+        self._check_layout(anatomy)
+        if self.taps:
+            self.behind = Piece(graph, [anatomy.blocks[tap].output for tap in self.taps], *anatomy.outputs)
+            return
         self.means = anatomy.means
         self.averaged = [Piece(graph, [last], mean.tokens) for mean in anatomy.means]
         self.classifier = Piece(graph, [last, *(mean.output for mean in anatomy.means)], anatomy.outputs[0])
         self.global_pool = "avg" if anatomy.means else "token"
-        self._check_layout(anatomy)
 
     def embed(self, image: Tensor) -> Tensor:
         """See `DenseViT.embed`."""
         return self.embedding(image)
+
+    def taken(self, output: OutputSection) -> list[int]:
+        """See `DenseViT.taken`: what stands behind the blocks in the graph says it."""
+        return [tap + 1 for tap in self.taps]
+
+    def features(self, tokens: list[Tensor], output: OutputSection) -> list[Tensor]:
+        """See `DenseViT.features`: what stands behind the blocks is the untouched rest of the dense graph."""
+        return self.behind.every(*tokens)
 
     def head(self, tokens: Tensor, weight: Tensor) -> Tensor:
         """See `DenseViT.head`; two different fillings of the rows that have left must give the same logits.

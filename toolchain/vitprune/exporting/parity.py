@@ -15,18 +15,25 @@ from vitprune.data import images as image_data
 from vitprune.errors import ExportError
 from vitprune.graph.lowering.rounding import emulated
 from vitprune.recipe import Recipe
+from vitprune.support.answers import heads_and_lists, joined
 from vitprune.support.limits import limits, require
 
 SAMPLE_BYTES = 6 << 20
 MIN_SAMPLES = 8
 ALONE = 2
 BATCH_LIMIT = 1e-5
+EXPORT_GATES = ("logits_max_abs", "decisions", "features_max_abs", "cosine_mean", "cosine_p1")
 
 
-def samples(recipe: Recipe, preprocessing: dict[str, Any], data: str | Path | None, classes: int | None) -> image_data.Images:
-    """The images a bundle stores, from `data` or synthetic: as many as the recipe validates on and the bundle's size allows."""
+def samples(
+    recipe: Recipe, preprocessing: dict[str, Any], data: str | Path | None, classes: int | None, answers: int = 0
+) -> image_data.Images:
+    """The images a bundle stores, from `data` or synthetic: as many as the recipe validates on and the bundle's size allows.
+
+    answers: values that the model answers an image with, where they are many.
+    """
     require("one image of the model", int(np.prod(preprocessing["input_size"])), limits.values, "values")
-    per_image = 4 * int(np.prod(preprocessing["input_size"]))
+    per_image = 4 * (int(np.prod(preprocessing["input_size"])) + 2 * answers)
     count = min(recipe.validation.samples, max(MIN_SAMPLES, SAMPLE_BYTES // per_image))
     if data is None:
         return odd_ones(image_data.synthetic(count, preprocessing))
@@ -71,12 +78,24 @@ def reference_arrays(
 
 
 def module_logits(module: Any, pixels: NDArray[np.float32]) -> NDArray[Any]:
-    """Logits of a dense module, in pieces."""
+    """Logits of a dense module (or its several outputs side by side), in pieces."""
     import torch
 
+    def answer(images: NDArray[np.float32]) -> NDArray[Any]:
+        found = module(torch.from_numpy(images))
+        return joined([one.numpy() for one in found]) if isinstance(found, tuple | list) else np.asarray(found.numpy())
+
     with torch.inference_mode():
-        pieces = [module(torch.from_numpy(pixels[start : start + 8])).numpy() for start in range(0, len(pixels), 8)]
-    return np.concatenate(pieces)
+        return np.concatenate([answer(pixels[start : start + 8]) for start in range(0, len(pixels), 8)])
+
+
+def head_shapes(model: onnx.ModelProto) -> dict[str, tuple[int, ...]]:
+    """Shapes without the batch of a pruned graph's features, by name."""
+    heads, _ = heads_and_lists(output.name for output in model.graph.output)
+    return {
+        output.name: tuple(dim.dim_value for dim in output.type.tensor_type.shape.dim)[1:]
+        for output in model.graph.output[: len(heads)]
+    }
 
 
 def check(model: onnx.ModelProto, arrays: dict[str, NDArray[Any]], recipe: Recipe, oracle: Any) -> dict[str, Any]:
@@ -91,6 +110,7 @@ def check(model: onnx.ModelProto, arrays: dict[str, NDArray[Any]], recipe: Recip
     from vitprune.validation.precision import decides_unseen, gates_in_force
 
     session = make_session(emulated(model).SerializeToString())
+    heads = head_shapes(model) if recipe.output.features else {}
     blocks = [int(name.removeprefix("kept_")) for name in arrays if name.startswith("kept_")]
     logits, *kept = run(session, arrays["images"], recipe.graph.static_batch)
     gates, hidden = gates_in_force(recipe, arrays["logits"], oracle.geometry), decides_unseen(recipe)
@@ -98,8 +118,8 @@ def check(model: onnx.ModelProto, arrays: dict[str, NDArray[Any]], recipe: Recip
     def broken_by(result: Result, reference: dict[str, NDArray[Any]]) -> list[str]:
         if recipe.precision.mode != "fp32":
             reference = reference | follow(oracle, reference["images"], result.kept, reference)
-        compared.append(compare(result, reference, blocks, gates, hidden))
-        return [gate.text() for gate in failures(compared[-1], gates) if gate.name in ("logits_max_abs", "decisions")]
+        compared.append(compare(result, reference, blocks, gates, hidden, heads))
+        return [gate.text() for gate in failures(compared[-1], gates) if gate.name in EXPORT_GATES]
 
     compared: list[Comparison] = []
     broken = broken_by(Result(logits, kept), arrays)
@@ -152,10 +172,14 @@ def _check_alone(session: Any, pixels: NDArray[np.float32], logits: NDArray[Any]
 
 
 def run(session: Any, pixels: NDArray[np.float32], static: int | None, wanted: list[str] | None = None) -> list[NDArray[Any]]:
-    """Logits and kept patches (or the outputs asked for) of all images, in pieces of the batch that the graph takes."""
-    from vitprune.backends.onnxruntime import _stack, result_names
+    """Answers and kept patches of all images, in pieces of the batch that the graph takes.
 
-    name, wanted = session.get_inputs()[0].name, wanted or result_names(session)
+    Answers are logits, or features side by side; wanted: names of other outputs, which then are all that is answered.
+    """
+    from vitprune.backends.onnxruntime import _stack, answer_names
+
+    heads, lists = answer_names(session) if wanted is None else (wanted, [])
+    name, wanted = session.get_inputs()[0].name, [*heads, *lists]
     size = static or 8
     parts = []
     for start in range(0, len(pixels), size):
@@ -163,4 +187,5 @@ def run(session: Any, pixels: NDArray[np.float32], static: int | None, wanted: l
         short = size - len(piece) if static else 0
         fed = np.concatenate([piece, np.repeat(piece[-1:], short, axis=0)]) if short else piece
         parts.append([value[: len(piece)] for value in session.run(wanted, {name: fed})])
-    return [np.concatenate([p[0] for p in parts]), *(_stack([p[i] for p in parts]) for i in range(1, len(parts[0])))]
+    answers = [np.concatenate([part[number] for part in parts]) for number in range(len(heads))]
+    return [joined(answers), *(_stack([part[number] for part in parts]) for number in range(len(heads), len(wanted)))]

@@ -19,6 +19,7 @@ from vitprune.data.preprocessing import of_graph, require_known
 from vitprune.errors import ExportError
 from vitprune.exporting import parity, precision
 from vitprune.exporting.dense import read_onnx
+from vitprune.exporting.features import features_notes, require_free
 from vitprune.exporting.given_front import check_front, described_by
 from vitprune.exporting.given_half import compare_given
 from vitprune.exporting.initializers import check_initializers
@@ -52,6 +53,7 @@ def rewrite(
     given, full = dense, widened(dense)
     dense, front = taken_off(full)
     report("rewriting the graph")
+    require_free(recipe)
     pruned, anatomy, notes = surgery.rewrite(dense, recipe)
     taken = take_in(dense, recipe)
     recipe = taken.recipe
@@ -59,14 +61,15 @@ def rewrite(
     described = described if front is None else described_by(front, described)
     if recipe.validation.gates.top1_drop is not None:
         require_known(described, "the recipe gates accuracy (validate.gates.top1_drop)")
-    inputs = parity.samples(recipe, described, data, anatomy.classes or None)
+    values = sum(int(np.prod(shape)) for shape in anatomy.output_shapes)
+    inputs = parity.samples(recipe, described, data, anatomy.classes or None, values)
     settled, beyond = precision.settle(dense, recipe, None, inputs.pixels)
     if beyond:
         recipe = settled
         pruned, anatomy, notes = surgery.rewrite(dense, recipe)
     report("checking the canonical graph against the dense one")
-    batch = recipe.graph.static_batch
-    dense_logits = _dense_logits(dense, taken.model, inputs.pixels, batch)
+    batch, names = recipe.graph.static_batch, [output.name for output in taken.model.graph.output]
+    dense_logits = parity.run(make_session(dense.SerializeToString()), inputs.pixels, batch, names)[0]
     canonical = parity.run(make_session(surgery.canonical(dense, recipe).SerializeToString()), inputs.pixels, batch)[0]
     difference = float(np.abs(canonical - dense_logits).max())
     limit = 1e-5 * max(1.0, float(np.abs(dense_logits).max()))
@@ -79,13 +82,11 @@ def rewrite(
         )
     check: dict[str, Any] = {"canonical_max_abs": difference}
     if front is not None:
-        named = taken.model.graph.output[0].name
+        named = names
         check["front_max_abs"] = check_front(full, dense, front, inputs.pixels, batch, named)
         notes["warnings"] = [*notes.get("warnings", []), f"the bundle takes preprocessed pixels; the graph took {front.text()}"]
     elif given is not full:
-        notes["given_in"] = check["given_in"] = compare_given(
-            given, dense_logits, inputs.pixels, batch, taken.model.graph.output[0].name
-        )
+        notes["given_in"] = check["given_in"] = compare_given(given, dense_logits, inputs.pixels, batch, names)
     if surgery.is_plain(taken.model):
         report("checking against the PyTorch reference built from the dense graph")
         oracle = _oracle(taken.model, anatomy, recipe)
@@ -95,12 +96,17 @@ def rewrite(
         # A family with convolutional projections: its reference needs the module, which a graph does not give back.
         arrays = _own_results(pruned, inputs, dense_logits, recipe, anatomy)
         check["reference"] = "none: the graph of this family was compared with the dense graph only, nothing pruned"
-    arrays |= {} if inputs.labels is None else {"labels": inputs.labels}
+    arrays |= {} if inputs.labels is None or recipe.output.features else {"labels": inputs.labels}
     sizes = surgery.geometry(anatomy)
     sites = methods.get(recipe.prune.method).sites(recipe.prune, sizes)
     source = {"source": {"kind": "onnx", "file": path.name}, "geometry": asdict(sizes)}
     notes = precision.noted(notes, beyond)
-    notes |= {"check": check, "samples": inputs.origin, "dense_nodes": len(dense.graph.node), "nodes": len(pruned.graph.node)}
+    notes |= features_notes(recipe) | {
+        "check": check,
+        "samples": inputs.origin,
+        "dense_nodes": len(dense.graph.node),
+        "nodes": len(pruned.graph.node),
+    }
     return write_bundle(
         output,
         force,
@@ -114,12 +120,6 @@ def rewrite(
         arrays,
         notes,
     )
-
-
-def _dense_logits(dense: onnx.ModelProto, taken: onnx.ModelProto, pixels: NDArray[np.float32], batch: int | None) -> NDArray[Any]:
-    """Logits of the graph as it was given, before any conversion."""
-    session = make_session(dense.SerializeToString())
-    return parity.run(session, pixels, batch, [taken.graph.output[0].name])[0]
 
 
 def _oracle(dense: onnx.ModelProto, anatomy: Anatomy, recipe: Recipe) -> Any:

@@ -16,6 +16,7 @@ from vitprune.graph.normal.operators import expand
 from vitprune.graph.normal.operators import opset_of as opset_of
 from vitprune.graph.normal.rows import unflatten
 from vitprune.recipe import Recipe
+from vitprune.support.answers import LISTS
 
 OLDEST_IR = 8
 NEWEST_OPSET = 20
@@ -39,7 +40,7 @@ def take_in(model: onnx.ModelProto, recipe: Recipe) -> Intake:
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
     _name_nodes(copy)
-    dropped = _choose_output(copy, recipe.graph.output)
+    dropped = _choose_output(copy, recipe.graph.output, several=recipe.output.features)
     _check_input(copy)
     copy, expanded = expand(copy)
     recipe = _settle_opset(copy, recipe)
@@ -66,9 +67,12 @@ def _shape(value: onnx.ValueInfoProto) -> str:
     return f"{value.name} [{', '.join(dims)}]"
 
 
-def _choose_output(model: onnx.ModelProto, wanted: str | None) -> list[str]:
-    """Keep the output that is to be the logits; returns the names of the others."""
+def _choose_output(model: onnx.ModelProto, wanted: str | None, several: bool) -> list[str]:
+    """Keep the output that is to be the logits, or of features all of them; returns the names of the others."""
     outputs = list(model.graph.output)
+    if several and wanted is None and outputs:
+        _check_names(outputs)
+        return []
     listed = "; ".join(_shape(value) for value in outputs)
     chosen = [value for value in outputs if value.name == wanted] if wanted is not None else outputs
     if len(chosen) != 1:
@@ -85,6 +89,21 @@ def _choose_output(model: onnx.ModelProto, wanted: str | None) -> list[str]:
     del model.graph.output[:]
     model.graph.output.append(kept)
     return others
+
+
+def _check_names(outputs: list[onnx.ValueInfoProto]) -> None:
+    """Outputs called like the lists of a pruned graph could not be told from them.
+
+    Raises:
+        ExportError: VP333.
+    """
+    if taken := [value.name for value in outputs if value.name.startswith(LISTS)]:
+        raise ExportError(
+            333,
+            f"an output of the graph is called '{taken[0]}'",
+            cause=f"in a pruned graph names that begin with {' or '.join(LISTS)} are lists of patches",
+            next_step="export the dense model with other names of its outputs",
+        )
 
 
 def _check_input(model: onnx.ModelProto) -> None:

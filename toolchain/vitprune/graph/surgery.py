@@ -80,7 +80,7 @@ def _operated(
     model, recipe = taken.model, taken.recipe
     family, method = families.of(model), methods.get(recipe.prune.method)
     precision.require_available(recipe.precision, family.name, family.blocks)
-    anatomy = family.find(model)
+    anatomy = _anatomy(model, family, recipe)
     if has_cls is not None:
         anatomy = replace(anatomy, reads_cls=has_cls)
     sizes = geometry(anatomy)
@@ -92,15 +92,35 @@ def _operated(
             else "the head of this graph does not read token 0",
         )
     sites = method.sites(recipe.prune, sizes)
+    if recipe.output.features:
+        methods.require_places(method, recipe.output.fill, sites)
     surgery = Surgery(working_copy(model), anatomy, recipe, method, sites)
-    ran = run_all(passes(method, family), surgery)
+    ran = run_all(passes(method, family, recipe.output.features), surgery)
     plan = precision.plan(surgery, recipe.precision)
     return surgery, plan, {"passes": ran, **taken.notes, **surgery.notes}
 
 
-def passes(method: Method, family: Family) -> list[GraphPass]:
+def passes(method: Method, family: Family, features: bool = False) -> list[GraphPass]:
     """All that rewrites a dense graph, in order; what concerns the finished graph, such as its types, follows the outputs."""
-    return [_pass_of(method, family), *(following() for following in family.passes)]
+    return [_pass_of(method, family), *(following() for following in (family.dense_passes if features else family.passes))]
+
+
+def _anatomy(model: onnx.ModelProto, family: Family, recipe: Recipe) -> Anatomy:
+    """The anatomy of a graph, with or without the head.
+
+    Raises:
+        RecipeError: VP119 features of a family that has none.
+    """
+    if not recipe.output.features:
+        return family.find(model)
+    if family.find_dense is None:
+        raise RecipeError(
+            119,
+            f"features are not available for {family.name}",
+            cause=f"where tokens stand is defined for plain ViTs, not for {family.blocks}",
+            next_step="--set output.kind=logits",
+        )
+    return family.find_dense(model)
 
 
 def canonical(model: onnx.ModelProto, recipe: Recipe) -> onnx.ModelProto:
@@ -113,7 +133,7 @@ def canonical(model: onnx.ModelProto, recipe: Recipe) -> onnx.ModelProto:
     model, recipe = taken.model, taken.recipe
     family, method = families.of(model), methods.get(recipe.prune.method)
     _pass_of(method, family)
-    surgery = Surgery(working_copy(model), family.find(model), recipe, method, [])
+    surgery = Surgery(working_copy(model), _anatomy(model, family, recipe), recipe, method, [])
     family.canonical(surgery)
     return finish(surgery)
 

@@ -6,10 +6,13 @@ with a `METHOD` of the type `vitprune.methods.base.Method`.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cache
+from typing import Any
 
 from vitprune.errors import ExportError, RecipeError
 from vitprune.methods.base import Method as Method
+from vitprune.methods.base import Site
 from vitprune.support import registry
 from vitprune.support.suggestions import did_you_mean
 
@@ -55,6 +58,33 @@ def _unusable(name: str, module: str, cause: str) -> RecipeError:
 def without_cls() -> list[str]:
     """Names of the methods that work on models without a CLS token."""
     return [name for name in names() if not get(name).needs_cls]
+
+
+def require_places(method: Method, fill: str | None, sites: Sequence[Site[Any]] = ()) -> None:
+    """Dense features need to know what stands in every patch's place.
+
+    Args:
+        method: what prunes. fill: `output.fill` of the recipe. sites: of a model, where they are known already.
+
+    Raises:
+        RecipeError: VP119 when a place would be empty.
+    """
+    keep = [name for name in names() if get(name).places == "map"]
+    if not method.places:
+        raise RecipeError(
+            119,
+            f"{method.name} gives no features",
+            cause="what it answers with is no sequence of tokens behind a block, so patches have no rows",
+            next_step=f"--set prune.method with one that merges: {', '.join(keep)}",
+        )
+    if fill is None and (method.places == "last" or method.loses(sites)):
+        what = "drops tokens" if method.places == "last" else "loses rows to its capacity"
+        raise RecipeError(
+            119,
+            f"{method.name} {what}, so features have empty places",
+            cause="behind a block only the tokens that are left have rows",
+            next_step=f"--set output.fill=last puts the last row of a token in its place; {', '.join(keep)} keep a row for every patch",
+        )
 
 
 def needs_a_cls_token(name: str, cause: str) -> ExportError:

@@ -140,7 +140,8 @@ class Method(ABC):
         needs_cls: scores come from the CLS row. training_need: whether results make sense without training.
         train: pydantic model of the recipe's `train:` section, with the method's published defaults and loss weights.
         varies: what differs between images. hidden_decisions: it decides more than which patches stay (which ones join which). follows:
-            its reference can compute with kept lists from elsewhere (`TokenState.follow`). families: of graphs that its surgery knows (`vitprune.graph.families`).
+            its reference can compute with kept lists from elsewhere (`TokenState.follow`). places: what is known of a patch whose token is gone:
+            "map" = which row stands for it (methods that merge), "last" = its row before it was dropped, "" = neither. families: of graphs that its surgery knows (`vitprune.graph.families`).
     """
 
     name: ClassVar[str]
@@ -153,6 +154,7 @@ class Method(ABC):
     varies: ClassVar[str] = "tokens per image and site"
     hidden_decisions: ClassVar[bool] = False
     follows: ClassVar[bool] = False
+    places: ClassVar[Literal["map", "last", ""]] = ""
     families: ClassVar[tuple[str, ...]] = ("ViT",)
 
     @abstractmethod
@@ -199,6 +201,10 @@ class Method(ABC):
     def score_scale(self, geometry: Geometry) -> float:
         """Size of the scores that decide, which their rounding errors are relative to; 1 for shares, cosines and halting scores."""
         return 1.0
+
+    def loses(self, sites: Sequence[Site[Any]]) -> bool:
+        """Whether a method that merges may also lose rows, that no other row stands for, to a capacity."""
+        return False
 
     def padded_advice(self, params: Any) -> str:
         """What padded shapes lose with these keys, and the keys that lose less; "" where there is nothing to say."""

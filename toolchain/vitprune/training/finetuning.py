@@ -91,6 +91,7 @@ def finetune(
         RecipeError: VP106, VP107 output; VP16x the run. LoadError: VP62x data. ExportError: VP30x, VP31x the model.
         TrainError: VP801 diverged. TargetError: VP201 packages are missing.
     """
+    recipe.require_logits("finetune")
     require_torch("finetune")
     require_accelerate()
     from vitprune.data.sources import open_split

@@ -28,6 +28,7 @@ def opened(source: str, weights: str | None, pretrained: bool, overrides: list[s
     if (folder / "manifest.json").is_file():
         bundle = open_bundle(folder)
         recipe = Recipe.load(bundle.recipe.to_dict(), overrides)
+        recipe.require_logits("tune")
         return recipe, pipelines.of(recipe).load_again(bundle, recipe, weights), of_bundle(bundle)
     if folder.is_dir():
         raise LoadError(
@@ -46,6 +47,7 @@ def opened(source: str, weights: str | None, pretrained: bool, overrides: list[s
 
 def single(recipe: Recipe, pretrained: bool) -> Any:
     """The dense model of a recipe, by the pipeline of single models: what the recipe prunes with does not matter."""
+    recipe.require_logits("tune")
     from vitprune.pipelines.single import SingleModelPipeline
 
     return SingleModelPipeline().load(None, recipe, pretrained=pretrained, seed=0, weights=None)

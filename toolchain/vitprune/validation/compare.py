@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vitprune.validation import intervals
+from vitprune.validation.features import OutputFigures, figures, worst
 
 if TYPE_CHECKING:
     from vitprune.backends import Result
@@ -37,18 +38,20 @@ class Comparison:
 
     logits_max_abs covers images whose decisions all agree, or whose reference followed them (`validation.following`): after a legal flip another token set is computed with, which is a different
     and equally valid result. top1_agreement_interval: at 95 %. drop: of accuracy against the dense model, where labels are known.
+    features: of a model that gives features, figures per output over the images compared; it has no top-1.
     """
 
     images: int
     logits_max_abs: float
     logits_compared: int
-    top1_agreement: float
+    top1_agreement: float | None
     dense_agreement: float | None
     sites: list[SiteComparison]
     accuracy: dict[str, float] | None = None
     evidence: dict[str, Any] = field(default_factory=dict)
     top1_agreement_interval: tuple[float, float] = (0.0, 1.0)
     drop: intervals.Drop | None = None
+    features: list[OutputFigures] | None = None
 
     def document(self) -> dict[str, Any]:
         """JSON-ready form."""
@@ -105,7 +108,12 @@ def _sets(kept: NDArray[np.int64]) -> list[set[int]]:
 
 
 def compare(
-    result: Result, reference: dict[str, NDArray[Any]], blocks: list[int], gates: Gates, hidden: bool = False
+    result: Result,
+    reference: dict[str, NDArray[Any]],
+    blocks: list[int],
+    gates: Gates,
+    hidden: bool = False,
+    heads: dict[str, tuple[int, ...]] | None = None,
 ) -> Comparison:
     """Compare a run with stored or live reference arrays.
 
@@ -113,7 +121,7 @@ def compare(
         result: what ran. reference: logits, kept_<block>, margin_<block> where known, dense_logits, labels where known.
         blocks: the sites, in order.
         gates: for the flip margin. hidden: decisions of earlier sites that no list shows may have differed; then a flip is as sure as the
-            least sure decision so far.
+            least sure decision so far. heads: of features, the shape without the batch of every output, by name.
     """
     count = len(result.logits)
     agreeing = np.ones(count, bool)
@@ -160,6 +168,8 @@ def compare(
         difference[again] = np.abs(result.logits - followed).max(axis=1)[again]
         agreeing |= again
     dense = reference.get("dense_logits")
+    if heads:
+        return _of_features(result, expected, dense, agreeing, sites, heads)
     top1 = result.logits.argmax(1)
     return Comparison(
         images=count,
@@ -172,6 +182,24 @@ def compare(
         accuracy=_accuracy(result.logits, reference),
         drop=None if dense is None or "labels" not in reference else intervals.drop(dense.argmax(1), top1, reference["labels"]),
     )
+
+
+def _of_features(
+    result: Result,
+    expected: NDArray[Any],
+    dense: NDArray[Any] | None,
+    agreeing: NDArray[np.bool_],
+    sites: list[SiteComparison],
+    heads: dict[str, tuple[int, ...]],
+) -> Comparison:
+    """The comparison of a model without classes, over the images whose decisions agree or were followed."""
+    own = (
+        figures(result.logits[agreeing], expected[agreeing], None if dense is None else dense[agreeing], heads)
+        if agreeing.any()
+        else []
+    )
+    worst_of = max((one.max_abs for one in own), default=float("nan"))
+    return Comparison(len(result.logits), worst_of, int(agreeing.sum()), None, None, sites, features=own)
 
 
 def _accuracy(logits: NDArray[Any], reference: dict[str, NDArray[Any]]) -> dict[str, float] | None:
@@ -194,10 +222,12 @@ def gate_list(comparison: Comparison, gates: Gates) -> list[Gate]:
             not any(site.illegal_flips for site in comparison.sites),
         )
     ]
+    if comparison.features is not None:
+        return found + _feature_gates(comparison.features, gates)
     if gates.logits_max_abs is not None:
         seen = comparison.logits_max_abs
         found.append(Gate("logits_max_abs", gates.logits_max_abs, seen, bool(seen <= gates.logits_max_abs)))
-    if gates.top1_agreement is not None:
+    if gates.top1_agreement is not None and comparison.top1_agreement is not None:
         seen = comparison.top1_agreement
         found.append(
             Gate(
@@ -210,6 +240,19 @@ def gate_list(comparison: Comparison, gates: Gates) -> list[Gate]:
         )
     if gates.top1_drop is not None and comparison.drop is not None:
         found.append(drop_gate(comparison.drop, gates.top1_drop))
+    return found
+
+
+def _feature_gates(outputs: list[OutputFigures], gates: Gates) -> list[Gate]:
+    """Gates of features; without an image to compare they do not hold."""
+    names = ("features_max_abs", "cosine_mean", "cosine_p1")
+    seen = worst(outputs) if outputs else dict.fromkeys(names, float("nan"))
+    limits = dict(zip(names, (gates.logits_max_abs, gates.cosine_mean, gates.cosine_p1), strict=True))
+    found = []
+    for name, limit in limits.items():
+        if limit is not None:
+            holds = seen[name] <= limit if name == "features_max_abs" else seen[name] >= limit
+            found.append(Gate(name, limit, seen[name], bool(holds)))
     return found
 
 

@@ -18,6 +18,7 @@ from vitprune.data.preprocessing import of_bundle, require_known
 from vitprune.errors import LoadError, RecipeError, VitpruneError
 from vitprune.methods.base import Geometry
 from vitprune.methods.cost import dense_blocks, model_macs
+from vitprune.support.answers import joined, shapes_of
 from vitprune.validation.compare import compare, gate_list
 from vitprune.validation.following import follow
 from vitprune.validation.precision import against_float32, decides_unseen, decision_types, gates_in_force
@@ -69,13 +70,14 @@ def validate(
         arrays |= follow(PrunedViT(module, bundle.recipe).eval(), arrays["images"], result.kept, arrays)
     # An engine that gives logits alone shows no decisions: a gate over none of them would always hold.
     seen = bool(result.kept)
-    comparison = compare(result, arrays, blocks if seen else [], gates, decides_unseen(bundle.recipe))
+    heads = shapes_of(bundle.manifest.io["outputs"]) if bundle.recipe.output.features else None
+    comparison = compare(result, arrays, blocks if seen else [], gates, decides_unseen(bundle.recipe), heads)
     facts = {"backend_version": backends.get(backend).version(), "decisions_compared": seen, **getattr(session, "facts", {})}
     comparison = replace(comparison, evidence=facts)
     gate_seen = [gate for gate in gate_list(comparison, gates) if seen or gate.name != "decisions"]
     if bundle.recipe.precision.mode != "fp32":
         gate_seen.append(decision_types(bundle))
-        if module is not None and data is not None:
+        if module is not None and data is not None and heads is None:
             report("running the PyTorch reference in fp32")
             full = _float32(bundle, module, arrays["images"])
             gate_seen += against_float32(result.logits, full, arrays.get("labels"), bundle.recipe.precision)
@@ -118,15 +120,16 @@ def _live(
     import torch
 
     from vitprune.backends.onnxruntime import _stack
+    from vitprune.vit.features import dense_answers
     from vitprune.vit.pruned import PrunedViT
 
-    oracle = PrunedViT(module, bundle.recipe).eval()
+    oracle, whole = PrunedViT(module, bundle.recipe).eval(), dense_answers(module, bundle.recipe.output)
     logits, dense, kept, margin, overflow = [], [], [], [], []
     with torch.inference_mode():
         for start in range(0, len(inputs), BATCH):
             x = torch.from_numpy(inputs.pixels[start : start + BATCH])
             logits.append(oracle(x).numpy())
-            dense.append(module(x).numpy())
+            dense.append(joined([one.numpy() for one in answer]) if isinstance(answer := whole(x), tuple) else answer.numpy())
             kept.append([value.numpy() for value in oracle.kept])
             margin.append([value.numpy() for value in oracle.margin])
             overflow.append([value.numpy() for value in oracle.overflow])
@@ -140,7 +143,7 @@ def _live(
         arrays[f"kept_{block}"] = _stack([part[number] for part in kept])
         arrays[f"margin_{block}"] = np.concatenate([part[number] for part in margin])
         arrays[f"overflow_{block}"] = np.concatenate([part[number] for part in overflow])
-    return arrays if inputs.labels is None else arrays | {"labels": inputs.labels}
+    return arrays if inputs.labels is None or bundle.recipe.output.features else arrays | {"labels": inputs.labels}
 
 
 def _float32(bundle: Bundle, module: Any, pixels: NDArray[np.float32]) -> NDArray[Any]:

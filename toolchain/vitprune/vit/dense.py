@@ -14,6 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from vitprune.methods.base import Geometry
+from vitprune.recipe import OutputSection
+from vitprune.vit.features import depth_of
 
 
 class DenseViT(ABC):
@@ -39,6 +41,14 @@ class DenseViT(ABC):
         Args:
             tokens: [B,K,C], prefix first. weight: float [B,K], how many patches each row stands for: 0 on pads, 1 on prefix tokens.
         """
+
+    def taken(self, output: OutputSection) -> list[int]:
+        """Behind how many blocks features are taken, ascending."""
+        raise NotImplementedError
+
+    def features(self, tokens: list[Tensor], output: OutputSection) -> list[Tensor]:
+        """Outputs, in order, made of all tokens [B,N,C] behind the blocks that `taken` names."""
+        raise NotImplementedError
 
 
 class TimmViT(DenseViT):
@@ -68,6 +78,19 @@ class TimmViT(DenseViT):
         pooled = (x[:, start:] * share).sum(1) / share.sum(1).clamp(min=1)
         averaged: Tensor = model.head(model.head_drop(model.fc_norm(pooled)))
         return averaged
+
+    def taken(self, output: OutputSection) -> list[int]:
+        """See `DenseViT.taken`; raises RecipeError VP118 beyond the last block."""
+        return depth_of(output, self.geometry.depth)
+
+    def features(self, tokens: list[Tensor], output: OutputSection) -> list[Tensor]:
+        """See `DenseViT.features`: as the recipe's `output:` asks for, patches first, then prefix tokens."""
+        prefix, (rows, columns) = self.geometry.prefix, self.model.patch_embed.grid_size
+        every = [self.model.norm(x) if output.norm else x for x in tokens]
+        patches = [x[:, prefix:] for x in every]
+        if output.layout == "map":
+            patches = [x.transpose(1, 2).unflatten(2, (rows, columns)) for x in patches]
+        return patches + ([x[:, :prefix] for x in every] if output.prefix and prefix else [])
 
 
 def mlp_hidden(model: Any) -> int:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from vitprune.errors import ExportError
+from vitprune.recipe import OutputSection
 from vitprune.support.precision import chosen, layer_names
 from vitprune.vit.dense import DenseViT
 
@@ -134,3 +135,11 @@ class HalfViT(DenseViT):
     def head(self, tokens: Tensor, weight: Tensor) -> Tensor:
         """See `DenseViT.head`."""
         return self.dense.head(tokens, weight)
+
+    def taken(self, output: OutputSection) -> list[int]:
+        """See `DenseViT.taken`."""
+        return self.dense.taken(output)
+
+    def features(self, tokens: list[Tensor], output: OutputSection) -> list[Tensor]:
+        """See `DenseViT.features`."""
+        return self.dense.features(tokens, output)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from torch import Tensor, nn
 
 from vitprune import methods
@@ -9,12 +11,13 @@ from vitprune.errors import ExportError
 from vitprune.recipe import Recipe
 from vitprune.vit.blocks import is_plain
 from vitprune.vit.dense import DenseViT, TimmViT, row_weights
+from vitprune.vit.features import Places, joined
 from vitprune.vit.precision import HalfViT
 from vitprune.vit.tokens import TokenState
 
 
-def check_supported(model: nn.Module, method: methods.Method) -> None:
-    """Refuse models that the method cannot be applied to.
+def check_supported(model: nn.Module, method: methods.Method, pooled: bool = True) -> None:
+    """Refuse models that the method cannot be applied to; pooled: whether the head is asked for.
 
     Raises:
         ExportError: VP310 not a timm VisionTransformer, VP311 blocks of another kind, VP312 no CLS token, VP313 pooling that
@@ -49,6 +52,8 @@ def check_supported(model: nn.Module, method: methods.Method) -> None:
         raise methods.needs_a_cls_token(
             method.name, f"{method.name} scores patches by the CLS row of attention and this model has none"
         )
+    if not pooled:
+        return
     if model.attn_pool is not None or model.global_pool not in ("token", "avg", ""):
         pool = "attention pooling" if model.attn_pool is not None else f"'{model.global_pool}' pooling"
         raise ExportError(
@@ -64,25 +69,34 @@ class PrunedViT(nn.Module):
 
     After a forward, `kept` has one int64 [B,K] per site (original patch numbers, ascending, padded with -1), `margin` one
     float64 [B,P] per site, `overflow` one int64 [B] per site, `extra` what the method carried along (sizes, groups, ...).
+    With `output.kind: features` forward gives all outputs side by side, [B,values], and `features` has them one by one; the model
+    then ends behind the last block that is asked for.
     """
 
     def __init__(self, model: nn.Module | DenseViT, recipe: Recipe) -> None:
         super().__init__()
         self.method = methods.get(recipe.prune.method)
         if not isinstance(model, DenseViT):
-            check_supported(model, self.method)
+            check_supported(model, self.method, pooled=not recipe.output.features)
             self.model = model  # registered, so that training and moving to a device reach its weights
             model = TimmViT(model)
         if recipe.precision.mode != "fp32":
             model = HalfViT(model, recipe.precision.mode, recipe.precision.keep_fp32)
-        self.dense, self.geometry = model, model.geometry
+        self.dense, self.geometry, self.output = model, model.geometry, recipe.output
+        self.taken: list[int] = []
+        if self.output.features:
+            self.taken = model.taken(self.output)
+            self.geometry = replace(self.geometry, depth=self.taken[-1], classes=0)
         self.sites = self.method.sites(recipe.prune, self.geometry)
+        if self.output.features:
+            methods.require_places(self.method, self.output.fill, self.sites)
         self.steps = self.method.reference(self.method, recipe.prune, self.sites, recipe.graph.shapes == "padded")
         self.steps.prepare(model)
         self.kept: list[Tensor] = []
         self.margin: list[Tensor] = []
         self.overflow: list[Tensor] = []
         self.extra: dict[str, Tensor] = {}
+        self.features: list[Tensor] = []
 
     def forward(self, x: Tensor, decisions: list[Tensor] | None = None) -> Tensor:
         """Logits of a batch of images; see the class. decisions: per site, kept lists to follow (methods that `follows` only)."""
@@ -90,10 +104,26 @@ class PrunedViT(nn.Module):
         state = TokenState.full(len(x), self.geometry.prefix, x.shape[1] - self.geometry.prefix, x.device)
         state.decisions = decisions
         x = self.steps.begin(x, state)
-        for index, block in enumerate(self.dense.blocks):
-            x = self.steps.block(index, block, x, state)
-        weight = row_weights(state.valid, state.prefix, state.extra.get("size"))
-        x = self.dense.head(self.steps.finish(x, state), weight)
+        x = self._features(x, state) if self.output.features else self._logits(x, state)
         self.kept, self.margin, self.overflow = state.kept, state.margin, state.overflow
         self.extra = state.extra
         return x
+
+    def _logits(self, x: Tensor, state: TokenState) -> Tensor:
+        """[B,classes] of the embedded tokens [B,N,C]."""
+        for index, block in enumerate(self.dense.blocks):
+            x = self.steps.block(index, block, x, state)
+        weight = row_weights(state.valid, state.prefix, state.extra.get("size"))
+        return self.dense.head(self.steps.finish(x, state), weight)
+
+    def _features(self, x: Tensor, state: TokenState) -> Tensor:
+        """[B,values] of the embedded tokens [B,N,C]: the tokens behind every block asked for, all in their places, and what reads them."""
+        places, found = Places(self.output.fill), []
+        for index in range(self.geometry.depth):
+            if index in self.steps.sites:
+                places.enter(x, state)
+            x = self.steps.block(index, self.dense.blocks[index], x, state)
+            if index + 1 in self.taken:
+                found.append(places.whole(x, state))
+        self.features = self.dense.features(found, self.output)
+        return joined(self.features)

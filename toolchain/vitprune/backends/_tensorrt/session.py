@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vitprune.backends import Result
+from vitprune.backends import Result, result
 from vitprune.backends._engines import BuiltEngine, find, given
 from vitprune.backends._inputs import images
 from vitprune.backends._native import library_of, require_ours
@@ -17,6 +17,7 @@ from vitprune.backends._tensorrt import plugins
 from vitprune.backends._tensorrt.memory import Memory, device_memory
 from vitprune.backends._tensorrt.support import engine_mismatch
 from vitprune.errors import LoadError
+from vitprune.support.answers import heads_and_lists
 from vitprune.support.gpus import local_gpus
 
 if TYPE_CHECKING:
@@ -91,8 +92,9 @@ class Session:
         names = [self._engine.get_tensor_name(i) for i in range(self._engine.num_io_tensors)]
         inputs = [name for name in names if self._engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT]
         self._input = inputs[0]
-        wanted = [str(entry["name"]) for entry in bundle.manifest.io["outputs"]]
-        self._outputs = [name for name in wanted if name in names]
+        heads, lists = heads_and_lists(str(entry["name"]) for entry in bundle.manifest.io["outputs"])
+        self._outputs = [name for name in (*heads, *lists) if name in names]
+        self._heads, self._features = [name for name in heads if name in names], bundle.recipe.output.features
         self._allocators = {name: _allocator(self._memory) for name in names if name not in inputs}
         low, _, high = self._engine.get_tensor_profile_shape(self._input, 0)
         self._smallest, self._largest = int(low[0]), int(high[0])
@@ -106,8 +108,10 @@ class Session:
         """
         array = images(x, self._shape)
         parts = [self._piece(array[start : start + self._largest]) for start in range(0, len(array), self._largest)]
-        logits = np.concatenate([part[0].astype(np.float32) for part in parts])
-        return Result(logits, [_stack([part[site] for part in parts]) for site in range(1, len(self._outputs))])
+        count = len(self._heads)
+        answers = [np.concatenate([part[number].astype(np.float32) for part in parts]) for number in range(count)]
+        kept = [_stack([part[number] for part in parts]) for number in range(count, len(self._outputs))]
+        return result(answers, kept, self._heads, self._features)
 
     def _piece(self, array: NDArray[np.float32]) -> list[NDArray[Any]]:
         """Outputs of one call, without the images that were added to reach the smallest batch."""

@@ -7,7 +7,6 @@ node and the pattern expected.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -30,7 +29,8 @@ from vitprune.graph.anatomy.projections import (
     walk_up,
 )
 from vitprune.graph.anatomy.readers import Mean, readers_of
-from vitprune.graph.anatomy.static import scalar_of, static_copy, value_of
+from vitprune.graph.anatomy.static import over_pairs, scalar_of, static_copy, value_of
+from vitprune.graph.anatomy.taps import shape_behind, taps_of, token_output
 
 NORM_PARTS = {"LayerNormalization", "ReduceMean", "Sub", "Pow", "Mul", "Add", "Sqrt", "Div", "Reciprocal"} | PASS_THROUGH
 
@@ -72,7 +72,8 @@ class Anatomy:
 
     embed_macs: MACs from the image to the tokens. reads_cls: whether the head reads token 0. means: averages over tokens after the
     last block. slices: nodes behind the last block that take all tokens from one on, with its number. keys: rows of keys
-    where they do not follow the tokens, else 0.
+    where they do not follow the tokens, else 0. taps: of features, blocks whose output is read behind the blocks; output_shapes: of
+    the graph's outputs, without the batch.
     """
 
     input: str
@@ -88,6 +89,8 @@ class Anatomy:
     means: tuple[Mean, ...] = ()
     slices: dict[str, int] = field(default_factory=dict)
     keys: int = 0
+    taps: tuple[int, ...] = ()
+    output_shapes: tuple[tuple[int, ...], ...] = ()
 
 
 def _only_consumer(tensor: Any, index: int) -> gs.Node:
@@ -255,31 +258,22 @@ def ancestors_within(top: Any, bottom: gs.Node) -> set[str]:
     return names
 
 
-def _token_output(name: str) -> ExportError:
-    return ExportError(
-        328,
-        f"output '{name}' holds all tokens, not logits",
-        cause="tokens leave in a pruned graph, so an output with one row per token would change its meaning",
-        next_step="--output-name with an output that is classified or pooled, or export the model with its head",
-    )
-
-
-def _over_pairs(shape: Sequence[Any]) -> bool:
-    """Whether a tensor has a value for each pair of tokens: [B,H,N,N], or [B*H,N,N]."""
-    return len(shape) in (3, 4) and all(isinstance(size, int) for size in shape) and shape[-1] == shape[-2]
-
-
-def find(model: onnx.ModelProto) -> Anatomy:
+def find(model: onnx.ModelProto, features: bool = False) -> Anatomy:
     """Anatomy of a dense ViT graph.
 
+    Args:
+        model: the graph. features: whatever stands behind the blocks reads all tokens in their places, so it need not be understood;
+            the first prefix token, where there are any, is then held to be the class token.
+
     Raises:
-        ExportError: VP320 open dimensions, VP321 not a ViT, VP322 a block or head of another form (named).
+        ExportError: VP320 open dimensions, VP321 not a ViT, VP322 a block or head of another form (named), VP338 what stands behind
+            the blocks reads more than their outputs.
     """
     graph = static_copy(model)
     graph.toposort()
     softmaxes = [
         node for node in graph.nodes
-        if node.op == "Softmax" and _over_pairs(node.outputs[0].shape or ())
+        if node.op == "Softmax" and over_pairs(node)
     ]  # fmt: skip
     if not softmaxes:
         counts: dict[str, int] = {}
@@ -300,10 +294,17 @@ def find(model: onnx.ModelProto) -> Anatomy:
         raise fail(None, "the input side", "a patch embedding Conv")
     patches, embed_macs = embedded
     prefix = prefix_of(graph, tensors[blocks[0].x], patches)
+    image = graph.inputs[0]
+    if features:
+        taps = taps_of(graph, [block.output for block in blocks], [block.h for block in blocks])
+        return Anatomy(
+            input=image.name, image_shape=tuple(int(d) for d in image.shape[1:]), outputs=tuple(o.name for o in graph.outputs),
+            blocks=blocks, patches=patches, prefix=prefix, width=int(tensors[blocks[0].x].shape[-1]), embed_macs=embed_macs, classes=0,
+            reads_cls=prefix > 0, taps=taps, output_shapes=tuple(shape_behind(output) for output in graph.outputs),
+        )  # fmt: skip
     readers = readers_of(graph, tensors[blocks[-1].output], prefix)
     if readers.whole:
-        raise _token_output(readers.whole[0])
-    image = graph.inputs[0]
+        raise token_output(readers.whole[0])
     return Anatomy(
         input=image.name, image_shape=tuple(int(d) for d in image.shape[1:]), outputs=tuple(o.name for o in graph.outputs),
         blocks=blocks, patches=patches, prefix=prefix, width=int(tensors[blocks[0].x].shape[-1]),

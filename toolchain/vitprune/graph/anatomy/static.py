@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -113,3 +114,11 @@ def sliced(node: gs.Node) -> tuple[int, list[int]] | None:
     axis, size = int(axes[0]) % len(shape), int(shape[int(axes[0])])
     positions = range(size)[slice(int(starts[0]), int(np.clip(ends[0], -(2**31), 2**31)), int(steps[0]))]
     return axis, list(positions)
+
+
+def over_pairs(node: gs.Node) -> bool:
+    """Whether a Softmax has a value for each pair of tokens, [B,H,N,N] or [B*H,N,N], and sums to one over the second of them."""
+    shape: Sequence[Any] = node.outputs[0].shape or ()
+    if node.attrs.get("axis", -1) not in (-1, len(shape) - 1):
+        return False
+    return len(shape) in (3, 4) and all(isinstance(size, int) for size in shape) and shape[-1] == shape[-2]

@@ -22,6 +22,7 @@ class Family:
         find: its anatomy; raises ExportError VP32x where it is not understood.
         canonical: write every block in canonical form, nothing pruned.
         passes: what runs behind the method's own pass.
+        find_dense: its anatomy where features are asked for; None = the family has none. dense_passes: what then follows.
     """
 
     name: str
@@ -30,3 +31,5 @@ class Family:
     find: Callable[[onnx.ModelProto], Anatomy]
     canonical: Callable[[Surgery], None]
     passes: tuple[type[GraphPass], ...]
+    find_dense: Callable[[onnx.ModelProto], Anatomy] | None = None
+    dense_passes: tuple[type[GraphPass], ...] = ()

@@ -5,12 +5,13 @@ from __future__ import annotations
 import onnx
 
 from vitprune.graph import canonical as attention
-from vitprune.graph.anatomy.find import find
+from vitprune.graph.anatomy.find import Anatomy, find
 from vitprune.graph.families.base import Family
 from vitprune.graph.passes.base import Surgery
 from vitprune.graph.passes.heads import Heads
 from vitprune.graph.passes.outputs import Outputs
 from vitprune.graph.passes.pooling import Pooling
+from vitprune.graph.passes.unmerge import Unmerge
 
 
 def _canonical(surgery: Surgery) -> None:
@@ -23,4 +24,10 @@ def _matches(model: onnx.ModelProto) -> bool:
     return True
 
 
-FAMILY = Family("ViT", "linear projections", _matches, find, _canonical, (Heads, Pooling, Outputs))
+def _find_dense(model: onnx.ModelProto) -> Anatomy:
+    return find(model, features=True)
+
+
+FAMILY = Family(
+    "ViT", "linear projections", _matches, find, _canonical, (Heads, Pooling, Outputs), _find_dense, (Unmerge, Outputs)
+)

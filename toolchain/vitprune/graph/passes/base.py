@@ -34,6 +34,7 @@ class Surgery:
         patch numbers, None while all are there; `slots` for passes behind the first site. bias: float32 [B,1,1,N] that hides pads as keys, None while there are none.
         front, front_bias: rows int64 and key bias float32 [B,prefix] of the prefix, made once. weight: float32 [B,K], how many patches
         each slot stands for, None = one each. kept: per site, the output tensor of kept patch numbers, None where a site is bypassed.
+        groups: per block with a site of a method that merges, int64 [B,P]: for every patch the one that represents it.
         more_outputs: further outputs of the method, by name.
         functions: model-local functions to attach. notes: facts for the export report.
     """
@@ -50,6 +51,7 @@ class Surgery:
     front_bias: Tensor | None = None
     weight: Tensor | None = None
     kept: list[Tensor | None] = field(default_factory=list)
+    groups: dict[int, Tensor] = field(default_factory=dict)
     more_outputs: dict[str, Tensor] = field(default_factory=dict)
     functions: dict[str, onnx.FunctionProto] = field(default_factory=dict)
     notes: dict[str, Any] = field(default_factory=dict)

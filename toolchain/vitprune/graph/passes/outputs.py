@@ -1,4 +1,4 @@
-"""Name the outputs: logits first, then the kept patches of every site."""
+"""Name the outputs: logits (or features) first, then the kept patches of every site."""
 
 from __future__ import annotations
 
@@ -21,8 +21,7 @@ class Outputs(GraphPass):
 
     def apply(self, surgery: Surgery) -> bool:
         """See `GraphPass.apply`."""
-        logits = surgery.graph.outputs[0]
-        surgery.graph.outputs = [logits]
+        surgery.graph.outputs = list(surgery.graph.outputs) if surgery.recipe.output.features else [surgery.graph.outputs[0]]
         last: Tensor | None = None
         for site, kept in zip(surgery.sites, surgery.kept, strict=True):
             emit = surgery.emitter.child(f"block{site.block}/output")
@@ -49,5 +48,6 @@ class Outputs(GraphPass):
 
     def ensures(self, surgery: Surgery) -> str:
         """Exactly one output per site behind the logits."""
-        found = len(surgery.graph.outputs) - 1 - len(surgery.more_outputs)
+        heads = len(surgery.anatomy.output_shapes) or 1
+        found = len(surgery.graph.outputs) - heads - len(surgery.more_outputs)
         return "" if found == len(surgery.sites) else f"{found} kept outputs for {len(surgery.sites)} sites"

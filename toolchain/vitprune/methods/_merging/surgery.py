@@ -29,7 +29,7 @@ class MergingSurgery(GraphPass):
     """Writes every block canonically and lets a kind merge rows between attention and MLP of its sites.
 
     size: float [B,N] patches per token row (1 for the prefix), None while all are 1. group: int64 [B,P], for every original patch the
-    patch that represents its row; only traced when the recipe asks for it.
+    patch that represents its row; only traced when the recipe asks for it, or for features.
     """
 
     def __init__(self) -> None:
@@ -51,7 +51,7 @@ class MergingSurgery(GraphPass):
         Raises:
             ExportError: VP313 for another head.
         """
-        if not surgery.anatomy.reads_cls and not surgery.anatomy.means:
+        if not surgery.recipe.output.features and not surgery.anatomy.reads_cls and not surgery.anatomy.means:
             raise ExportError(
                 313,
                 "the head of this graph is not supported",
@@ -64,7 +64,8 @@ class MergingSurgery(GraphPass):
         """See `GraphPass.apply`."""
         sites = {site.block: site for site in surgery.sites}
         self.proportional = any(site.options.proportional for site in surgery.sites)
-        if any(site.options.trace for site in surgery.sites):
+        trace = any(site.options.trace for site in surgery.sites)
+        if trace or surgery.recipe.output.features:
             self.group = self._everyone(surgery)
         for block in surgery.anatomy.blocks:
             site = sites.get(block.index)
@@ -75,6 +76,8 @@ class MergingSurgery(GraphPass):
             else:
                 self._site(surgery, block, site)
             if site is not None and self.group is not None:
+                surgery.groups[block.index] = self.group
+            if site is not None and self.group is not None and trace:
                 surgery.more_outputs[f"group_{block.index}"] = self.group
         if self.size is not None and surgery.anatomy.means:
             surgery.weight = surgery.emitter.child("pool").slice(self.size, surgery.anatomy.prefix, None, 1, "sizes")

@@ -25,6 +25,7 @@ class Asvit(Method):
     summary: ClassVar[str] = "head-weighted class attention above a threshold, before 3 blocks; thresholds stay editable"
     paper: ClassVar[str] = "Adaptive Sparse ViT, IJCAI 2023, arXiv 2209.13802"
     params: ClassVar[type[MethodParams]] = Params
+    places: ClassVar[Literal["map", "last", ""]] = "last"
     follows: ClassVar[bool] = True
     training_need: ClassVar[Literal["none", "optional", "required"]] = "required"
     train: ClassVar[type[TrainKeys]] = Train

@@ -23,6 +23,7 @@ class Ats(Method):
     summary: ClassVar[str] = "CLS attention x |V| scores, inverse transform sampling inside attention, no parameters"
     paper: ClassVar[str] = "Fayyaz et al., ECCV 2022, arXiv 2111.15667"
     params: ClassVar[type[MethodParams]] = Params
+    places: ClassVar[Literal["map", "last", ""]] = "last"
     follows: ClassVar[bool] = True
     training_need: ClassVar[Literal["none", "optional", "required"]] = "optional"
     families: ClassVar[tuple[str, ...]] = ("ViT", "CvT")

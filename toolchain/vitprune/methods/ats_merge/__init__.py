@@ -24,6 +24,7 @@ class AtsMerge(Ats):
     summary: ClassVar[str] = "ATS with dropped: merge: a patch that is not sampled joins the kept patch most similar to it"
     paper: ClassVar[str] = "this project; sampling after Fayyaz et al., ECCV 2022, arXiv 2111.15667"
     params: ClassVar[type[MethodParams]] = Params
+    places: ClassVar[Literal["map", "last", ""]] = "map"
     follows: ClassVar[bool] = True
     hidden_decisions: ClassVar[bool] = True
     training_need: ClassVar[Literal["none", "optional", "required"]] = "none"

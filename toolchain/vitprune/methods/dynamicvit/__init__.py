@@ -26,6 +26,7 @@ class DynamicVit(Method):
     summary: ClassVar[str] = "a trained predictor ranks the patches before 3 blocks; fixed k; needs its weights"
     paper: ClassVar[str] = "Rao et al., NeurIPS 2021, arXiv 2106.02034"
     params: ClassVar[type[MethodParams]] = Params
+    places: ClassVar[Literal["map", "last", ""]] = "last"
     follows: ClassVar[bool] = True
     needs_cls: ClassVar[bool] = False
     training_need: ClassVar[Literal["none", "optional", "required"]] = "required"

@@ -24,6 +24,7 @@ class Evit(Method):
     summary: ClassVar[str] = "k highest CLS attentions per stage, the dropped tokens fused into one; fixed k"
     paper: ClassVar[str] = "Liang et al., ICLR 2022, arXiv 2202.07800"
     params: ClassVar[type[MethodParams]] = Params
+    places: ClassVar[Literal["map", "last", ""]] = "last"
     follows: ClassVar[bool] = True
     training_need: ClassVar[Literal["none", "optional", "required"]] = "optional"
     train: ClassVar[type[TrainKeys]] = Train

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from vitprune.errors import RecipeError
 from vitprune.methods._dropping.sites import FixedRateOptions, fixed_block_tokens
@@ -23,6 +23,7 @@ class Pomt(Method):
     summary: ClassVar[str] = "R tokens leave once, after one block's attention; their mean stays; R from the device's latency"
     paper: ClassVar[str] = "Eliopoulos et al., WACV 2025, arXiv 2407.05941"
     params: ClassVar[type[MethodParams]] = Params
+    places: ClassVar[Literal["map", "last", ""]] = "last"
     follows: ClassVar[bool] = True
     needs_cls: ClassVar[bool] = False
     varies: ClassVar[str] = "which tokens; their number is fixed"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from vitprune.methods.base import BlockTokens, Geometry, Method, MethodParams, Site
 from vitprune.methods.cost import merged_after_attention
@@ -22,6 +22,7 @@ class Tome(Method):
     summary: ClassVar[str] = "the r most similar pairs of patches merge in every block; constant counts, no parameters"
     paper: ClassVar[str] = "Bolya et al., ICLR 2023, arXiv 2210.09461"
     params: ClassVar[type[MethodParams]] = Params
+    places: ClassVar[Literal["map", "last", ""]] = "map"
     hidden_decisions: ClassVar[bool] = True
     needs_cls: ClassVar[bool] = False
     varies: ClassVar[str] = "which patches merge; counts are constant"

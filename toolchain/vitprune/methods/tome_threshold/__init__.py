@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from vitprune.errors import RecipeError
 from vitprune.methods.base import BlockTokens, Geometry, Method, MethodParams, Site, per_stage
@@ -25,6 +25,7 @@ class TomeThreshold(Method):
     )
     paper: ClassVar[str] = "this project; matching after Bolya et al., ICLR 2023, arXiv 2210.09461"
     params: ClassVar[type[MethodParams]] = Params
+    places: ClassVar[Literal["map", "last", ""]] = "map"
     hidden_decisions: ClassVar[bool] = True
     needs_cls: ClassVar[bool] = False
 

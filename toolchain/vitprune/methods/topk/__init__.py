@@ -23,6 +23,7 @@ class TopK(Method):
     summary: ClassVar[str] = "k highest CLS attentions per stage, fixed k, no parameters: the static baseline"
     paper: ClassVar[str] = "baseline; score and place of EViT (Liang et al., ICLR 2022) without its fused token"
     params: ClassVar[type[MethodParams]] = Params
+    places: ClassVar[Literal["map", "last", ""]] = "last"
     follows: ClassVar[bool] = True
     training_need: ClassVar[Literal["none", "optional", "required"]] = "optional"
     varies: ClassVar[str] = "which tokens; their number is fixed"

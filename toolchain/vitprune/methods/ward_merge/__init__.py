@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from vitprune.errors import RecipeError
 from vitprune.methods.base import BlockTokens, Geometry, Method, MethodParams, Site, per_stage
@@ -28,6 +28,7 @@ class WardMerge(Method):
     )
     paper: ClassVar[str] = "this project; Ward's criterion (Ward 1963), sizes after Bolya et al., ICLR 2023, arXiv 2210.09461"
     params: ClassVar[type[MethodParams]] = Params
+    places: ClassVar[Literal["map", "last", ""]] = "map"
     hidden_decisions: ClassVar[bool] = True
     needs_cls: ClassVar[bool] = False
 
@@ -63,6 +64,10 @@ class WardMerge(Method):
             if not site.options.idle:
                 blocks[site.block] = replace(blocks[site.block], selection=_distances(site.options, blocks[site.block], geometry))
         return blocks
+
+    def loses(self, sites: Sequence[Site[Any]]) -> bool:
+        """See `Method.loses`: what a capacity cuts joins nothing."""
+        return any(site.options.capacity for site in sites)
 
     def padded_advice(self, params: Any) -> str:
         """See `Method.padded_advice`."""
