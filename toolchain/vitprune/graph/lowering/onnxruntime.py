@@ -15,6 +15,7 @@ import onnx_graphsurgeon as gs
 
 from vitprune.graph import types
 from vitprune.graph.anatomy.static import scalar_of, value_of
+from vitprune.graph.lowering.merging import native_merging
 from vitprune.graph.types import Graph, Node, Tensor, dims
 from vitprune.ops.function import Valid, function
 from vitprune.ops.token_sample import DOMAIN, NAME
@@ -39,10 +40,12 @@ def specialise(model: onnx.ModelProto, keep_outputs: bool, native: bool = False)
     if not keep_outputs:
         graph.outputs = graph.outputs[:1]
         graph.cleanup(remove_unused_graph_inputs=False)
+    merging = native_merging(graph, model) if native else 0
     _sort_integers(graph)
     facts = {"attention": _fuse_attention(graph), "gelu": _fuse_gelu(graph), "gemm": _fuse_gemm(graph)}
     graph.cleanup(remove_unused_graph_inputs=False).toposort()
-    facts["native"] = sum(node.op == NAME for node in graph.nodes)
+    facts["merging"] = merging
+    facts["native"] = sum(node.domain == DOMAIN for node in graph.nodes)
     result: onnx.ModelProto = gs.export_onnx(graph, do_type_check=False)
     del result.opset_import[:]
     result.opset_import.append(onnx.helper.make_opsetid("", graph.opset))

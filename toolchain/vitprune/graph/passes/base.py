@@ -12,6 +12,7 @@ import onnx
 from vitprune.errors import ExportError
 from vitprune.graph.anatomy.find import Anatomy
 from vitprune.graph.emit import Emitter
+from vitprune.graph.outlines import Outline
 from vitprune.graph.types import Graph, Tensor, given, redirect
 from vitprune.methods.base import Method, Site
 from vitprune.recipe import Recipe
@@ -35,7 +36,7 @@ class Surgery:
         front, front_bias: rows int64 and key bias float32 [B,prefix] of the prefix, made once. weight: float32 [B,K], how many patches
         each slot stands for, None = one each. kept: per site, the output tensor of kept patch numbers, None where a site is bypassed.
         more_outputs: further outputs of the method, by name.
-        functions: model-local functions to attach. notes: facts for the export report.
+        functions: model-local functions to attach. outlines: what sites do as one operator. notes: facts for the export report.
     """
 
     graph: Graph
@@ -52,6 +53,7 @@ class Surgery:
     kept: list[Tensor | None] = field(default_factory=list)
     more_outputs: dict[str, Tensor] = field(default_factory=dict)
     functions: dict[str, onnx.FunctionProto] = field(default_factory=dict)
+    outlines: list[Outline] = field(default_factory=list)
     notes: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:

@@ -9,6 +9,7 @@ import numpy as np
 
 from vitprune.graph.anatomy.find import Block
 from vitprune.graph.emit import FLOAT, INT64, Emitter
+from vitprune.graph.outlines import outline
 from vitprune.graph.passes.base import Surgery
 from vitprune.graph.types import Tensor
 from vitprune.methods._merging.matching import partners, similarity, spread, starts
@@ -44,8 +45,15 @@ class TomeSurgery(MergingSurgery):
         stay = emit.op("Expand", [emit.constant(fixed), self.column(surgery)], "stay/b", dtype=INT64)
         if staying is not None:
             stay = emit.op("Concat", [spread(emit, staying, first_a, "stay/a"), stay], "stay/patches", dtype=INT64, axis=1)
-        self._numbers(surgery, emit, stay, sources, targets)
+        entering = {"x": x, "similarity": cosines, "size": self.size, "group": self.group, "patch": surgery.patch}
+        index = self._numbers(surgery, emit, stay, sources, targets)
         merged = self.combine(surgery, emit, x, self.token_rows(surgery, emit, stay), sources, targets, site.options.r)
+        surgery.outlines.append(
+            outline(
+                "PairMerge", entering, {"rows": merged, "size": self.size, "index": index, "group": self.group}, prefix=prefix,
+                pairs=site.options.r, most=0, padded=0, loses=0, by_threshold=0, threshold=0.0,
+            )
+        )  # fmt: skip
         self.hide(surgery, emit)
         return merged
 
@@ -61,15 +69,15 @@ class TomeSurgery(MergingSurgery):
         ordered, _ = emit.ops("TopK", [rest, emit.constant([members - r])], "rank/ordered", outputs, axis=1, largest=0)
         return emit.slice(ranked, 0, r, 1, "leaving", dtype=INT64), emit.op("Cast", [ordered], "staying", dtype=INT64, to=7)
 
-    def _numbers(self, surgery: Surgery, emit: Emitter, stay: Tensor, sources: Tensor, targets: Tensor) -> None:
-        """Kept list and groups; token rows [B,K] and [B,r]."""
+    def _numbers(self, surgery: Surgery, emit: Emitter, stay: Tensor, sources: Tensor, targets: Tensor) -> Tensor:
+        """Kept list and groups; token rows [B,K] and [B,r]. Returns the slots [B,K] that stay."""
 
         def slots(rows: Tensor, label: str) -> Tensor:
             prefix = surgery.anatomy.prefix
             return emit.op("Sub", [rows, emit.constant(prefix)], label, dtype=INT64) if prefix else rows
 
         before = surgery.patch
-        kept = slots(stay, "kept/slots")
+        kept = index = slots(stay, "kept/slots")
         if before is not None:
             kept = emit.op("GatherElements", [before, kept], "kept", dtype=INT64, axis=1)
         if self.group is not None:
@@ -79,3 +87,4 @@ class TomeSurgery(MergingSurgery):
             self.rename(emit, before, slots(sources, "trace/sources"), slots(targets, "trace/targets"))
         surgery.patch = kept
         surgery.kept.append(kept)
+        return index

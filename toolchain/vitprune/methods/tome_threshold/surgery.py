@@ -11,6 +11,7 @@ import numpy as np
 from vitprune.graph.anatomy.find import Block
 from vitprune.graph.canonical import advance, start
 from vitprune.graph.emit import BOOL, FLOAT, INT64, Emitter
+from vitprune.graph.outlines import outline
 from vitprune.graph.passes.base import Surgery
 from vitprune.graph.types import Tensor
 from vitprune.methods._dropping.sampling import token_sample
@@ -47,7 +48,7 @@ class TomeThresholdSurgery(MergingSurgery):
             emit.slice(emit.op("ReduceSum", [unit, emit.constant([2])], "rows", keepdims=0), prefix, None, 1, "slots"),
         )
         live = emit.op("Cast", [surgery.slots.valid], "live", to=1)
-        cosines = similarity(emit, unit, prefix)
+        cosines = every = similarity(emit, unit, prefix)
         if padded:
             cosines = emit.op("Sub", [cosines, self._absent(emit, live, first_b - prefix, "b", 1)], "similarity/live")
         best = emit.reduce("ReduceMax", cosines, 2, "best")
@@ -60,6 +61,8 @@ class TomeThresholdSurgery(MergingSurgery):
         leaving = spread(emit, members, first_a - prefix, "leaving")
         stays = emit.op("Sub", [emit.constant(1.0, FLOAT), active], "stays")
         score = emit.op("ScatterElements", [live, leaving, stays], "score", axis=1)  # every source once: no reduction
+        valid = surgery.valid if padded else None
+        entering = {"x": x, "similarity": every, "size": self.size, "valid": valid, "group": self.group, "patch": surgery.patch}
         index, keep = token_sample(emit, surgery, site, score)
         if self.group is not None:
             slots = emit.op("Sub", [targets, emit.constant(prefix)], "trace/targets", dtype=INT64)
@@ -67,6 +70,13 @@ class TomeThresholdSurgery(MergingSurgery):
         advance(surgery, emit, index, keep)
         stay = emit.op("Add", [index, emit.constant(prefix)], "stay/patches", dtype=INT64)
         merged = self.combine(surgery, emit, x, self.token_rows(surgery, emit, stay), sources, targets, r, active)
+        leaving_ = {"rows": merged, "size": self.size, "index": index, "keep": keep, "group": self.group}
+        surgery.outlines.append(
+            outline(
+                "PairMerge", entering, leaving_, prefix=prefix, pairs=r, padded=int(surgery.padded), loses=0, by_threshold=1,
+                most=site.limit if surgery.padded else site.options.most or 0, threshold=float(site.options.tau),
+            )
+        )  # fmt: skip
         self.hide(surgery, emit, keep)
         return merged
 

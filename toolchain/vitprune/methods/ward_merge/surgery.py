@@ -14,6 +14,7 @@ import numpy as np
 from vitprune.graph.anatomy.find import Block
 from vitprune.graph.canonical import advance, probabilities, queries, start
 from vitprune.graph.emit import BOOL, FLOAT, INT64, Emitter
+from vitprune.graph.outlines import outline
 from vitprune.graph.passes.base import Surgery
 from vitprune.graph.types import Tensor, given
 from vitprune.methods._dropping.sampling import cls_attention, token_sample
@@ -70,6 +71,9 @@ class WardMergeSurgery(MergingSurgery):
         slots = ramp(emit, flat_norm, site.patches, "slots")
         rows = Rows(self._directions(emit, block, site, patches, norm), mass, gone)
         into, after = self._rounds(surgery, emit, site, rows, slots)
+        valid = None if live is None else surgery.valid
+        received = attention if site.options.power else flat_norm  # without importance nobody reads it
+        entering = {"x": x, "directions": rows.z, "attention": received, "size": self.size, "valid": valid, "group": self.group}
         stay = emit.op("Equal", [into, slots], "stay/bool", dtype=BOOL)
         leaves = emit.op("Cast", [emit.op("Not", [stay], "leaves/bool", dtype=BOOL)], "leaves", to=1)
         who = leaving(emit, into, leaves, self._most(surgery, emit, site, leaves))
@@ -79,6 +83,7 @@ class WardMergeSurgery(MergingSurgery):
         if before is None:
             numbers = emit.constant(np.arange(surgery.anatomy.patches)[None])
             before = emit.op("Expand", [numbers, self.column(surgery)], "patches/all", dtype=INT64)
+        entering["patch"] = before
         self.rename(emit, before, who.sources, who.targets, who.active)
         kept = emit.op("Where", [stay, after, emit.constant(-1.0, FLOAT)], "heaviest")
         index, keep = self._pack(surgery, emit, site, kept, before)
@@ -87,8 +92,24 @@ class WardMergeSurgery(MergingSurgery):
         self.size = self.in_front(surgery, emit, 1.0, emit.op("GatherElements", [sizes, index], "size/kept", axis=1), "size")
         to = emit.op("Add", [index, emit.constant(prefix)], "stay/rows", dtype=INT64) if prefix else index
         merged = emit.take_rows(written, self.token_rows(surgery, emit, to), "rows/merged")
+        self._describe(surgery, site, entering, {"rows": merged, "size": self.size, "index": index, "keep": keep})
         self.hide(surgery, emit, keep)
         return merged
+
+    def _describe(
+        self, surgery: Surgery, site: Site[WardOptions], entering: dict[str, Tensor | None], leaving_: dict[str, Tensor | None]
+    ) -> None:
+        """The site as one operator, for a runtime that has it."""
+        options = site.options
+        bound = site.limit if options.r is not None or options.capacity or surgery.padded else 0
+        surgery.outlines.append(
+            outline(
+                "WardMerge", entering, leaving_ | {"group": self.group}, prefix=surgery.anatomy.prefix, most=bound,
+                padded=int(surgery.padded or options.r is not None), loses=int(options.r is not None or bool(options.capacity)),
+                limit=float(min(options.limit, FAR)), pairs=-1 if options.r is None else min(options.r, site.patches),
+                rounds=options.rounds, power=float(options.power), everyone=float(options.everyone),
+            )
+        )  # fmt: skip
 
     def _sizes(self, surgery: Surgery, emit: Emitter, like: Tensor) -> Tensor:
         """Patches per row [B,P], without the prefix."""
