@@ -9,12 +9,7 @@ namespace vitprune {
 namespace {
 
 constexpr float kShortest = 1e-12f;
-
-float norm_of(const float* row, int64_t width) {
-    float total = 0.0f;
-    for (int64_t c = 0; c < width; ++c) total += row[c] * row[c];
-    return std::sqrt(total);
-}
+constexpr float kHidden = -1e4f;
 
 // The mean of a row and those that join it.
 void mean_row(const MergeImage& image, const Merging& merging, Mean mean, int64_t slot, const std::vector<int64_t>& members,
@@ -54,6 +49,19 @@ void write_group(const MergeImage& image, const Merging& merging, bool loses, in
 
 }  // namespace
 
+float norm_of(const float* row, int64_t width) {
+    constexpr int64_t kLanes = 16;
+    float lanes[kLanes] = {};
+    int64_t c = 0;
+    for (; c + kLanes <= width; c += kLanes) {
+        for (int64_t lane = 0; lane < kLanes; ++lane) lanes[lane] += row[c + lane] * row[c + lane];
+    }
+    for (; c < width; ++c) lanes[0] += row[c] * row[c];
+    float total = 0.0f;
+    for (const float lane : lanes) total += lane;
+    return std::sqrt(total);
+}
+
 void keep_heaviest(std::vector<int64_t>& slots, const std::vector<float>& mass, int64_t limit) {
     if (static_cast<int64_t>(slots.size()) <= limit) return;
     std::nth_element(slots.begin(), slots.begin() + limit, slots.end(),
@@ -71,12 +79,14 @@ void write_merged(const MergeImage& image, const Merging& merging, Mean mean, bo
     }
     std::copy(image.x, image.x + image.prefix * image.width, out.rows);
     std::fill(out.size, out.size + image.prefix, 1.0f);
+    std::fill(out.bias, out.bias + image.prefix, 0.0f);
     for (int64_t k = 0; k < out.count; ++k) {
         const bool real = k < static_cast<int64_t>(merging.kept.size());
         const int64_t slot = real ? merging.kept[k] : 0;
         out.index[k] = slot;
         out.keep[k] = real;
         out.size[image.prefix + k] = merging.into[slot] == slot ? size[slot] : image.size_of(slot);
+        out.bias[image.prefix + k] = (out.proportional ? std::log(out.size[image.prefix + k]) : 0.0f) + (real ? 0.0f : kHidden);
         float* row = out.rows + (image.prefix + k) * image.width;
         if (members[slot].empty()) {
             std::copy(image.row(slot), image.row(slot) + image.width, row);

@@ -45,11 +45,16 @@ void keep_heaviest(std::vector<int64_t>& slots, const std::vector<float>& mass, 
 struct MergeOutput {
     float* rows;      // [prefix + K, width]
     float* size;      // [prefix + K]
+    float* bias;      // [prefix + K], what is added to the logits of these rows as keys
     int64_t* index;   // [K]
     uint8_t* keep;    // [K]
     int64_t* group;   // [originals] or null
     int64_t count;    // K
+    bool proportional;  // the bias holds log(size)
 };
+
+// Length of a row, the sum in lanes.
+float norm_of(const float* row, int64_t width);
 
 void write_merged(const MergeImage& image, const Merging& merging, Mean mean, bool loses, const MergeOutput& out);
 
@@ -61,10 +66,17 @@ struct WardParameters {
     float power = 0.4f;     // of the importance in the mass
     float everyone = 1.0f;  // tokens of the image before anything merged
     int64_t most = 0;       // largest number of slots that stay, 0: no bound
+    float share = 1.0f;     // of the sum over heads in the attention
 };
 
-// gram: inner products of the slots' directions [patches, patches]; attention: what each slot receives [patches].
-Merging ward_merging(const WardParameters& parameters, const MergeImage& image, const float* gram, const float* attention);
+// What a slot receives of attention: heads values for each, to be added up.
+struct Attention {
+    const float* values = nullptr;  // null: not asked for
+    int64_t heads = 1;
+};
+
+// gram: inner products of the slots' rows, or of what stands for their channels [patches, patches]; damages are between directions.
+Merging ward_merging(const WardParameters& parameters, const MergeImage& image, const float* gram, const Attention& attention);
 
 // ToMe's bipartite matching: even token rows are set A, odd ones B; a member of A joins its most similar one of B.
 struct PairParameters {
@@ -74,7 +86,9 @@ struct PairParameters {
     int64_t most = 0;          // slots that may stay, 0: no bound
 };
 
-// similarity: [members of A, members of B], prefix rows left out.
-Merging pair_merging(const PairParameters& parameters, const MergeImage& image, const float* similarity);
+// products: of the metric's rows [members of A, members of B], prefix rows left out; metric: [patches, depth], not of unit length, no
+// row counted as shorter than `floor`.
+Merging pair_merging(const PairParameters& parameters, const MergeImage& image, const float* products, const float* metric,
+                     int64_t depth, float floor);
 
 }  // namespace vitprune

@@ -15,13 +15,13 @@ struct Partners {
     std::vector<float> alike;
 };
 
-Partners partners(const MergeImage& image, const float* similarity, int64_t first_a, int64_t members_a, int64_t first_b,
-                  int64_t members_b) {
+Partners partners(const MergeImage& image, const float* products, const std::vector<float>& length, int64_t first_a,
+                  int64_t members_a, int64_t first_b, int64_t members_b) {
     Partners found{std::vector<int64_t>(members_a), std::vector<float>(members_a)};
     std::vector<float> row(members_b);
     for (int64_t a = 0; a < members_a; ++a) {
         for (int64_t b = 0; b < members_b; ++b) {
-            row[b] = similarity[a * members_b + b] - (image.live(first_b + 2 * b) ? 0.0f : kImpossible);
+            row[b] = products[a * members_b + b] / (length[first_a + 2 * a] * length[first_b + 2 * b]) - (image.live(first_b + 2 * b) ? 0.0f : kImpossible);
         }
         const auto best = std::max_element(row.begin(), row.end());
         found.partner[a] = best - row.begin();
@@ -32,10 +32,13 @@ Partners partners(const MergeImage& image, const float* similarity, int64_t firs
 
 }  // namespace
 
-Merging pair_merging(const PairParameters& parameters, const MergeImage& image, const float* similarity) {
+Merging pair_merging(const PairParameters& parameters, const MergeImage& image, const float* products, const float* metric,
+                     int64_t depth, float floor) {
     const int64_t first_a = image.prefix % 2, first_b = 1 - image.prefix % 2;  // among the patches
     const int64_t members_a = (image.patches - first_a + 1) / 2, members_b = (image.patches - first_b + 1) / 2;
-    const Partners found = partners(image, similarity, first_a, members_a, first_b, members_b);
+    std::vector<float> length(image.patches);
+    for (int64_t slot = 0; slot < image.patches; ++slot) length[slot] = std::max(norm_of(metric + slot * depth, depth), floor);
+    const Partners found = partners(image, products, length, first_a, members_a, first_b, members_b);
     Merging merging{std::vector<int64_t>(image.patches), {}, {}};
     std::iota(merging.into.begin(), merging.into.end(), 0);
     std::vector<int64_t> order(members_a);

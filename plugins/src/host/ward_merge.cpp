@@ -10,16 +10,19 @@ namespace vitprune {
 namespace {
 
 constexpr float kLightest = 1e-9f;
+constexpr float kShortest = 1e-12f;
 constexpr float kNone = std::numeric_limits<float>::infinity();
 
 // Sizes times the importance (attention per patch, 1 = average) to the power.
-std::vector<float> masses(const WardParameters& parameters, const MergeImage& image, const float* attention) {
+std::vector<float> masses(const WardParameters& parameters, const MergeImage& image, const Attention& attention) {
     std::vector<float> mass(image.patches);
     for (int64_t slot = 0; slot < image.patches; ++slot) {
         const float size = image.size_of(slot);
         mass[slot] = size;
         if (parameters.power == 0.0f) continue;
-        mass[slot] = std::max(size * std::pow(attention[slot] / size * parameters.everyone, parameters.power), kLightest);
+        float received = 0.0f;
+        for (int64_t head = 0; head < attention.heads; ++head) received += attention.values[slot * attention.heads + head];
+        mass[slot] = std::max(size * std::pow(received * parameters.share / size * parameters.everyone, parameters.power), kLightest);
     }
     return mass;
 }
@@ -35,6 +38,18 @@ float least_of(const std::vector<float>& values) {
     }
     for (; at < values.size(); ++at) lanes[0] = std::min(lanes[0], values[at]);
     return *std::min_element(lanes, lanes + kLanes);
+}
+
+// Products of rows as products of directions.
+std::vector<float> of_directions(const MergeImage& image, const float* gram) {
+    const int64_t count = image.patches;
+    std::vector<float> factor(count), products(count * count);
+    for (int64_t slot = 0; slot < count; ++slot) factor[slot] = 1.0f / std::max(norm_of(image.row(slot), image.width), kShortest);
+    for (int64_t slot = 0; slot < count; ++slot) {
+        const float own = factor[slot];
+        for (int64_t j = 0; j < count; ++j) products[slot * count + j] = gram[slot * count + j] * own * factor[j];
+    }
+    return products;
 }
 
 struct Nearest {
@@ -101,11 +116,11 @@ void move_to_centroids(std::vector<float>& gram, int64_t count, const std::vecto
 
 }  // namespace
 
-Merging ward_merging(const WardParameters& parameters, const MergeImage& image, const float* gram, const float* attention) {
+Merging ward_merging(const WardParameters& parameters, const MergeImage& image, const float* gram, const Attention& attention) {
     const int64_t count = image.patches;
     Merging merging{std::vector<int64_t>(count), masses(parameters, image, attention), {}};
     std::iota(merging.into.begin(), merging.into.end(), 0);
-    std::vector<float> products(gram, gram + count * count), mass = merging.mass;
+    std::vector<float> products = of_directions(image, gram), mass = merging.mass;
     std::vector<uint8_t> gone(count);
     for (int64_t slot = 0; slot < count; ++slot) gone[slot] = !image.live(slot);
     int64_t left = parameters.pairs;

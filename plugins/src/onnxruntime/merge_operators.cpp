@@ -17,6 +17,8 @@ struct MergeKernel {
     int64_t most = 0;    // largest number of slots that stay, 0: no bound
     int64_t padded = 0;  // K = most
     int64_t loses = 0;   // a bound may lose rows, and their patches have no row then
+    int64_t proportional = 1;
+    float floor = 0.0f;  // no row of the metric counts as shorter
     WardParameters wards;
     PairParameters pairs;
 };
@@ -26,7 +28,6 @@ struct MergeOperator : OrtCustomOp {
 
     const char* name;
     bool ward;
-    size_t needed;  // inputs that must be there
 };
 
 const MergeOperator& self(const OrtCustomOp* op) { return *static_cast<const MergeOperator*>(op); }
@@ -45,23 +46,26 @@ float number(const OrtApi& api, const OrtKernelInfo* info, const char* name) {
 
 OrtStatus* create_kernel(const OrtCustomOp* op, const OrtApi* api, const OrtKernelInfo* info, void** kernel) {
     return guarded(*api, [&] {
-        MergeKernel made{*api, self(op).ward, 0, 0, 0, 0, {}, {}};
+        MergeKernel made{*api, self(op).ward, 0, 0, 0, 0, 1, 0.0f, {}, {}};
         made.prefix = integer(*api, info, "prefix");
         made.most = integer(*api, info, "most");
         made.padded = integer(*api, info, "padded");
         made.loses = integer(*api, info, "loses");
+        made.proportional = integer(*api, info, "proportional");
         if (made.ward) {
             made.wards.limit = number(*api, info, "limit");
             made.wards.pairs = integer(*api, info, "pairs");
             made.wards.rounds = integer(*api, info, "rounds");
             made.wards.power = number(*api, info, "power");
             made.wards.everyone = number(*api, info, "everyone");
+            made.wards.share = number(*api, info, "share");
             made.wards.most = made.most;
         } else {
             made.pairs.pairs = integer(*api, info, "pairs");
             made.pairs.by_threshold = integer(*api, info, "by_threshold") != 0;
             made.pairs.threshold = number(*api, info, "threshold");
             made.pairs.most = made.most;
+            made.floor = number(*api, info, "floor");
         }
         const bool sane = made.prefix >= 0 && made.most >= 0 && (made.padded == 0 || made.most > 0) && made.wards.rounds >= 0;
         if (!sane || (!made.ward && made.pairs.pairs < 0)) fail(*api, ORT_INVALID_ARGUMENT, "an attribute is negative");
@@ -126,13 +130,14 @@ void write(const MergeKernel& kernel, OrtKernelContext* context, const std::vect
     const int64_t tokens = kernel.prefix + count;
     float* rows = static_cast<float*>(output_tensor(api, context, 0, {batch, tokens, width}));
     float* size = static_cast<float*>(output_tensor(api, context, 1, {batch, tokens}));
-    int64_t* index = static_cast<int64_t*>(output_tensor(api, context, 2, {batch, count}));
-    uint8_t* keep = static_cast<uint8_t*>(output_tensor(api, context, 3, {batch, count}));
+    float* bias = static_cast<float*>(output_tensor(api, context, 2, {batch, tokens}));
+    int64_t* index = static_cast<int64_t*>(output_tensor(api, context, 3, {batch, count}));
+    uint8_t* keep = static_cast<uint8_t*>(output_tensor(api, context, 4, {batch, count}));
     int64_t* group = nullptr;
-    if (images[0].group != nullptr) group = static_cast<int64_t*>(output_tensor(api, context, 4, {batch, originals}));
+    if (images[0].group != nullptr) group = static_cast<int64_t*>(output_tensor(api, context, 5, {batch, originals}));
     for (int64_t b = 0; b < batch; ++b) {
-        const MergeOutput out{rows + b * tokens * width, size + b * tokens, index + b * count, keep + b * count,
-                              group == nullptr ? nullptr : group + b * originals, count};
+        const MergeOutput out{rows + b * tokens * width, size + b * tokens, bias + b * tokens, index + b * count, keep + b * count,
+                              group == nullptr ? nullptr : group + b * originals, count, kernel.proportional != 0};
         write_merged(images[b], merged[b], kernel.ward ? Mean::kKeptNorm : Mean::kSizes, kernel.loses != 0, out);
     }
 }
@@ -140,31 +145,48 @@ void write(const MergeKernel& kernel, OrtKernelContext* context, const std::vect
 void compute_ward(const MergeKernel& kernel, OrtKernelContext* context) {
     const OrtApi& api = kernel.api;
     const std::vector<MergeImage> images = images_of(kernel, context, 3);
-    const TensorView gram = input_tensor(api, context, 1), attention = input_tensor(api, context, 2);
+    const TensorView gram = input_tensor(api, context, 1);
     const int64_t batch = static_cast<int64_t>(images.size()), patches = images.empty() ? 0 : images[0].patches;
-    const bool agree = gram.dims == std::vector<int64_t>{batch, patches, patches} && attention.dims == std::vector<int64_t>{batch, patches};
-    if (!agree) fail(api, ORT_INVALID_ARGUMENT, "gram must be [batch, patches, patches] and attention [batch, patches]");
+    if (gram.dims != std::vector<int64_t>{batch, patches, patches}) fail(api, ORT_INVALID_ARGUMENT, "gram must be [batch, patches, patches]");
+    const float* received = optional<float>(api, context, 2, {}, "attention");
+    int64_t heads = 1, first = 0, rows = patches;
+    if (received != nullptr) {  // of all tokens and heads, or of the patches
+        const std::vector<int64_t> dims = input_tensor(api, context, 2).dims;
+        const bool all = dims.size() == 3;
+        if (all) heads = dims[2], first = kernel.prefix, rows = patches + kernel.prefix;
+        const std::vector<int64_t> wanted = all ? std::vector<int64_t>{batch, rows, heads} : std::vector<int64_t>{batch, patches};
+        if (dims != wanted) fail(api, ORT_INVALID_ARGUMENT, "attention must be [batch, tokens, heads] or [batch, patches]");
+    } else if (kernel.wards.power != 0.0f) {
+        fail(api, ORT_INVALID_ARGUMENT, "a power of the importance needs attention");
+    }
     std::vector<Merging> merged;
     for (int64_t b = 0; b < batch; ++b) {
-        merged.push_back(ward_merging(kernel.wards, images[b], static_cast<const float*>(gram.data) + b * patches * patches,
-                                      static_cast<const float*>(attention.data) + b * patches));
+        const Attention attention{received == nullptr ? nullptr : received + (b * rows + first) * heads, heads};
+        merged.push_back(
+            ward_merging(kernel.wards, images[b], static_cast<const float*>(gram.data) + b * patches * patches, attention));
     }
     if (!merged.empty()) write(kernel, context, images, merged);
 }
 
 void compute_pairs(const MergeKernel& kernel, OrtKernelContext* context) {
     const OrtApi& api = kernel.api;
-    const std::vector<MergeImage> images = images_of(kernel, context, 2);
-    const TensorView similarity = input_tensor(api, context, 1);
+    const std::vector<MergeImage> images = images_of(kernel, context, 3);
+    const TensorView products = input_tensor(api, context, 1), metric = input_tensor(api, context, 2);
     const int64_t batch = static_cast<int64_t>(images.size()), patches = images.empty() ? 0 : images[0].patches;
     const int64_t odd = kernel.prefix % 2, members_a = (patches - odd + 1) / 2, members_b = patches - members_a;
-    if (similarity.dims != std::vector<int64_t>{batch, members_a, members_b} || members_b == 0) {
-        fail(api, ORT_INVALID_ARGUMENT, "similarity must be [batch, even patch rows, odd patch rows]");
+    if (products.dims != std::vector<int64_t>{batch, members_a, members_b} || members_b == 0) {
+        fail(api, ORT_INVALID_ARGUMENT, "products must be [batch, even patch rows, odd patch rows]");
     }
+    const int64_t tokens = kernel.prefix + patches;
+    if (metric.dims.size() != 3 || metric.dims[0] != batch || metric.dims[1] != tokens) {
+        fail(api, ORT_INVALID_ARGUMENT, "metric must be [batch, tokens, depth]");
+    }
+    const int64_t depth = metric.dims[2];
     std::vector<Merging> merged;
     for (int64_t b = 0; b < batch; ++b) {
-        merged.push_back(
-            pair_merging(kernel.pairs, images[b], static_cast<const float*>(similarity.data) + b * members_a * members_b));
+        merged.push_back(pair_merging(kernel.pairs, images[b], static_cast<const float*>(products.data) + b * members_a * members_b,
+                                      static_cast<const float*>(metric.data) + (b * tokens + kernel.prefix) * depth, depth,
+                                      kernel.floor));
     }
     if (!merged.empty()) write(kernel, context, images, merged);
 }
@@ -177,22 +199,22 @@ OrtStatus* compute_kernel(void* kernel, OrtKernelContext* context) {
 constexpr ONNXTensorElementDataType kFloat = ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT;
 constexpr ONNXTensorElementDataType kInt64 = ONNX_TENSOR_ELEMENT_DATA_TYPE_INT64;
 constexpr ONNXTensorElementDataType kBool = ONNX_TENSOR_ELEMENT_DATA_TYPE_BOOL;
-constexpr ONNXTensorElementDataType kBehind[] = {kFloat, kInt64, kBool, kInt64};
-constexpr ONNXTensorElementDataType kOutputs[] = {kFloat, kFloat, kInt64, kBool, kInt64};
+constexpr ONNXTensorElementDataType kInputs[] = {kFloat, kFloat, kFloat, kFloat, kInt64, kBool, kInt64};
+constexpr ONNXTensorElementDataType kOutputs[] = {kFloat, kFloat, kFloat, kInt64, kBool, kInt64};
 
-MergeOperator::MergeOperator(const char* name_, bool ward_) : OrtCustomOp{}, name(name_), ward(ward_), needed(ward_ ? 3 : 2) {
+MergeOperator::MergeOperator(const char* name_, bool ward_) : OrtCustomOp{}, name(name_), ward(ward_) {
     version = kOrtApi;
     GetName = [](const OrtCustomOp* op) { return self(op).name; };
     GetExecutionProviderType = [](const OrtCustomOp*) -> const char* { return nullptr; };
-    GetInputTypeCount = [](const OrtCustomOp* op) { return self(op).needed + 4; };
-    GetInputType = [](const OrtCustomOp* op, size_t index) { return index < self(op).needed ? kFloat : kBehind[index - self(op).needed]; };
-    GetInputCharacteristic = [](const OrtCustomOp* op, size_t index) {
-        return index < self(op).needed ? INPUT_OUTPUT_REQUIRED : INPUT_OUTPUT_OPTIONAL;
+    GetInputTypeCount = [](const OrtCustomOp*) -> size_t { return 7; };
+    GetInputType = [](const OrtCustomOp*, size_t index) { return kInputs[index]; };
+    GetInputCharacteristic = [](const OrtCustomOp* op, size_t index) {  // attention may be absent, a metric not
+        return index < (self(op).ward ? 2u : 3u) ? INPUT_OUTPUT_REQUIRED : INPUT_OUTPUT_OPTIONAL;
     };
     GetInputMemoryType = [](const OrtCustomOp*, size_t) { return OrtMemTypeDefault; };
-    GetOutputTypeCount = [](const OrtCustomOp*) -> size_t { return 5; };
+    GetOutputTypeCount = [](const OrtCustomOp*) -> size_t { return 6; };
     GetOutputType = [](const OrtCustomOp*, size_t index) { return kOutputs[index]; };
-    GetOutputCharacteristic = [](const OrtCustomOp*, size_t index) { return index < 4 ? INPUT_OUTPUT_REQUIRED : INPUT_OUTPUT_OPTIONAL; };
+    GetOutputCharacteristic = [](const OrtCustomOp*, size_t index) { return index < 5 ? INPUT_OUTPUT_REQUIRED : INPUT_OUTPUT_OPTIONAL; };
     CreateKernelV2 = create_kernel;
     KernelComputeV2 = compute_kernel;
     KernelDestroy = [](void* kernel) { delete static_cast<MergeKernel*>(kernel); };

@@ -126,6 +126,8 @@ def _fuse_attention(graph: Graph) -> int:
 def _is_sized(bias: Tensor) -> bool:
     """Whether a key bias holds log(size) of merged rows: it is no mask, its values count."""
     flat = _above(bias, "Unsqueeze")
+    if flat is not None and flat.inputs[0].inputs and flat.inputs[0].inputs[0].domain == DOMAIN:
+        return True  # of a merging operator
     source = _above(flat.inputs[0], "Log", "Add") if flat is not None else None
     return source is not None and (source.op == "Log" or any(_above(tensor, "Log") is not None for tensor in source.inputs))
 

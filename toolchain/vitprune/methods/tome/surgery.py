@@ -12,6 +12,7 @@ from vitprune.graph.emit import FLOAT, INT64, Emitter
 from vitprune.graph.outlines import outline
 from vitprune.graph.passes.base import Surgery
 from vitprune.graph.types import Tensor
+from vitprune.methods._merging.keys import NORM_FLOOR
 from vitprune.methods._merging.matching import partners, similarity, spread, starts
 from vitprune.methods._merging.surgery import MergingSurgery, metric
 from vitprune.methods.base import Site
@@ -37,7 +38,8 @@ class TomeSurgery(MergingSurgery):
         """See `MergingSurgery.merge`."""
         prefix = surgery.anatomy.prefix
         first_a, first_b = starts(prefix)
-        cosines = similarity(emit, metric(emit, block, key), prefix)
+        summed, unit = metric(emit, block, key)
+        cosines = similarity(emit, unit, prefix)
         leaving, staying = self._rank(emit, emit.reduce("ReduceMax", cosines, 2, "best"), site, first_a - prefix)
         sources = spread(emit, leaving, first_a, "sources")
         targets = spread(emit, partners(emit, cosines, leaving), first_b, "targets")
@@ -45,16 +47,16 @@ class TomeSurgery(MergingSurgery):
         stay = emit.op("Expand", [emit.constant(fixed), self.column(surgery)], "stay/b", dtype=INT64)
         if staying is not None:
             stay = emit.op("Concat", [spread(emit, staying, first_a, "stay/a"), stay], "stay/patches", dtype=INT64, axis=1)
-        entering = {"x": x, "similarity": cosines, "size": self.size, "group": self.group, "patch": surgery.patch}
+        entering = {"x": x, "metric": summed, "size": self.size, "group": self.group, "patch": surgery.patch}
         index = self._numbers(surgery, emit, stay, sources, targets)
         merged = self.combine(surgery, emit, x, self.token_rows(surgery, emit, stay), sources, targets, site.options.r)
+        leaving_ = {"rows": merged, "size": self.size, "index": index, "group": self.group, "bias": self.hide(surgery, emit)}
         surgery.outlines.append(
             outline(
-                "PairMerge", entering, {"rows": merged, "size": self.size, "index": index, "group": self.group}, prefix=prefix,
-                pairs=site.options.r, most=0, padded=0, loses=0, by_threshold=0, threshold=0.0,
+                "PairMerge", entering, leaving_, prefix=prefix, pairs=site.options.r, most=0, padded=0, loses=0, by_threshold=0,
+                threshold=0.0, proportional=int(self.proportional), floor=NORM_FLOOR * block.heads,
             )
         )  # fmt: skip
-        self.hide(surgery, emit)
         return merged
 
     def _rank(self, emit: Emitter, best: Tensor, site: Site[TomeOptions], offset: int) -> tuple[Tensor, Tensor | None]:

@@ -15,6 +15,7 @@ from vitprune.graph.outlines import outline
 from vitprune.graph.passes.base import Surgery
 from vitprune.graph.types import Tensor
 from vitprune.methods._dropping.sampling import token_sample
+from vitprune.methods._merging.keys import NORM_FLOOR
 from vitprune.methods._merging.matching import every_second, partners, similarity, spread, starts
 from vitprune.methods._merging.surgery import IMPOSSIBLE, MergingSurgery, metric
 from vitprune.methods.base import Site
@@ -40,7 +41,7 @@ class TomeThresholdSurgery(MergingSurgery):
         """See `MergingSurgery.merge`."""
         prefix, r = surgery.anatomy.prefix, site.options.r_max
         first_a, first_b = starts(prefix)
-        unit = metric(emit, block, key)
+        summed, unit = metric(emit, block, key)
         padded = surgery.valid is not None and not surgery.single
         start(
             surgery,
@@ -48,7 +49,7 @@ class TomeThresholdSurgery(MergingSurgery):
             emit.slice(emit.op("ReduceSum", [unit, emit.constant([2])], "rows", keepdims=0), prefix, None, 1, "slots"),
         )
         live = emit.op("Cast", [surgery.slots.valid], "live", to=1)
-        cosines = every = similarity(emit, unit, prefix)
+        cosines = similarity(emit, unit, prefix)
         if padded:
             cosines = emit.op("Sub", [cosines, self._absent(emit, live, first_b - prefix, "b", 1)], "similarity/live")
         best = emit.reduce("ReduceMax", cosines, 2, "best")
@@ -62,7 +63,7 @@ class TomeThresholdSurgery(MergingSurgery):
         stays = emit.op("Sub", [emit.constant(1.0, FLOAT), active], "stays")
         score = emit.op("ScatterElements", [live, leaving, stays], "score", axis=1)  # every source once: no reduction
         valid = surgery.valid if padded else None
-        entering = {"x": x, "similarity": every, "size": self.size, "valid": valid, "group": self.group, "patch": surgery.patch}
+        entering = {"x": x, "metric": summed, "size": self.size, "valid": valid, "group": self.group, "patch": surgery.patch}
         index, keep = token_sample(emit, surgery, site, score)
         if self.group is not None:
             slots = emit.op("Sub", [targets, emit.constant(prefix)], "trace/targets", dtype=INT64)
@@ -71,13 +72,14 @@ class TomeThresholdSurgery(MergingSurgery):
         stay = emit.op("Add", [index, emit.constant(prefix)], "stay/patches", dtype=INT64)
         merged = self.combine(surgery, emit, x, self.token_rows(surgery, emit, stay), sources, targets, r, active)
         leaving_ = {"rows": merged, "size": self.size, "index": index, "keep": keep, "group": self.group}
+        leaving_["bias"] = self.hide(surgery, emit, keep)
         surgery.outlines.append(
             outline(
                 "PairMerge", entering, leaving_, prefix=prefix, pairs=r, padded=int(surgery.padded), loses=0, by_threshold=1,
                 most=site.limit if surgery.padded else site.options.most or 0, threshold=float(site.options.tau),
+                proportional=int(self.proportional), floor=NORM_FLOOR * block.heads,
             )
         )  # fmt: skip
-        self.hide(surgery, emit, keep)
         return merged
 
     def _absent(self, emit: Emitter, live: Tensor, first: int, label: str, axis: int | None) -> Tensor:
