@@ -2,6 +2,8 @@
 
 python benchmarks/methods_speed.py                   # DeiT-S, 197 tokens, batch 1 and 8; some 20 minutes on one core
 python benchmarks/methods_speed.py --only tome       # rows of these methods are replaced in the stored JSON
+
+Where `vitprune plugins build` has left the native library, the graph with its operators is measured, too.
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from slice_oracle import slice_oracle  # noqa: E402
 from speed import interleaved, machine  # noqa: E402
 
+from vitprune import plugins  # noqa: E402
 from vitprune.backends.onnxruntime import make_session  # noqa: E402
 from vitprune.data import images  # noqa: E402
 from vitprune.exporting import export as exporting  # noqa: E402
@@ -63,16 +66,32 @@ def graphs(method: str, batch: int) -> tuple[dict[str, bytes], np.ndarray, dict[
     for label, graph in made.items():
         special, facts[label] = specialise(graph, keep_outputs=False)
         ready[label] = special.SerializeToString()
+    if library() is not None:
+        special, facts["native"] = specialise(pruned, keep_outputs=False, native=True)
+        if facts["native"]["native"]:
+            ready["native"] = special.SerializeToString()
     return ready, x, {"kept": kept, "tokens": anatomy.prefix + anatomy.patches, "fused": facts}
+
+
+@cache
+def library() -> Path | None:
+    """The native library with operators for ONNX Runtime, where it is built."""
+    built = plugins.built()
+    return built.library if built is not None and built.onnxruntime_api else None
 
 
 def measure(method: str, batch: int, rounds: int, passes: int) -> dict[str, Any]:
     """One row: medians of per-round ratios of CPU time. Every pass makes its sessions anew: memory layout shifts a ratio, too."""
     ready, x, facts = graphs(method, batch)
-    by_pass, gain, times = [], [], {"pruned": [], "oracle": [], "dense": []}
+    by_pass, gain, native = [], [], []
+    times: dict[str, list[float]] = {label: [] for label in ready}
     for _ in range(passes):
-        sessions = {label: make_session(graph, threads=1, spin=False) for label, graph in ready.items()}
-        taken = interleaved({label: sessions[label] for label in ("pruned", "oracle")}, x, rounds)
+        sessions = {
+            label: make_session(graph, threads=1, spin=False, library=library() if label == "native" else None)
+            for label, graph in ready.items()
+        }
+        taken = interleaved({label: sessions[label] for label in ready if label != "dense"}, x, rounds)
+        native += [n / o for n, o in zip(taken.get("native", []), taken["oracle"], strict=False)]
         by_pass.append([p / o for p, o in zip(taken["pruned"], taken["oracle"], strict=True)])
         against = interleaved({label: sessions[label] for label in ("dense", "pruned")}, x, max(3, rounds // 5))
         gain += [d / p for d, p in zip(against["dense"], against["pruned"], strict=True)]
@@ -86,6 +105,7 @@ def measure(method: str, batch: int, rounds: int, passes: int) -> dict[str, Any]
         "method": method, "batch": batch, "rounds": rounds, "settings": SETTINGS[method], **facts,
         "median_ms": {label: round(1e3 * statistics.median(values), 2) for label, values in times.items()},
         "pruned_over_oracle": middle, "pruned_over_oracle_iqr": [round(quartiles[0], 4), round(quartiles[2], 4)],
+        **({"native_over_oracle": round(statistics.median(native), 4)} if native else {}),
         "passes": [round(statistics.median(one), 4) for one in by_pass],
         "goal": goal, "met": middle <= goal, "dense_over_pruned": round(statistics.median(gain), 3),
     }  # fmt: skip

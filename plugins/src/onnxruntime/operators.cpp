@@ -4,6 +4,7 @@
 #include "build_info.h"
 #include "host/token_sample.h"
 #include "host/token_score.h"
+#include "onnxruntime/merge_operators.h"
 
 namespace vitprune {
 namespace {
@@ -125,6 +126,7 @@ OrtCustomOpDomain* make_domain(const OrtApi& api) {
     check(api.CreateCustomOpDomain("vitprune", &domain));
     check(api.CustomOpDomain_Add(domain, &sample));
     check(api.CustomOpDomain_Add(domain, &score_sample));
+    add_merge_operators(api, domain);
 #if VITPRUNE_FEATURES & 1
     static const Operator sample_cuda("TokenSample", "CUDAExecutionProvider", false, compute_sample_cuda);
     check(api.CustomOpDomain_Add(domain, &sample_cuda));

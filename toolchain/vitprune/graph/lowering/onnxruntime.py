@@ -15,6 +15,7 @@ import onnx_graphsurgeon as gs
 
 from vitprune.graph import types
 from vitprune.graph.anatomy.static import scalar_of, value_of
+from vitprune.graph.lowering.merging import native_merging
 from vitprune.graph.types import Graph, Node, Tensor, dims
 from vitprune.ops.function import Valid, function
 from vitprune.ops.token_sample import DOMAIN, NAME
@@ -39,10 +40,12 @@ def specialise(model: onnx.ModelProto, keep_outputs: bool, native: bool = False)
     if not keep_outputs:
         graph.outputs = graph.outputs[:1]
         graph.cleanup(remove_unused_graph_inputs=False)
+    merging = native_merging(graph, model) if native else 0
     _sort_integers(graph)
     facts = {"attention": _fuse_attention(graph), "gelu": _fuse_gelu(graph), "gemm": _fuse_gemm(graph)}
     graph.cleanup(remove_unused_graph_inputs=False).toposort()
-    facts["native"] = sum(node.op == NAME for node in graph.nodes)
+    facts["merging"] = merging
+    facts["native"] = sum(node.domain == DOMAIN for node in graph.nodes)
     result: onnx.ModelProto = gs.export_onnx(graph, do_type_check=False)
     del result.opset_import[:]
     result.opset_import.append(onnx.helper.make_opsetid("", graph.opset))
@@ -123,6 +126,8 @@ def _fuse_attention(graph: Graph) -> int:
 def _is_sized(bias: Tensor) -> bool:
     """Whether a key bias holds log(size) of merged rows: it is no mask, its values count."""
     flat = _above(bias, "Unsqueeze")
+    if flat is not None and flat.inputs[0].inputs and flat.inputs[0].inputs[0].domain == DOMAIN:
+        return True  # of a merging operator
     source = _above(flat.inputs[0], "Log", "Add") if flat is not None else None
     return source is not None and (source.op == "Log" or any(_above(tensor, "Log") is not None for tensor in source.inputs))
 

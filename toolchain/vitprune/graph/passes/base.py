@@ -12,6 +12,7 @@ import onnx
 from vitprune.errors import ExportError
 from vitprune.graph.anatomy.find import Anatomy
 from vitprune.graph.emit import Emitter
+from vitprune.graph.outlines import Outline
 from vitprune.graph.types import Graph, Tensor, given, redirect
 from vitprune.methods.base import Method, Site
 from vitprune.recipe import Recipe
@@ -36,7 +37,7 @@ class Surgery:
         each slot stands for, None = one each. kept: per site, the output tensor of kept patch numbers, None where a site is bypassed.
         groups: per block with a site of a method that merges, int64 [B,P]: for every patch the one that represents it.
         more_outputs: further outputs of the method, by name.
-        functions: model-local functions to attach. notes: facts for the export report.
+        functions: model-local functions to attach. outlines: what sites do as one operator. notes: facts for the export report.
     """
 
     graph: Graph
@@ -54,6 +55,7 @@ class Surgery:
     groups: dict[int, Tensor] = field(default_factory=dict)
     more_outputs: dict[str, Tensor] = field(default_factory=dict)
     functions: dict[str, onnx.FunctionProto] = field(default_factory=dict)
+    outlines: list[Outline] = field(default_factory=list)
     notes: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:

@@ -228,8 +228,8 @@ class MergingSurgery(GraphPass):
             "Add", [self.group, emit.op("Cast", [total], "trace/whole", dtype=INT64, to=7)], "trace/group", dtype=INT64
         )
 
-    def hide(self, surgery: Surgery, emit: Emitter, keep: Tensor | None = None) -> None:
-        """Key bias of later blocks: log(size) where asked for, and pad slots (keep bool [B,K] false) out of sight."""
+    def hide(self, surgery: Surgery, emit: Emitter, keep: Tensor | None = None) -> Tensor | None:
+        """Key bias of later blocks: log(size) where asked for, and pad slots (keep bool [B,K] false) out of sight; flat [B,prefix+K] or None."""
         flat = emit.op("Log", [given(self.size)], "bias/log_size") if self.proportional else None
         if keep is not None and not surgery.single:
             pad = emit.op("Cast", [emit.op("Not", [keep], "bias/pad", dtype=BOOL)], "bias/pad_float", to=1)
@@ -238,6 +238,7 @@ class MergingSurgery(GraphPass):
             )
             flat = hidden if flat is None else emit.op("Add", [flat, hidden], "bias/flat")
         surgery.bias = None if flat is None else emit.op("Unsqueeze", [flat, emit.constant([1, 2])], "bias")
+        return flat
 
     def column(self, surgery: Surgery) -> Tensor:
         """Shape [B,1], to spread constants over the batch; written once."""
@@ -265,12 +266,14 @@ class MergingSurgery(GraphPass):
         return emit.op("Unsqueeze", [behind, emit.constant([2])], "stay/column", dtype=INT64)
 
 
-def metric(emit: Emitter, block: Block, key: Tensor) -> Tensor:
-    """Mean over heads of flat keys [B,N,H*d], to unit length: [B,N,d] (the sum: a mean has the same direction)."""
+def metric(emit: Emitter, block: Block, key: Tensor) -> tuple[Tensor, Tensor]:
+    """Sum over heads of flat keys [B,N,H*d], and to unit length: [B,N,d] (a mean has the same direction)."""
     heads = emit.op("Reshape", [key, emit.constant([0, 0, block.heads, block.head_dim])], "metric/heads")
     total = emit.op("ReduceSum", [heads, emit.constant([2])], "metric/sum", keepdims=0)
     squares = emit.op(
         "ReduceSum", [emit.op("Mul", [total, total], "metric/squares"), emit.constant([2])], "metric/norm2", keepdims=1
     )
     floor = emit.constant(NORM_FLOOR * block.heads, FLOAT)
-    return emit.op("Div", [total, emit.op("Max", [emit.op("Sqrt", [squares], "metric/norm"), floor], "metric/length")], "metric")
+    return total, emit.op(
+        "Div", [total, emit.op("Max", [emit.op("Sqrt", [squares], "metric/norm"), floor], "metric/length")], "metric"
+    )

@@ -41,7 +41,7 @@ class AtsMergeSurgery(MergingSurgery):
         significance = score(emit, surgery, block, site.options.score, h, key, value)
         start(surgery, emit, significance)
         index, keep = token_sample(emit, surgery, site, significance)
-        unit = emit.slice(metric(emit, block, key), prefix, None, 1, "metric/patches")
+        unit = emit.slice(metric(emit, block, key)[1], prefix, None, 1, "metric/patches")
         owners, into = self._assign(surgery, emit, site, unit, index, keep)
         if self.group is not None:
             self._trace(surgery, emit, site, index, into, owners)

@@ -9,8 +9,10 @@ import numpy as np
 
 from vitprune.graph.anatomy.find import Block
 from vitprune.graph.emit import FLOAT, INT64, Emitter
+from vitprune.graph.outlines import outline
 from vitprune.graph.passes.base import Surgery
 from vitprune.graph.types import Tensor
+from vitprune.methods._merging.keys import NORM_FLOOR
 from vitprune.methods._merging.matching import partners, similarity, spread, starts
 from vitprune.methods._merging.surgery import MergingSurgery, metric
 from vitprune.methods.base import Site
@@ -36,7 +38,8 @@ class TomeSurgery(MergingSurgery):
         """See `MergingSurgery.merge`."""
         prefix = surgery.anatomy.prefix
         first_a, first_b = starts(prefix)
-        cosines = similarity(emit, metric(emit, block, key), prefix)
+        summed, unit = metric(emit, block, key)
+        cosines = similarity(emit, unit, prefix)
         leaving, staying = self._rank(emit, emit.reduce("ReduceMax", cosines, 2, "best"), site, first_a - prefix)
         sources = spread(emit, leaving, first_a, "sources")
         targets = spread(emit, partners(emit, cosines, leaving), first_b, "targets")
@@ -44,9 +47,16 @@ class TomeSurgery(MergingSurgery):
         stay = emit.op("Expand", [emit.constant(fixed), self.column(surgery)], "stay/b", dtype=INT64)
         if staying is not None:
             stay = emit.op("Concat", [spread(emit, staying, first_a, "stay/a"), stay], "stay/patches", dtype=INT64, axis=1)
-        self._numbers(surgery, emit, stay, sources, targets)
+        entering = {"x": x, "metric": summed, "size": self.size, "group": self.group, "patch": surgery.patch}
+        index = self._numbers(surgery, emit, stay, sources, targets)
         merged = self.combine(surgery, emit, x, self.token_rows(surgery, emit, stay), sources, targets, site.options.r)
-        self.hide(surgery, emit)
+        leaving_ = {"rows": merged, "size": self.size, "index": index, "group": self.group, "bias": self.hide(surgery, emit)}
+        surgery.outlines.append(
+            outline(
+                "PairMerge", entering, leaving_, prefix=prefix, pairs=site.options.r, most=0, padded=0, loses=0, by_threshold=0,
+                threshold=0.0, proportional=int(self.proportional), floor=NORM_FLOOR * block.heads,
+            )
+        )  # fmt: skip
         return merged
 
     def _rank(self, emit: Emitter, best: Tensor, site: Site[TomeOptions], offset: int) -> tuple[Tensor, Tensor | None]:
@@ -61,15 +71,15 @@ class TomeSurgery(MergingSurgery):
         ordered, _ = emit.ops("TopK", [rest, emit.constant([members - r])], "rank/ordered", outputs, axis=1, largest=0)
         return emit.slice(ranked, 0, r, 1, "leaving", dtype=INT64), emit.op("Cast", [ordered], "staying", dtype=INT64, to=7)
 
-    def _numbers(self, surgery: Surgery, emit: Emitter, stay: Tensor, sources: Tensor, targets: Tensor) -> None:
-        """Kept list and groups; token rows [B,K] and [B,r]."""
+    def _numbers(self, surgery: Surgery, emit: Emitter, stay: Tensor, sources: Tensor, targets: Tensor) -> Tensor:
+        """Kept list and groups; token rows [B,K] and [B,r]. Returns the slots [B,K] that stay."""
 
         def slots(rows: Tensor, label: str) -> Tensor:
             prefix = surgery.anatomy.prefix
             return emit.op("Sub", [rows, emit.constant(prefix)], label, dtype=INT64) if prefix else rows
 
         before = surgery.patch
-        kept = slots(stay, "kept/slots")
+        kept = index = slots(stay, "kept/slots")
         if before is not None:
             kept = emit.op("GatherElements", [before, kept], "kept", dtype=INT64, axis=1)
         if self.group is not None:
@@ -79,3 +89,4 @@ class TomeSurgery(MergingSurgery):
             self.rename(emit, before, slots(sources, "trace/sources"), slots(targets, "trace/targets"))
         surgery.patch = kept
         surgery.kept.append(kept)
+        return index

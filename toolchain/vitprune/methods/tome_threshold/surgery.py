@@ -11,9 +11,11 @@ import numpy as np
 from vitprune.graph.anatomy.find import Block
 from vitprune.graph.canonical import advance, start
 from vitprune.graph.emit import BOOL, FLOAT, INT64, Emitter
+from vitprune.graph.outlines import outline
 from vitprune.graph.passes.base import Surgery
 from vitprune.graph.types import Tensor
 from vitprune.methods._dropping.sampling import token_sample
+from vitprune.methods._merging.keys import NORM_FLOOR
 from vitprune.methods._merging.matching import every_second, partners, similarity, spread, starts
 from vitprune.methods._merging.surgery import IMPOSSIBLE, MergingSurgery, metric
 from vitprune.methods.base import Site
@@ -39,7 +41,7 @@ class TomeThresholdSurgery(MergingSurgery):
         """See `MergingSurgery.merge`."""
         prefix, r = surgery.anatomy.prefix, site.options.r_max
         first_a, first_b = starts(prefix)
-        unit = metric(emit, block, key)
+        summed, unit = metric(emit, block, key)
         padded = surgery.valid is not None and not surgery.single
         start(
             surgery,
@@ -60,6 +62,8 @@ class TomeThresholdSurgery(MergingSurgery):
         leaving = spread(emit, members, first_a - prefix, "leaving")
         stays = emit.op("Sub", [emit.constant(1.0, FLOAT), active], "stays")
         score = emit.op("ScatterElements", [live, leaving, stays], "score", axis=1)  # every source once: no reduction
+        valid = surgery.valid if padded else None
+        entering = {"x": x, "metric": summed, "size": self.size, "valid": valid, "group": self.group, "patch": surgery.patch}
         index, keep = token_sample(emit, surgery, site, score)
         if self.group is not None:
             slots = emit.op("Sub", [targets, emit.constant(prefix)], "trace/targets", dtype=INT64)
@@ -67,7 +71,15 @@ class TomeThresholdSurgery(MergingSurgery):
         advance(surgery, emit, index, keep)
         stay = emit.op("Add", [index, emit.constant(prefix)], "stay/patches", dtype=INT64)
         merged = self.combine(surgery, emit, x, self.token_rows(surgery, emit, stay), sources, targets, r, active)
-        self.hide(surgery, emit, keep)
+        leaving_ = {"rows": merged, "size": self.size, "index": index, "keep": keep, "group": self.group}
+        leaving_["bias"] = self.hide(surgery, emit, keep)
+        surgery.outlines.append(
+            outline(
+                "PairMerge", entering, leaving_, prefix=prefix, pairs=r, padded=int(surgery.padded), loses=0, by_threshold=1,
+                most=site.limit if surgery.padded else site.options.most or 0, threshold=float(site.options.tau),
+                proportional=int(self.proportional), floor=NORM_FLOOR * block.heads,
+            )
+        )  # fmt: skip
         return merged
 
     def _absent(self, emit: Emitter, live: Tensor, first: int, label: str, axis: int | None) -> Tensor:

@@ -14,6 +14,7 @@ import numpy as np
 from vitprune.graph.anatomy.find import Block
 from vitprune.graph.canonical import advance, probabilities, queries, start
 from vitprune.graph.emit import BOOL, FLOAT, INT64, Emitter
+from vitprune.graph.outlines import outline
 from vitprune.graph.passes.base import Surgery
 from vitprune.graph.types import Tensor, given
 from vitprune.methods._dropping.sampling import cls_attention, token_sample
@@ -64,12 +65,17 @@ class WardMergeSurgery(MergingSurgery):
         if surgery.valid is not None and not surgery.single:
             live = emit.op("Cast", [surgery.valid], "live", to=1)
         size = self._sizes(surgery, emit, flat_norm)
-        attention = self._attention(surgery, emit, block, h, key, live)
+        row = cls_attention(emit, block, h, key, surgery.bias) if surgery.anatomy.reads_cls and prefix else None
+        attention = self._attention(surgery, emit, block, h, key, live, row)
         mass = self._mass(emit, site, attention, size)
         gone = None if live is None else emit.op("Sub", [emit.constant(1.0, FLOAT), live], "absent")
         slots = ramp(emit, flat_norm, site.patches, "slots")
-        rows = Rows(self._directions(emit, block, site, patches, norm), mass, gone)
+        summed, directions = self._directions(emit, block, site, patches, norm)
+        rows = Rows(directions, mass, gone)
         into, after = self._rounds(surgery, emit, site, rows, slots)
+        valid = None if live is None else surgery.valid
+        received = (attention if row is None else row) if site.options.power else None
+        entering = {"x": x, "metric": summed, "attention": received, "size": self.size, "valid": valid, "group": self.group}
         stay = emit.op("Equal", [into, slots], "stay/bool", dtype=BOOL)
         leaves = emit.op("Cast", [emit.op("Not", [stay], "leaves/bool", dtype=BOOL)], "leaves", to=1)
         who = leaving(emit, into, leaves, self._most(surgery, emit, site, leaves))
@@ -79,6 +85,7 @@ class WardMergeSurgery(MergingSurgery):
         if before is None:
             numbers = emit.constant(np.arange(surgery.anatomy.patches)[None])
             before = emit.op("Expand", [numbers, self.column(surgery)], "patches/all", dtype=INT64)
+        entering["patch"] = before
         self.rename(emit, before, who.sources, who.targets, who.active)
         kept = emit.op("Where", [stay, after, emit.constant(-1.0, FLOAT)], "heaviest")
         index, keep = self._pack(surgery, emit, site, kept, before)
@@ -87,8 +94,31 @@ class WardMergeSurgery(MergingSurgery):
         self.size = self.in_front(surgery, emit, 1.0, emit.op("GatherElements", [sizes, index], "size/kept", axis=1), "size")
         to = emit.op("Add", [index, emit.constant(prefix)], "stay/rows", dtype=INT64) if prefix else index
         merged = emit.take_rows(written, self.token_rows(surgery, emit, to), "rows/merged")
-        self.hide(surgery, emit, keep)
+        leaving_ = {"rows": merged, "size": self.size, "index": index, "keep": keep, "group": self.group}
+        leaving_["bias"] = self.hide(surgery, emit, keep)
+        self._describe(surgery, site, entering, leaving_, 1.0 / block.heads if row is not None else 1.0)
         return merged
+
+    def _describe(
+        self,
+        surgery: Surgery,
+        site: Site[WardOptions],
+        entering: dict[str, Tensor | None],
+        leaving_: dict[str, Tensor | None],
+        share: float,
+    ) -> None:
+        """The site as one operator, for a runtime that has it."""
+        options = site.options
+        bound = site.limit if options.r is not None or options.capacity or surgery.padded else 0
+        surgery.outlines.append(
+            outline(
+                "WardMerge", entering, leaving_, prefix=surgery.anatomy.prefix, most=bound,
+                padded=int(surgery.padded or options.r is not None), loses=int(options.r is not None or bool(options.capacity)),
+                limit=float(min(options.limit, FAR)), pairs=-1 if options.r is None else min(options.r, site.patches),
+                rounds=options.rounds, power=float(options.power), everyone=float(options.everyone), share=share,
+                proportional=int(self.proportional),
+            )
+        )  # fmt: skip
 
     def _sizes(self, surgery: Surgery, emit: Emitter, like: Tensor) -> Tensor:
         """Patches per row [B,P], without the prefix."""
@@ -97,12 +127,13 @@ class WardMergeSurgery(MergingSurgery):
         everyone = np.ones((1, surgery.anatomy.patches))
         return emit.op("Expand", [emit.constant(everyone, FLOAT), self.column(surgery)], "size/patches")
 
-    def _attention(self, surgery: Surgery, emit: Emitter, block: Block, h: Tensor, key: Tensor, live: Tensor | None) -> Tensor:
-        """Mean over heads of the attention that every patch row receives [B,P]: from the CLS token, or without one from all queries."""
+    def _attention(
+        self, surgery: Surgery, emit: Emitter, block: Block, h: Tensor, key: Tensor, live: Tensor | None, row: Tensor | None
+    ) -> Tensor:
+        """Mean over heads of the attention that every patch row receives [B,P]: from the CLS token (row [B,N,H]), or from all queries."""
         prefix = surgery.anatomy.prefix
         share = emit.constant(1.0 / block.heads, FLOAT)
-        if surgery.anatomy.reads_cls and prefix:
-            row = cls_attention(emit, block, h, key, surgery.bias)
+        if row is not None:
             total = emit.op("ReduceSum", [row, emit.constant([2])], "attention/sum", keepdims=0)
         else:
             every = emit.child("all")
@@ -130,17 +161,20 @@ class WardMergeSurgery(MergingSurgery):
         power = emit.op("Pow", [importance, emit.constant(site.options.power, FLOAT)], "importance/power")
         return emit.op("Max", [emit.op("Mul", [size, power], "mass/all"), emit.constant(LIGHTEST, FLOAT)], "mass")
 
-    def _directions(self, emit: Emitter, block: Block, site: Site[WardOptions], patches: Tensor, norm: Tensor) -> Tensor:
-        """Rows at unit length [B,P,C], or sums of their channels with fixed signs [B,P,d]."""
+    def _directions(
+        self, emit: Emitter, block: Block, site: Site[WardOptions], patches: Tensor, norm: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Rows [B,P,C], or sums of their channels with fixed signs [B,P,d], as they are and over the rows' length."""
         width, sketch = block.heads * block.head_dim, site.options.sketch
         length = emit.op("Max", [norm, emit.constant(LONGEST, FLOAT)], "norm/length")
         if sketch is None or sketch >= width:
-            return emit.op("Div", [patches, length], "directions")
+            return patches, emit.op("Div", [patches, length], "directions")
         signed = emit.op("Mul", [patches, emit.constant(signs(width), FLOAT)], "sketch/signed")
         if missing := -width % sketch:
             signed = emit.op("Pad", [signed, emit.constant([0, 0, 0, 0, 0, missing])], "sketch/padded")
         split = emit.op("Reshape", [signed, emit.constant([0, 0, (width + missing) // sketch, sketch])], "sketch/split")
-        return emit.op("Div", [emit.op("ReduceSum", [split, emit.constant([2])], "sketch", keepdims=0), length], "directions")
+        summed = emit.op("ReduceSum", [split, emit.constant([2])], "sketch", keepdims=0)
+        return summed, emit.op("Div", [summed, length], "directions")
 
     def _rounds(
         self, surgery: Surgery, emit: Emitter, site: Site[WardOptions], rows: Rows, slots: Tensor

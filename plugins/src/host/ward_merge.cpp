@@ -1,0 +1,151 @@
+// SPDX-License-Identifier: Apache-2.0
+#include <algorithm>
+#include <cmath>
+#include <limits>
+#include <numeric>
+
+#include "host/merging.h"
+
+namespace vitprune {
+namespace {
+
+constexpr float kLightest = 1e-9f;
+constexpr float kShortest = 1e-12f;
+constexpr float kNone = std::numeric_limits<float>::infinity();
+
+// Sizes times the importance (attention per patch, 1 = average) to the power.
+std::vector<float> masses(const WardParameters& parameters, const MergeImage& image, const Attention& attention) {
+    std::vector<float> mass(image.patches);
+    for (int64_t slot = 0; slot < image.patches; ++slot) {
+        const float size = image.size_of(slot);
+        mass[slot] = size;
+        if (parameters.power == 0.0f) continue;
+        float received = 0.0f;
+        for (int64_t head = 0; head < attention.heads; ++head) received += attention.values[slot * attention.heads + head];
+        mass[slot] = std::max(size * std::pow(received * parameters.share / size * parameters.everyone, parameters.power), kLightest);
+    }
+    return mass;
+}
+
+// The least of some values, in lanes: a plain minimum is not vectorised without -ffast-math.
+float least_of(const std::vector<float>& values) {
+    constexpr size_t kLanes = 16;
+    float lanes[kLanes];
+    std::fill(lanes, lanes + kLanes, kNone);
+    size_t at = 0;
+    for (; at + kLanes <= values.size(); at += kLanes) {
+        for (size_t lane = 0; lane < kLanes; ++lane) lanes[lane] = values[at + lane] < lanes[lane] ? values[at + lane] : lanes[lane];
+    }
+    for (; at < values.size(); ++at) lanes[0] = std::min(lanes[0], values[at]);
+    return *std::min_element(lanes, lanes + kLanes);
+}
+
+// Products of rows as products of directions.
+std::vector<float> of_directions(const MergeImage& image, const float* gram) {
+    const int64_t count = image.patches;
+    std::vector<float> factor(count), products(count * count);
+    for (int64_t slot = 0; slot < count; ++slot) factor[slot] = 1.0f / std::max(norm_of(image.row(slot), image.width), kShortest);
+    for (int64_t slot = 0; slot < count; ++slot) {
+        const float own = factor[slot];
+        for (int64_t j = 0; j < count; ++j) products[slot * count + j] = gram[slot * count + j] * own * factor[j];
+    }
+    return products;
+}
+
+struct Nearest {
+    std::vector<int64_t> partner;  // -1: none
+    std::vector<float> cost;
+};
+
+// Cheapest partner of every slot present, ties to the lower one. Damage: |z_i - z_j|^2 / (1 / m_i + 1 / m_j).
+Nearest nearest(const std::vector<float>& gram, const std::vector<float>& mass, const std::vector<uint8_t>& gone) {
+    const int64_t count = static_cast<int64_t>(mass.size());
+    Nearest found{std::vector<int64_t>(count, -1), std::vector<float>(count, kNone)};
+    std::vector<float> length(count), inverse(count), damage(count);
+    for (int64_t slot = 0; slot < count; ++slot) {
+        length[slot] = gone[slot] ? kNone : gram[slot * count + slot];
+        inverse[slot] = 1.0f / mass[slot];
+    }
+    for (int64_t slot = 0; slot < count; ++slot) {
+        if (gone[slot]) continue;
+        const float* product = &gram[slot * count];
+        const float own = length[slot], own_inverse = inverse[slot];
+        for (int64_t j = 0; j < count; ++j) damage[j] = (own - 2.0f * product[j] + length[j]) / (own_inverse + inverse[j]);
+        damage[slot] = kNone;
+        const float least = least_of(damage);
+        if (least == kNone) continue;
+        found.cost[slot] = least;
+        found.partner[slot] = std::find(damage.begin(), damage.end(), least) - damage.begin();
+    }
+    return found;
+}
+
+// Slots that join their partner: the higher ones of reciprocal pairs that are cheap enough, or the cheapest `left` of them.
+std::vector<int64_t> joining(const WardParameters& parameters, const Nearest& found, int64_t left) {
+    std::vector<int64_t> slots;
+    for (int64_t slot = 0; slot < static_cast<int64_t>(found.partner.size()); ++slot) {
+        const int64_t other = found.partner[slot];
+        if (other < 0 || slot < other || found.partner[other] != slot) continue;
+        if (parameters.pairs < 0 && !(found.cost[slot] < parameters.limit)) continue;
+        slots.push_back(slot);
+    }
+    if (parameters.pairs >= 0 && static_cast<int64_t>(slots.size()) > left) {
+        std::stable_sort(slots.begin(), slots.end(), [&](int64_t a, int64_t b) { return found.cost[a] < found.cost[b]; });
+        slots.resize(left);
+        std::sort(slots.begin(), slots.end());
+    }
+    return slots;
+}
+
+// Products of the centroids: rows first, then columns.
+void move_to_centroids(std::vector<float>& gram, int64_t count, const std::vector<int64_t>& slots,
+                       const std::vector<int64_t>& partner, const std::vector<float>& share) {
+    for (size_t n = 0; n < slots.size(); ++n) {
+        float* own = &gram[partner[slots[n]] * count];
+        const float* other = &gram[slots[n] * count];
+        for (int64_t j = 0; j < count; ++j) own[j] += share[n] * (other[j] - own[j]);
+    }
+    for (int64_t row = 0; row < count; ++row) {
+        float* products = &gram[row * count];
+        for (size_t n = 0; n < slots.size(); ++n) {
+            float& own = products[partner[slots[n]]];
+            own += share[n] * (products[slots[n]] - own);
+        }
+    }
+}
+
+}  // namespace
+
+Merging ward_merging(const WardParameters& parameters, const MergeImage& image, const float* gram, const Attention& attention) {
+    const int64_t count = image.patches;
+    Merging merging{std::vector<int64_t>(count), masses(parameters, image, attention), {}};
+    std::iota(merging.into.begin(), merging.into.end(), 0);
+    std::vector<float> products = of_directions(image, gram), mass = merging.mass;
+    std::vector<uint8_t> gone(count);
+    for (int64_t slot = 0; slot < count; ++slot) gone[slot] = !image.live(slot);
+    int64_t left = parameters.pairs;
+    for (int64_t round = 0; round < parameters.rounds; ++round) {
+        const Nearest found = nearest(products, mass, gone);
+        const std::vector<int64_t> slots = joining(parameters, found, left);
+        if (slots.empty()) break;
+        left -= static_cast<int64_t>(slots.size());
+        std::vector<float> share;
+        for (const int64_t slot : slots) {
+            const int64_t other = found.partner[slot];
+            share.push_back(mass[slot] / (mass[other] + mass[slot]));
+            mass[other] += mass[slot];
+            gone[slot] = 1;
+        }
+        for (int64_t& end : merging.into) {
+            if (std::binary_search(slots.begin(), slots.end(), end)) end = found.partner[end];
+        }
+        if (round + 1 < parameters.rounds) move_to_centroids(products, count, slots, found.partner, share);
+    }
+    for (int64_t slot = 0; slot < count; ++slot) {
+        if (image.live(slot) && merging.into[slot] == slot) merging.kept.push_back(slot);
+    }
+    if (parameters.most > 0) keep_heaviest(merging.kept, mass, parameters.most);
+    return merging;
+}
+
+}  // namespace vitprune

@@ -1,0 +1,20 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// Merging sites as ONNX Runtime custom operators of the domain "vitprune": WardMerge and PairMerge, on the CPU.
+//
+// Inputs: x float [B,prefix+P,C], then
+//   WardMerge: gram float [B,P,P], products of the rows or of what stands for their channels; attention float [B,prefix+P,H], the
+//              softmax over tokens that the CLS token gives, or [B,P], or absent where the importance has no power
+//   PairMerge: products float [B,A,B'] of the metric's even and odd rows; metric float [B,prefix+P,d], of any length
+// and, each where there is one, size float [B,prefix+P], patch int64 [B,P], valid bool [B,P], group int64 [B,P0].
+// Outputs: rows float [B,prefix+K,C], size and bias float [B,prefix+K], index int64 [B,K], keep bool [B,K], and with group its
+// successor int64 [B,P0]. bias: log(size) if asked for, and -1e4 on pads.
+#pragma once
+
+#include "onnxruntime/api.h"
+
+namespace vitprune {
+
+void add_merge_operators(const OrtApi& api, OrtCustomOpDomain* domain);
+
+}  // namespace vitprune

@@ -1,0 +1,87 @@
+"""Merging sites as one operator of the native library, where the model says what they are (`graph/outlines.py`)."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+
+from vitprune.graph import types
+from vitprune.graph.outlines import Outline, stored
+from vitprune.graph.types import Graph, Tensor
+from vitprune.ops.token_sample import DOMAIN
+
+KINDS = ("WardMerge", "PairMerge")
+HALF = (onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16)
+OPTIONAL = ("size", "patch", "valid", "group")
+OUTPUTS = {
+    "rows": np.float32, "size": np.float32, "bias": np.float32, "index": np.int64, "keep": np.bool_, "group": np.int64,
+}  # fmt: skip
+
+
+def native_merging(graph: Graph, model: onnx.ModelProto) -> int:
+    """Put operators in the place of the merging sites of a graph in FP32, which is changed; returns how many.
+
+    The plain nodes of a site go with the next clean-up, those that something else still reads stay. A graph with half types is left
+    as it is: an operator would pass over what it rounds inside a site.
+
+    Args:
+        graph: the imported model. model: what it was imported from, with its outlines.
+    """
+    if any(node.op == "Cast" and node.attrs["to"] in HALF for node in graph.nodes):
+        return 0
+    return sum(_replace(graph, one, f"vitprune/native_merge{number}") for number, one in enumerate(stored(model)))
+
+
+def _replace(graph: Graph, one: Outline, name: str) -> bool:
+    tensors = graph.tensors()
+    behind = {role: one.inputs[role] for role in OPTIONAL if role in one.inputs}
+    if behind.get("group") not in tensors:  # nobody reads groups; the numbers of patches are needed for them alone
+        behind = {role: label for role, label in behind.items() if role not in ("group", "patch")}
+    needed = {role: label for role, label in one.inputs.items() if role not in OPTIONAL}
+    rows = tensors.get(one.outputs.get("rows", ""))
+    known = one.kind in KINDS and rows is not None and {"x", "metric"} <= needed.keys()
+    if not known or any(label not in tensors for label in (*needed.values(), *behind.values())):
+        return False
+    if any(tensors[label].dtype != np.float32 for label in needed.values()):
+        return False
+    x, metric = tensors[needed["x"]], tensors[needed["metric"]]
+    if one.kind == "WardMerge":
+        attention = tensors[needed["attention"]] if "attention" in needed else types.absent()
+        inputs = [x, _product(graph, metric, metric, name), attention]
+    else:
+        inputs = [x, _halves(graph, metric, int(one.attributes["prefix"]), name), metric]
+    inputs += [tensors[behind[role]] if role in behind else types.absent() for role in OPTIONAL]
+    outputs: list[Tensor] = []
+    for role, dtype in OUTPUTS.items():
+        if role == "group" and "group" not in behind:
+            continue
+        tensor = tensors.get(one.outputs.get(role, ""))
+        if tensor is None:
+            tensor = types.variable(f"{name}/{role}", dtype=dtype)
+        tensor.inputs.clear()
+        outputs.append(tensor)
+    graph.nodes.append(types.node(one.kind, name=name, attrs=dict(one.attributes), inputs=inputs, outputs=outputs, domain=DOMAIN))
+    return True
+
+
+def _product(graph: Graph, first: Tensor, second: Tensor, name: str) -> Tensor:
+    """Inner products [B,n,m] of rows [B,n,d] and [B,m,d]."""
+    across = types.variable(f"{name}/columns", dtype=np.float32)
+    products = types.variable(f"{name}/products", dtype=np.float32)
+    graph.nodes += [
+        types.node("Transpose", name=across.name, attrs={"perm": [0, 2, 1]}, inputs=[second], outputs=[across]),
+        types.node("MatMul", name=products.name, inputs=[first, across], outputs=[products]),
+    ]
+    return products
+
+
+def _halves(graph: Graph, metric: Tensor, prefix: int, name: str) -> Tensor:
+    """Products of even and odd token rows of [B,prefix+P,d], the prefix left out."""
+    halves = []
+    for label, first in (("even", prefix + prefix % 2), ("odd", prefix + 1 - prefix % 2)):
+        half = types.variable(f"{name}/{label}", dtype=np.float32)
+        values = {"first": first, "end": 2**31 - 1, "axis": 1, "step": 2}
+        bounds = [types.constant(f"{half.name}_{what}", np.array([value], np.int64)) for what, value in values.items()]
+        graph.nodes.append(types.node("Slice", name=half.name, inputs=[metric, *bounds], outputs=[half]))
+        halves.append(half)
+    return _product(graph, halves[0], halves[1], name)
