@@ -56,6 +56,7 @@ def export(
         oracle.sites,
         arrays,
         notes,
+        dense,
     )
 
 

@@ -113,6 +113,7 @@ def rewrite(
         sites,
         arrays,
         notes,
+        dense,
     )
 
 
