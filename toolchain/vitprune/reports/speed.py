@@ -31,8 +31,8 @@ def draw(document: dict[str, Any], path: Path) -> None:
     for place, (_, dense, pruned) in enumerate(rows):
         for offset, timing, colour in ((-0.2, dense, "#8a97a8"), (0.2, pruned, "#2b6cb0")):
             if timing is not None:
-                error = [[0], [max(0.0, timing["p95_ms"] - timing["median_ms"])]]
-                axes.barh(place + offset, timing["median_ms"], 0.36, xerr=error, color=colour, ecolor="#444", capsize=2)
+                reach = [[0.0], [max(0.0, timing["p95_ms"] - timing["median_ms"])]]
+                axes.barh(place + offset, timing["median_ms"], 0.36, xerr=reach, color=colour, ecolor="#444", capsize=2)
     axes.set_yticks(range(len(rows)), [row[0] for row in rows])
     axes.invert_yaxis()
     axes.set_xlabel("ms of a call: median, to the 95th percentile; grey dense, blue pruned")
