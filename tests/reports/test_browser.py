@@ -5,9 +5,9 @@ from __future__ import annotations
 import shutil
 import subprocess
 
+import browser
 import pytest
 
-import browser
 from vitprune.pipelines import validate
 from vitprune.reports.page import page
 from vitprune.reports.sections import of_bundles, of_document
