@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
@@ -17,24 +18,29 @@ def command(
     ],
     html: Annotated[Path | None, typer.Option(help="Write one HTML file, which needs no network.")] = None,
     markdown: Annotated[Path | None, typer.Option(help="Write Markdown.")] = None,
+    sbom: Annotated[Path | None, typer.Option(help="Write a CycloneDX bill of materials of one bundle.")] = None,
     summary: Annotated[bool, typer.Option("--summary", help="Append to the job summary of a GitHub action.")] = False,
 ) -> None:
     """Write a report on a result or on bundles side by side.
 
     Examples: vitprune report out --html out.html; vitprune report A B --markdown diff.md; vitprune report result.json --summary
     """
-    from vitprune.bundle import write_atomic
+    from vitprune.bundle import open_bundle, write_atomic
     from vitprune.bundle_parts.output import unwritable
     from vitprune.reports import markdown as text
     from vitprune.reports.opening import report_on
     from vitprune.reports.page import page
+    from vitprune.reports.sbom import sbom as materials
 
     found = report_on(sources)
     written = []
-    for path, made in ((html, page), (markdown, text.markdown)):
+    wanted: list[tuple[Path | None, Callable[[], str]]] = [
+        (html, lambda: page(found)), (markdown, lambda: text.markdown(found)), (sbom, lambda: materials(open_bundle(sources[0]))),
+    ]  # fmt: skip
+    for path, made in wanted:
         if path is not None:
             try:
-                write_atomic(path, made(found).encode())
+                write_atomic(path, made().encode())
             except OSError as error:
                 raise unwritable(path, error) from error
             written.append(path)

@@ -43,7 +43,8 @@ def command(
         )
     opened = open_bundle(bundle, foreign_code)
     if backend is None:
-        backend = targets.load(target).backend if target is not None else "onnxruntime"
+        built = target is not None and opened.engine_path(target).is_dir()  # without one, that is what the error says
+        backend = targets.load(str(target)).backend if built else "onnxruntime"
     with console.step("validate") as step:
         outcome = validate(
             opened,
