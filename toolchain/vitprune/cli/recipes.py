@@ -31,10 +31,9 @@ def command(
             wrong.append((name, error))
     rows = [[name, recipe.model.name or "-", recipe.prune.method, str(recipe.prune.stages)] for name, recipe in loaded.items()]
     console.table("recipes", ["recipe", "model", "method", "stages"], rows)
-    for name, error in wrong[1:]:
-        console.info(
-            f"[bold red]error {error.code}[/bold red] {console.plain(name)}: {console.plain(error.message)}: {console.plain(error.cause)}"
-        )
+    for name, found in wrong[1:]:
+        text = f"{name}: {found.message}: {found.cause}"
+        console.info(f"[bold red]error {found.code}[/bold red] {console.plain(text)}")
     if wrong:
         raise wrong[0][1]
     console.document("recipes", {"recipes": {name: recipe.to_dict() for name, recipe in loaded.items()}})
