@@ -93,10 +93,10 @@ def _pairs(before: dict[str, Any], after: dict[str, Any]) -> list[tuple[dict[str
     old, new = ({(entry["bundle"], entry["batch"]): entry for entry in document["results"]} for document in (before, after))
     if absent := [key for key in old if key not in new]:
         raise _unlike(f"'{absent[0][0]}' at batch {absent[0][1]} was not measured again", "measure the same bundles and batches")
-    for key in old:
-        if old[key]["against"] != new[key]["against"]:
+    for place in old:
+        if old[place]["against"] != new[place]["against"]:
             raise _unlike("their ratios are to different baselines", "measure both with or both without --no-dense")
-    return [(old[key], new[key]) for key in old]
+    return [(old[place], new[place]) for place in old]
 
 
 def _notes(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
