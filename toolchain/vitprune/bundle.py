@@ -4,6 +4,8 @@
     recipe.yaml     resolved recipe
     model.onnx      the pruned graph
     samples.npz     a few inputs with reference logits, kept patches and decision margins
+    dense.skeleton  the dense graph, whose weights are those in model.onnx
+    provenance.json versions, git commit and command that made it
     engines/<t>/    engines, added by build-engine, listed in the manifest
     reports/        reports, rewritten at will, not listed
 
@@ -12,6 +14,7 @@ A bundle appears under its name only when complete (`bundle_parts.output`); its 
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -24,6 +27,7 @@ from vitprune.bundle_parts.manifest import Manifest, damaged, read_manifest
 from vitprune.bundle_parts.output import check_output as check_output
 from vitprune.bundle_parts.output import folder_in_place as folder_in_place
 from vitprune.bundle_parts.output import unwritable
+from vitprune.bundle_parts.provenance import PROVENANCE, provenance
 from vitprune.errors import LoadError, RecipeError
 from vitprune.recipe import Recipe
 from vitprune.recipe_parts.reading import read_text
@@ -155,7 +159,8 @@ def _without_engines(manifest: Manifest) -> dict[str, Any]:
 
 
 def seal(folder: Path, manifest: Manifest) -> None:
-    """List every file of a freshly written folder and write its manifest."""
+    """List every file of a freshly written folder, with what made it, and write its manifest."""
+    (folder / PROVENANCE).write_text(json.dumps(provenance(), indent=2) + "\n", encoding="utf-8")
     names = sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
     listed = {name: sha256_of(folder / name) for name in names if not name.startswith(REPORTS) and name != "manifest.json"}
     (folder / "manifest.json").write_text(manifest.model_copy(update={"files": listed}).sealed().text(), encoding="utf-8")

@@ -124,6 +124,7 @@ class Session:
 
     Args:
         bundle: an opened bundle. engine: an engine file. target: whose engine of the bundle; without either, model.onnx itself.
+        threads, spin: as for `make_session`.
 
     Raises:
         LoadError: VP612 ONNX Runtime refuses the file; VP634, VP646 its native library is not there or not ours; with a target what
@@ -134,7 +135,9 @@ class Session:
 
     backend = "onnxruntime"
 
-    def __init__(self, bundle: Bundle, engine: Path | None = None, target: str | None = None) -> None:
+    def __init__(
+        self, bundle: Bundle, engine: Path | None = None, target: str | None = None, threads: int = 0, spin: bool = True
+    ) -> None:
         built = given(engine) if engine is not None else find(bundle, self.backend, target) if target is not None else None
         library = None if built is None else library_of(built)
         if built is not None and engine is None:
@@ -144,7 +147,8 @@ class Session:
         self._batch, self._features = bundle.recipe.graph.static_batch, bundle.recipe.output.features
         model = bundle.model_path if engine is None else engine
         half = bundle.recipe.precision.mode != "fp32" and engine is None and len(self.providers) == 1
-        self._session = make_session(rounded(model) if half else model, providers=self.providers, library=library)
+        source = rounded(model) if half else model
+        self._session = make_session(source, threads, spin, providers=self.providers, library=library)
 
     def run(self, x: Any) -> Result:
         """Run images float32 [B,C,H,W]; a graph with a fixed batch is fed in pieces."""

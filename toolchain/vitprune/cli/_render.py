@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from vitprune import console
 
@@ -84,6 +84,11 @@ def verdict(outcome: Verdict) -> None:
         )
     if comparison.accuracy is not None:
         console.table("top-1 accuracy", list(comparison.accuracy), [[f"{value:.2f} %" for value in comparison.accuracy.values()]])
+    if (drop := comparison.drop) is not None:
+        console.info(
+            f"dense alone right on {drop.lost}, pruned alone on {drop.won} of {drop.images} images; McNemar's p {drop.p:.2g}"
+        )
+    _evidence(comparison.evidence)
     console.info(console.macs_line(**outcome.macs))
     for gate in outcome.gates:
         console.info(f"  {MARKS[gate.passed, gate.undecided]} {console.plain(gate.text())}")
@@ -102,3 +107,18 @@ def _feature_row(output: OutputFigures) -> list[str]:
         f"{output.cosine_p1:.6f}",
         *("–" if value is None else f"{value:.4f}" for value in dense),
     ]
+
+
+def _evidence(facts: dict[str, Any]) -> None:
+    """Numerics with locked decisions, the images that differ most, and where a failure begins."""
+    if (locked := facts.get("locked")) and locked["logits_max_abs"] is not None:
+        console.info(
+            f"decisions locked: logits within {locked['logits_max_abs']:.2g} on {locked['images']} images ({locked['followed']} of them "
+            f"followed); as they fell: within {locked['free_max_abs']:.2g}"
+        )
+    for one in facts.get("worst_images", [])[:3]:
+        block = one["differs_from_block"]
+        where = "" if block is None else f", decides otherwise from block {block}"
+        console.detail(f"image {one['image']}: logits differ by {one['logits_max_abs']:.2g}{where}")
+    if "divergence" in facts:
+        console.info(f"[bold]first difference[/bold] {console.plain(facts['divergence']['text'])}")

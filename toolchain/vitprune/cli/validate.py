@@ -14,8 +14,10 @@ from vitprune.errors import RecipeError
 
 def command(
     bundle: BundleArgument,
-    backend: Annotated[str, typer.Option(help="What to run the bundle on.")] = "onnxruntime",
-    target: Annotated[str | None, typer.Option("--target", "-t", help="Whose engine, where there are several.")] = None,
+    backend: Annotated[
+        str | None, typer.Option(help="What to run the bundle on; default: the target's, without one onnxruntime.")
+    ] = None,
+    target: Annotated[str | None, typer.Option("--target", "-t", help="Validate the engine of this target.")] = None,
     reference: Annotated[str, typer.Option(help="auto, torch (live) or stored (the bundle's samples).")] = "auto",
     data: DataOption = None,
     weights: Annotated[str | None, typer.Option(help="Checkpoint of the live reference.")] = None,
@@ -29,6 +31,7 @@ def command(
     """Compare a bundle with its reference and enforce the recipe's gates; exit 1 when one fails."""
     import json
 
+    from vitprune import targets
     from vitprune.bundle import open_bundle, write_atomic
     from vitprune.cli._render import verdict as render
     from vitprune.pipelines import validate
@@ -39,6 +42,9 @@ def command(
             199, f"--reference '{reference}'", cause="it is auto, torch or stored", next_step="vitprune validate --help"
         )
     opened = open_bundle(bundle, foreign_code)
+    if backend is None:
+        built = target is not None and opened.engine_path(target).is_dir()  # without one, that is what the error says
+        backend = targets.load(str(target)).backend if built else "onnxruntime"
     with console.step("validate") as step:
         outcome = validate(
             opened,

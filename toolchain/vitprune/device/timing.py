@@ -6,16 +6,25 @@ Timing one variant after the other would compare the machine's moods instead (cl
 
 from __future__ import annotations
 
+import math
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
+
+LEVEL = 0.95
 
 
 @dataclass(frozen=True)
 class Timing:
-    """One variant over all rounds, milliseconds of one call; ratio: median over rounds of its time per image to the reference's."""
+    """One variant over all rounds, milliseconds of one call.
+
+    Attributes:
+        images: of one call. median_ms, p95_ms, p99_ms, min_ms: of all calls. spread: distance of the quartiles over the median.
+        images_per_second: at the median. ratio: median over the rounds of its time per image to the reference's of the same round.
+        ratio_low, ratio_high: its interval at 95 %, by ranks, whatever the distribution.
+    """
 
     name: str
     images: int
@@ -24,6 +33,10 @@ class Timing:
     min_ms: float
     images_per_second: float
     ratio: float
+    p99_ms: float = 0.0
+    spread: float = 0.0
+    ratio_low: float = 0.0
+    ratio_high: float = 0.0
 
     def document(self) -> dict[str, Any]:
         """JSON-ready form."""
@@ -32,11 +45,23 @@ class Timing:
 
 @dataclass(frozen=True)
 class Variant:
-    """Something to time: `call` runs `images` images once and returns when their result is there."""
+    """Something to time.
+
+    call: runs `images` images once and returns when their result is there. more: further calls of as many other images that belong to
+    the same round: where the time depends on the image, a round then sees the same mixture for every variant. against: name of the
+    variant that its ratio is to; the first of all when empty.
+    """
 
     name: str
     images: int
     call: Callable[[], object]
+    more: Sequence[Callable[[], object]] = ()
+    against: str = ""
+
+    @property
+    def calls(self) -> list[Callable[[], object]]:
+        """All calls of a round."""
+        return [self.call, *self.more]
 
 
 def measure(
@@ -46,8 +71,9 @@ def measure(
     warmup: int = 3,
     seed: int = 0,
     clock: Callable[[], float] = time.perf_counter,
+    report: Callable[[int, int], None] = lambda done, total: None,
 ) -> list[Timing]:
-    """Time variants against the first of them.
+    """Time variants against the first of them, or those that they name.
 
     Args:
         variants: at least one; the first is the reference of the ratios.
@@ -55,6 +81,7 @@ def measure(
         warmup: unmeasured calls of each variant.
         seed: of the order inside the rounds.
         clock: seconds.
+        report: called with the rounds done and all rounds.
 
     Raises:
         ValueError: no variant, no round, or two variants of one name.
@@ -63,26 +90,50 @@ def measure(
         raise ValueError("measure needs at least one round of variants with different names")
     for variant in variants:
         for _ in range(warmup):
-            variant.call()
-    seconds: dict[str, list[float]] = {variant.name: [] for variant in variants}
+            for call in variant.calls:
+                call()
+    seconds: dict[str, list[list[float]]] = {variant.name: [] for variant in variants}
     order, chance = list(variants), random.Random(seed)
-    for _ in range(rounds):
+    for done in range(rounds):
         chance.shuffle(order)
         for variant in order:
-            began = clock()
-            variant.call()
-            seconds[variant.name].append(clock() - began)
-    reference = [value / variants[0].images for value in seconds[variants[0].name]]
-    return [_summary(variant, seconds[variant.name], reference) for variant in variants]
+            seconds[variant.name].append([_timed(call, clock) for call in variant.calls])
+        report(done + 1, rounds)
+    means = {variant.name: [sum(calls) / len(calls) / variant.images for calls in seconds[variant.name]] for variant in variants}
+    return [
+        _summary(variant, seconds[variant.name], means[variant.name], means[variant.against or variants[0].name])
+        for variant in variants
+    ]
 
 
-def _summary(variant: Variant, seconds: list[float], reference: list[float]) -> Timing:
-    median = quantile(seconds, 0.5)
-    ratios = [value / variant.images / base for value, base in zip(seconds, reference, strict=True)]
+def _timed(call: Callable[[], object], clock: Callable[[], float]) -> float:
+    began = clock()
+    call()
+    return clock() - began
+
+
+def _summary(variant: Variant, rounds: list[list[float]], own: list[float], reference: list[float]) -> Timing:
+    every = [value for calls in rounds for value in calls]
+    median = quantile(every, 0.5)
+    ratios = [mean / base for mean, base in zip(own, reference, strict=True)]
+    low, high = median_interval(ratios)
     return Timing(
-        variant.name, variant.images, 1e3 * median, 1e3 * quantile(seconds, 0.95), 1e3 * min(seconds), variant.images / median,
-        quantile(ratios, 0.5),
+        variant.name, variant.images, 1e3 * median, 1e3 * quantile(every, 0.95), 1e3 * min(every), variant.images / median,
+        quantile(ratios, 0.5), 1e3 * quantile(every, 0.99), (quantile(every, 0.75) - quantile(every, 0.25)) / median, low, high,
     )  # fmt: skip
+
+
+def median_interval(values: list[float]) -> tuple[float, float]:
+    """Interval at 95 % of the median: the ranks that a sign test does not reject; the extremes where there are fewer than six values."""
+    ordered, count = sorted(values), len(values)
+    below, rank = 0.0, 0
+    while rank < count // 2:
+        below += math.comb(count, rank) / 2**count
+        if 2 * below > 1 - LEVEL:
+            break
+        rank += 1
+    low = max(rank - 1, 0)
+    return ordered[low], ordered[count - 1 - low]
 
 
 def quantile(values: list[float], share: float) -> float:

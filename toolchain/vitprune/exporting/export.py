@@ -65,6 +65,7 @@ def export(
         oracle.sites,
         arrays,
         notes,
+        dense,
     )
 
 

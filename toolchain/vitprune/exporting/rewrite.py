@@ -119,6 +119,7 @@ def rewrite(
         sites,
         arrays,
         notes,
+        dense,
     )
 
 

@@ -11,6 +11,8 @@ import onnx
 from numpy.typing import NDArray
 
 from vitprune.bundle import Bundle, Manifest, folder_in_place, open_bundle, seal
+from vitprune.errors import ExportError, RecipeError
+from vitprune.exporting.dense_twin import SKELETON, skeleton, twin
 from vitprune.graph.anatomy.find import Anatomy
 from vitprune.methods.base import Site
 from vitprune.ops.token_sample import NAME
@@ -20,8 +22,12 @@ from vitprune.recipe import Recipe
 def write_bundle(
     output: Path, force: bool, model: onnx.ModelProto, anatomy: Anatomy, recipe: Recipe, name: str, source: dict[str, Any],
     preprocessing: dict[str, Any], sites: list[Site], arrays: dict[str, NDArray[Any]], notes: dict[str, Any],
+    dense: onnx.ModelProto | None = None,
 ) -> Bundle:  # fmt: skip
-    """Write model, recipe, samples, notes and manifest; a bundle that cannot be opened again is removed."""
+    """Write model, recipe, samples, notes and manifest; a bundle that cannot be opened again is removed.
+
+    dense: the dense graph, kept as `dense_twin.SKELETON`; where its twin is refused the bundle has none, and its benchmark no baseline.
+    """
     weights = recipe.model.weights
     portable = weights if weights is None or weights.startswith("shipped:") else Path(weights).name
     stored = recipe.model_copy(
@@ -43,6 +49,8 @@ def write_bundle(
     )
     with folder_in_place(output, force) as folder:
         onnx.save(model, str(folder / "model.onnx"))
+        if dense is not None and (bare := _skeleton(dense, model, recipe)) is not None:
+            (folder / SKELETON).write_bytes(bare.SerializeToString())
         (folder / "recipe.yaml").write_text(stored.to_yaml(), encoding="utf-8")
         np.savez_compressed(folder / "samples.npz", **arrays)  # type: ignore[arg-type]
         (folder / "reports").mkdir()
@@ -50,6 +58,13 @@ def write_bundle(
         seal(folder, manifest)
         open_bundle(folder)  # what cannot be opened does not take the place of what is there
     return open_bundle(output)
+
+
+def _skeleton(dense: onnx.ModelProto, model: onnx.ModelProto, recipe: Recipe) -> onnx.ModelProto | None:
+    try:
+        return skeleton(twin(dense, recipe), model)
+    except (ExportError, RecipeError):
+        return None
 
 
 def describe_io(model: onnx.ModelProto) -> dict[str, Any]:

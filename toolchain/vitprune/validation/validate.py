@@ -19,7 +19,10 @@ from vitprune.errors import LoadError, RecipeError, VitpruneError
 from vitprune.methods.base import Geometry
 from vitprune.methods.cost import dense_blocks, model_macs
 from vitprune.support.answers import joined, shapes_of
-from vitprune.validation.compare import compare, gate_list
+from vitprune.support.onnx_file import read_model
+from vitprune.validation.compare import compare, gate_list, status
+from vitprune.validation.divergence import first_divergence
+from vitprune.validation.evidence import differing, locked, worst
 from vitprune.validation.following import follow
 from vitprune.validation.precision import against_float32, decides_unseen, decision_types, gates_in_force
 from vitprune.validation.verdict import Verdict
@@ -64,16 +67,23 @@ def validate(
     gates = gates_in_force(bundle.recipe, arrays["logits"], Geometry(**bundle.manifest.model["geometry"]))
     report(f"running {backend}")
     result = _in_pieces(session, arrays["images"], report)
-    if module is not None and bundle.recipe.precision.mode != "fp32":
+    oracle = None
+    if module is not None:
         from vitprune.vit.pruned import PrunedViT
 
-        arrays |= follow(PrunedViT(module, bundle.recipe).eval(), arrays["images"], result.kept, arrays)
+        oracle = PrunedViT(module, bundle.recipe).eval()
+    followed = follow(oracle, arrays["images"], result.kept, arrays) if oracle is not None else {}
+    arrays |= followed if bundle.recipe.precision.mode != "fp32" else {}
     # An engine that gives logits alone shows no decisions: a gate over none of them would always hold.
     seen = bool(result.kept)
     heads = shapes_of(bundle.manifest.io["outputs"]) if bundle.recipe.output.features else None
     comparison = compare(result, arrays, blocks if seen else [], gates, decides_unseen(bundle.recipe), heads)
     facts = {"backend_version": backends.get(backend).version(), "decisions_compared": seen, **getattr(session, "facts", {})}
-    comparison = replace(comparison, evidence=facts)
+    first = differing(result, arrays, blocks if seen else [])
+    worst_images = worst(result, arrays, first)
+    if seen:
+        facts["locked"] = locked(result, arrays | followed, first)
+    facts["worst_images"] = worst_images
     gate_seen = [gate for gate in gate_list(comparison, gates) if seen or gate.name != "decisions"]
     if bundle.recipe.precision.mode != "fp32":
         gate_seen.append(decision_types(bundle))
@@ -82,7 +92,25 @@ def validate(
             full = _float32(bundle, module, arrays["images"])
             gate_seen += against_float32(result.logits, full, arrays.get("labels"), bundle.recipe.precision)
     kept = [site.kept_mean for site in comparison.sites] if seen else _reference_counts(arrays, blocks)
+    if status(gate_seen) == "failed":
+        report("looking for the first difference")
+        facts["divergence"] = _divergence(bundle, oracle, arrays["images"], worst_images[0]["image"], backend, target)
+    comparison = replace(comparison, evidence=facts)
     return Verdict(bundle.manifest.name, backend, label, origin, comparison, gate_seen, _macs(bundle, kept))
+
+
+def _divergence(
+    bundle: Bundle, oracle: Any, pixels: NDArray[np.float32], image: int, backend: str, target: str | None
+) -> dict[str, Any]:
+    """Where model.onnx leaves the reference first on an image, or why that cannot be said."""
+    if oracle is None:
+        return {"text": "where it differs first cannot be said: there is no live reference"}
+    model = read_model(bundle.model_path)
+    found = first_divergence(model, oracle, pixels, image, bundle.recipe.precision.mode, bundle.recipe.graph.static_batch)
+    if found is not None:
+        return found.document()
+    where = "" if backend == "onnxruntime" and target is None else f": what differs is {target or backend}"
+    return {"text": f"on image {image} model.onnx agrees with the reference in every block{where}"}
 
 
 def _dense(bundle: Bundle, reference: str, data: Any, weights: str | None) -> tuple[Any, str]:

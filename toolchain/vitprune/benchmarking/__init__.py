@@ -1,0 +1,1 @@
+"""Measuring bundles against their dense models, and one measurement against another."""

@@ -1,0 +1,165 @@
+"""The dense model of a bundle, as the baseline of its speed: same canonical form, same types, nothing pruned.
+
+A bundle carries it without carrying its weights twice: `dense.skeleton` is the dense graph whose large tensors name the tensors of
+model.onnx that hold the same bytes. So every bundle can give its dense graph back, whether it came from a name, an instance or an ONNX file.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+
+from vitprune import methods
+from vitprune.backends.onnxruntime import make_session
+from vitprune.bundle import Bundle
+from vitprune.errors import LoadError, VitpruneError, first_line
+from vitprune.exporting import parity
+from vitprune.graph import families, surgery
+from vitprune.graph.intake import take_in
+from vitprune.graph.lowering.rounding import emulated
+from vitprune.graph.passes.base import Surgery
+from vitprune.graph.precision import passes as precision
+from vitprune.recipe import Recipe
+from vitprune.support.onnx_file import read_model
+
+SKELETON = "dense.skeleton"
+REFERENCE = "in model.onnx: "
+SMALL = 256  # bytes of a tensor that is not worth a reference
+CLOSE = {
+    "fp32": 1e-4
+}  # of the largest logit; a half type computes with other roundings and is held to the direction of its logits
+COSINE = 0.99
+
+
+def twin(dense: onnx.ModelProto, recipe: Recipe) -> onnx.ModelProto:
+    """The dense graph as the recipe's surgery would write it with nothing to prune: canonical blocks, the recipe's types.
+
+    Raises:
+        ExportError: VP31x, VP32x the graph or its types are not understood. RecipeError: VP11x, VP144 they do not fit.
+    """
+    taken = take_in(dense, recipe)
+    family, method = families.of(taken.model), methods.get(recipe.prune.method)
+    precision.require_available(taken.recipe.precision, family.name, family.blocks)
+    work = Surgery(surgery.working_copy(taken.model), family.find(taken.model), taken.recipe, method, [])
+    family.canonical(work)
+    plan = precision.plan(work, taken.recipe.precision)
+    finished = surgery.finish(work)
+    return finished if plan is None else precision.apply(finished, plan)
+
+
+def skeleton(dense: onnx.ModelProto, pruned: onnx.ModelProto) -> onnx.ModelProto:
+    """A copy of `dense` in which tensors that `pruned` holds too are references to them; `fleshed` is its inverse."""
+    names = {_content(tensor): tensor.name for tensor in pruned.graph.initializer}
+    bare = onnx.ModelProto()
+    bare.CopyFrom(dense)
+    for tensor in bare.graph.initializer:
+        name = names.get(_content(tensor))
+        if name is not None and len(tensor.raw_data) >= SMALL:
+            tensor.raw_data = b""
+            tensor.doc_string = REFERENCE + name
+    return bare
+
+
+def fleshed(bare: onnx.ModelProto, pruned: onnx.ModelProto) -> onnx.ModelProto:
+    """The graph of a skeleton with its tensors.
+
+    Raises:
+        ValueError: a tensor that it names is not in `pruned`, or is another one.
+    """
+    tensors = {tensor.name: tensor for tensor in pruned.graph.initializer}
+    model = onnx.ModelProto()
+    model.CopyFrom(bare)
+    for tensor in model.graph.initializer:
+        if not tensor.doc_string.startswith(REFERENCE):
+            continue
+        held = tensors.get(tensor.doc_string.removeprefix(REFERENCE))
+        if held is None or (held.data_type, list(held.dims)) != (tensor.data_type, list(tensor.dims)):
+            raise ValueError(f"'{tensor.name}' is not in model.onnx")
+        tensor.raw_data = held.raw_data
+        tensor.doc_string = ""
+    return model
+
+
+def dense_of(bundle: Bundle) -> onnx.ModelProto:
+    """The dense graph of a bundle, proved by its stored samples: it must give the dense logits that were recorded at export.
+
+    Raises:
+        LoadError: VP650 the bundle cannot give it back, VP651 what it gives computes something else.
+    """
+    if len(bundle.model_files) > 1:
+        raise _refused(
+            "a cascade is trained as several models: it has no dense one", "--no-dense compares bundles with each other"
+        )
+    stored = bundle.samples()
+    if "dense_logits" not in stored:
+        raise _refused("its samples hold no logits of the dense model to prove it by", "export the bundle again")
+    model = _given_back(bundle)
+    seen = _logits(model, stored["images"], bundle)
+    if why := _differs(seen, stored["dense_logits"], bundle.recipe.precision.mode):
+        raise LoadError(
+            651,
+            "the dense graph that the bundle gives back is not its dense model",
+            cause=why,
+            next_step="export the bundle again",
+        )
+    return model
+
+
+def _given_back(bundle: Bundle) -> onnx.ModelProto:
+    """From the skeleton, or, for bundles of earlier versions, from the timm model that they were exported from."""
+    if SKELETON in bundle.manifest.files:
+        try:
+            bare = onnx.load_model_from_string((bundle.path / SKELETON).read_bytes())
+            return fleshed(bare, read_model(bundle.model_path))
+        except Exception as error:
+            raise LoadError(
+                651, "the bundle's dense graph cannot be read", cause=first_line(error)[:200], next_step="export the bundle again"
+            ) from error
+    from vitprune.backends import torch as torch_backend
+    from vitprune.exporting.dense import dense_onnx
+
+    try:
+        if why := torch_backend.missing():
+            raise _refused(f"it was written without it, and {why}", "export the bundle again")
+        channels, height, width = bundle.manifest.preprocessing["input_size"]
+        module = torch_backend.dense_module(bundle)
+        return twin(dense_onnx(module, (channels, height, width), bundle.recipe), bundle.recipe)
+    except VitpruneError as error:
+        raise _refused(error.cause or error.message, "export the bundle again with this version") from error
+
+
+def _logits(model: onnx.ModelProto, pixels: NDArray[np.float32], bundle: Bundle) -> NDArray[np.float32]:
+    try:
+        session = make_session(emulated(model).SerializeToString())
+        logits: NDArray[np.float32] = parity.run(session, pixels, bundle.recipe.graph.static_batch)[0]
+        return logits
+    except Exception as error:
+        raise LoadError(
+            651, "the bundle's dense graph cannot be run", cause=first_line(error)[:200], next_step="export the bundle again"
+        ) from error
+
+
+def _differs(seen: NDArray[np.float32], recorded: NDArray[np.float32], mode: str) -> str:
+    """Why logits [n,classes] are not those recorded, or ""."""
+    if seen.shape != recorded.shape or not np.isfinite(seen).all():
+        return f"its logits are {list(seen.shape)}, recorded are {list(recorded.shape)}"
+    if (share := CLOSE.get(mode)) is not None:
+        worst, limit = float(np.abs(seen - recorded).max()), share * max(1.0, float(np.abs(recorded).max()))
+        return "" if worst <= limit else f"its logits differ from those recorded by {worst:.3g}, allowed is {limit:.3g}"
+    one, other = (values - values.mean(axis=1, keepdims=True) for values in (seen, recorded))
+    norms = np.linalg.norm(one, axis=1) * np.linalg.norm(other, axis=1)
+    cosine = float(np.median((one * other).sum(axis=1) / np.maximum(norms, 1e-30)))
+    return (
+        ""
+        if cosine >= COSINE
+        else f"the cosine of its logits with those recorded is {cosine:.4f}, at least {COSINE} is asked for"
+    )
+
+
+def _content(tensor: onnx.TensorProto) -> tuple[int, tuple[int, ...], bytes]:
+    return tensor.data_type, tuple(tensor.dims), tensor.raw_data
+
+
+def _refused(cause: str, next_step: str) -> LoadError:
+    return LoadError(650, "the bundle cannot give its dense model back", cause=cause, next_step=next_step)
