@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from vitprune.bundle import Bundle
-from vitprune.exporting import parity, precision
+from vitprune.exporting import parity, precision, ranges, sensitivity
 from vitprune.exporting.dense import dense_onnx
 from vitprune.exporting.writing import write_bundle
 from vitprune.graph import surgery
@@ -25,13 +25,19 @@ def export(
     model = _loaded(module_or_name, recipe, pretrained, seed, weights)
     from vitprune.vit.pruned import PrunedViT
 
-    oracle = PrunedViT(model.module, recipe).eval()
-    inputs = parity.samples(recipe, model.preprocessing, data, oracle.geometry.classes or None)
+    recipe = ranges.with_opset(recipe)
+    oracle = PrunedViT(model.module, precision.unquantised(recipe)).eval()
+    classes = oracle.geometry.classes or None
+    inputs = parity.samples(recipe, model.preprocessing, data, classes)
     report("exporting the dense model to ONNX")
     dense = dense_onnx(model.module, model.image_shape, recipe)
     recipe, beyond = precision.settle(dense, recipe, oracle.geometry.has_cls, inputs.pixels)
-    if beyond:
-        oracle = PrunedViT(model.module, recipe).eval()
+    if recipe.precision.quantised:
+        report("finding ranges on the calibration images")
+        images = parity.calibration(model.preprocessing, data, classes)
+        recipe = ranges.settle(dense, recipe, oracle.geometry.has_cls, images)
+        recipe = sensitivity.settle(model.module, recipe, images, report)
+    oracle = PrunedViT(model.module, recipe).eval()
     report("rewriting the graph")
     pruned, anatomy, notes = surgery.rewrite(dense, recipe, has_cls=oracle.geometry.has_cls)
     report("checking against the PyTorch reference")

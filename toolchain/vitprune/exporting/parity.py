@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from numpy.typing import NDArray
 from vitprune.backends.onnxruntime import make_session
 from vitprune.data import images as image_data
 from vitprune.errors import ExportError
+from vitprune.exporting.layers import check_layers
 from vitprune.graph.lowering.rounding import emulated
 from vitprune.recipe import Recipe
 from vitprune.support.limits import limits, require
@@ -31,6 +33,15 @@ def samples(recipe: Recipe, preprocessing: dict[str, Any], data: str | Path | No
     if data is None:
         return odd_ones(image_data.synthetic(count, preprocessing))
     return image_data.load(Path(data), preprocessing, count, classes=classes, splits=("val", "train"))
+
+
+def calibration(
+    preprocessing: dict[str, Any], data: str | Path | None, classes: int | None
+) -> Callable[[int], NDArray[np.float32]] | None:
+    """What gives images to calibrate on, at most so many, of the training split where there is one; None without `data`."""
+    if data is None:
+        return None
+    return lambda count: image_data.load(Path(data), preprocessing, count, classes=classes, splits=("train", "val")).pixels
 
 
 def odd_ones(images: image_data.Images) -> image_data.Images:
@@ -111,6 +122,10 @@ def check(model: onnx.ModelProto, arrays: dict[str, NDArray[Any]], recipe: Recip
             own, *lists = run(session, one["images"], recipe.graph.static_batch)
             broken += [f"image {number} alone: {text}" for text in broken_by(Result(own, lists), one)]
     comparison = compared[0]
+    layers: dict[str, Any] = {}
+    if recipe.precision.quantised:
+        layers, differing = check_layers(model, oracle, arrays["images"], recipe)
+        broken += differing
     if broken:
         raise ExportError(
             330,
@@ -118,7 +133,7 @@ def check(model: onnx.ModelProto, arrays: dict[str, NDArray[Any]], recipe: Recip
             cause="; ".join(broken),
             next_step="report the model and recipe with this message",
         )
-    return comparison.document() | {"pads_exercised": _has_pads(kept)}
+    return comparison.document() | {"pads_exercised": _has_pads(kept)} | layers
 
 
 def _has_pads(kept: list[NDArray[Any]]) -> bool:

@@ -10,6 +10,7 @@ from vitprune.recipe import Recipe
 from vitprune.vit.blocks import is_plain
 from vitprune.vit.dense import DenseViT, TimmViT, row_weights
 from vitprune.vit.precision import HalfViT
+from vitprune.vit.quantised import QuantViT
 from vitprune.vit.tokens import TokenState
 
 
@@ -73,7 +74,9 @@ class PrunedViT(nn.Module):
             check_supported(model, self.method)
             self.model = model  # registered, so that training and moving to a device reach its weights
             model = TimmViT(model)
-        if recipe.precision.mode != "fp32":
+        if recipe.precision.quantised:
+            model = QuantViT(model, recipe.precision)
+        elif recipe.precision.mode != "fp32":
             model = HalfViT(model, recipe.precision.mode, recipe.precision.keep_fp32)
         self.dense, self.geometry = model, model.geometry
         self.sites = self.method.sites(recipe.prune, self.geometry)
