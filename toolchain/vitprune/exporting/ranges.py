@@ -47,7 +47,7 @@ def settle(
         The recipe, unchanged where nothing is quantised or it has all ranges.
 
     Raises:
-        RecipeError: VP117 no images, VP119, VP127 images of no use, VP128 no range, VP129 nothing is left to quantise.
+        RecipeError: VP117 no images, VP119, VP127 images of no use, VP135 no range, VP129 nothing is left to quantise.
     """
     precision = recipe.precision
     if not precision.quantised:
@@ -112,7 +112,7 @@ def found(model: onnx.ModelProto, plan: passes.Plan, precision: PrecisionSection
         model: pruned, float32. plan: of its types. feeds: calibration inputs.
 
     Raises:
-        RecipeError: VP128 an input is zero on all images, or not finite.
+        RecipeError: VP135 an input is zero on all images, or not finite.
     """
     letters = _factors(model, plan, precision, feeds) if precision.smooth else {}
     maps = plan.maps(model)
@@ -125,7 +125,7 @@ def found(model: onnx.ModelProto, plan: passes.Plan, precision: PrecisionSection
     wrong = [layer for layer, value in ranges.items() if not (np.isfinite(value) and value > 0)]
     if wrong:
         raise RecipeError(
-            128,
+            135,
             f"no range for {wrong[0]}",
             cause=f"on the calibration images the largest number that goes in is {ranges[wrong[0]]:g}",
             next_step=f"--set 'precision.exclude=[{wrong[0]}]', or other images",

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,6 +14,9 @@ from vitprune.errors import RecipeError
 from vitprune.graph.precision.passes import quantised_layers
 from vitprune.recipe import PrecisionSection, Recipe
 from vitprune.support.precision import layer_names
+
+if TYPE_CHECKING:
+    from vitprune.bundle import Bundle
 
 BATCH = 8
 Report = Callable[[str], None]
@@ -74,6 +78,39 @@ def measure(module: Any, recipe: Recipe, pixels: NDArray[np.float32], report: Re
     limit = recipe.precision.agreement if recipe.precision.agreement is not None else 0.0
     exclude, agreement = _search(module, recipe, pixels, full, [one.layer for one in costs], limit, report)
     return Sensitivity(recipe.precision.mode, len(pixels), costs, whole, exclude, agreement >= limit, agreement)
+
+
+def of_bundle(
+    bundle: Bundle, data: str | Path | None, samples: int, weights: str | None, report: Report = lambda text: None
+) -> Sensitivity:
+    """The sensitivity of a bundle in int8 or FP8, with its ranges.
+
+    Args:
+        bundle: of a single model that can be made again. data: images. samples: at most so many. weights: a checkpoint of the model.
+
+    Raises:
+        RecipeError: VP117 no images, VP134 the bundle is in another type. LoadError: VP613 the model cannot be made again, VP62x data.
+    """
+    from vitprune.backends.torch import dense_module
+    from vitprune.data.images import for_bundle
+
+    mode = bundle.recipe.precision.mode
+    if not bundle.recipe.precision.quantised:
+        raise RecipeError(
+            134,
+            "the sensitivity of layers is that of an int8 or fp8 bundle",
+            cause=f"this one is in {mode}, and has no ranges",
+            next_step="vitprune export MODEL -r RECIPE -o BUNDLE --set precision.mode=int8 --data DIR",
+        )
+    if data is None:
+        raise RecipeError(
+            117,
+            "the sensitivity of layers needs images",
+            cause="what a layer costs is measured on them",
+            next_step="--data DIR with images like those the model will see",
+        )
+    pixels = for_bundle(bundle, Path(data), samples).pixels
+    return measure(dense_module(bundle, weights), bundle.recipe, pixels, report)
 
 
 def settle(
