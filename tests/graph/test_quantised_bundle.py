@@ -10,7 +10,7 @@ from quantised_support import outlier, rules, settled
 from test_precision import dense, model, pixels
 
 from vitprune import cli
-from vitprune.errors import BuildError, RecipeError
+from vitprune.errors import BuildError, RecipeError, TargetError
 from vitprune.exporting import sensitivity
 from vitprune.graph import surgery
 
@@ -91,10 +91,26 @@ def test_a_quantised_graph_cannot_come_in(files, bundle, capsys):
     assert "VP338" in capsys.readouterr().err
 
 
-def test_orin_does_not_compute_fp8(files, capsys):
-    assert export(files, "fp8", "images.npz", "--set", "precision.mode=fp8") == 0
-    assert cli.run(["build-engine", str(files / "fp8"), "-t", "jetson-orin", "--quiet"]) == 2
-    assert "VP246" in capsys.readouterr().err
+def test_orin_does_not_compute_fp8():
+    from vitprune import targets
+    from vitprune.engines import require_precision
+
+    with pytest.raises(TargetError) as caught:
+        require_precision(targets.load("jetson-orin"), "fp8")
+    assert caught.value.code == "VP246"
+    assert caught.value.cause
+    assert caught.value.next_step
+    require_precision(targets.load("jetson-thor"), "fp8")
+    require_precision(targets.load("jetson-orin"), "int8")
+
+
+def test_cascades_refuse_int8():
+    from vitprune.recipe_parts.precision import require_floats
+
+    with pytest.raises(RecipeError) as caught:
+        require_floats(settled().precision, "a cascade")
+    assert caught.value.code == "VP115"
+    require_floats(settled().with_("precision.mode", "fp16").precision, "a cascade")
 
 
 def test_the_layer_that_was_made_to_suffer_is_the_dearest():

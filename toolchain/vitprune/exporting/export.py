@@ -29,12 +29,13 @@ def export(
     oracle = PrunedViT(model.module, precision.unquantised(recipe)).eval()
     classes = oracle.geometry.classes or None
     inputs = parity.samples(recipe, model.preprocessing, data, classes)
+    images = parity.calibration(model.preprocessing, data, classes)
+    ranges.check_early(recipe.precision, oracle.geometry.depth, images)
     report("exporting the dense model to ONNX")
     dense = dense_onnx(model.module, model.image_shape, recipe)
     recipe, beyond = precision.settle(dense, recipe, oracle.geometry.has_cls, inputs.pixels)
     if recipe.precision.quantised:
         report("finding ranges on the calibration images")
-        images = parity.calibration(model.preprocessing, data, classes)
         recipe = ranges.settle(dense, recipe, oracle.geometry.has_cls, images)
         recipe = sensitivity.settle(model.module, recipe, images, report)
     oracle = PrunedViT(model.module, recipe).eval()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +42,12 @@ def calibration(
     """What gives images to calibrate on, at most so many, of the training split where there is one; None without `data`."""
     if data is None:
         return None
-    return lambda count: image_data.load(Path(data), preprocessing, count, classes=classes, splits=("train", "val")).pixels
+
+    @lru_cache(maxsize=1)
+    def images(count: int) -> NDArray[np.float32]:
+        return image_data.load(Path(data), preprocessing, count, classes=classes, splits=("train", "val")).pixels
+
+    return images
 
 
 def odd_ones(images: image_data.Images) -> image_data.Images:

@@ -20,7 +20,7 @@ from vitprune.errors import RecipeError
 from vitprune.graph import surgery
 from vitprune.graph.precision import passes, quantising, smoothing
 from vitprune.recipe import PrecisionSection, Recipe
-from vitprune.support.precision import exponent_text
+from vitprune.support.precision import exponent_text, layer_names
 
 FEWEST = 16
 BATCH = 8
@@ -53,15 +53,39 @@ def settle(
     if not precision.quantised:
         return recipe
     model, plan = surgery.untyped(dense, recipe, has_cls)
-    if not plan.quantised:
+    pixels = images_for(precision, plan.quantised, images)
+    if pixels is None:
+        return recipe
+    feeds = feeds_of(pixels, model.graph.input[0].name, recipe.graph.static_batch)
+    return recipe.with_("precision", found(model, plan, precision, feeds).brief())
+
+
+def check_early(precision: PrecisionSection, depth: int, images: Callable[[int], NDArray[np.float32]] | None) -> None:
+    """What `settle` would refuse, before anything that takes long; errors as there, and VP113."""
+    if precision.quantised:
+        names = layer_names(depth)
+        passes.check_patterns(names, precision.keep_fp32)
+        passes.check_patterns(names, precision.exclude, "exclude")
+        images_for(precision, passes.quantised_layers(depth, precision), images)
+
+
+def images_for(
+    precision: PrecisionSection, layers: frozenset[str], images: Callable[[int], NDArray[np.float32]] | None
+) -> NDArray[np.float32] | None:
+    """The images to find the ranges of these layers on, [n,C,H,W]; None where the recipe has them all.
+
+    Raises:
+        RecipeError: VP117 no images, VP119, VP127 images of no use, VP129 nothing is left to quantise.
+    """
+    if not layers:
         raise RecipeError(
             129,
             f"nothing is left to be computed in {precision.mode}",
             cause="precision.keep_fp32 and precision.exclude name every layer",
             next_step=f"--set precision.mode={precision.rest}",
         )
-    if plan.quantised <= plan.ranges.keys():
-        return recipe
+    if layers <= precision.ranges.keys():
+        return None
     if images is None:
         raise RecipeError(
             117,
@@ -71,8 +95,7 @@ def settle(
         )
     pixels = images(precision.images)
     check_images(pixels)
-    feeds = feeds_of(pixels, model.graph.input[0].name, recipe.graph.static_batch)
-    return recipe.with_("precision", found(model, plan, precision, feeds).brief())
+    return pixels
 
 
 def check_images(pixels: NDArray[np.float32]) -> None:
