@@ -265,7 +265,7 @@ def test_bad_input_is_named():
     assert code_of(lambda: ranges.settle(dense(), rules(), True, None)) == "VP117"
     assert code_of(lambda: surgery.rewrite(dense(), rules(), has_cls=True)) == "VP117"
     assert code_of(lambda: PrunedViT(model(), rules())) == "VP117"
-    assert code_of(lambda: calibrated(rules(), images=plain[:5])) == "VP119"
+    assert code_of(lambda: calibrated(rules(), images=plain[:5])) == "VP136"
     assert code_of(lambda: calibrated(rules(), images=flat)) == "VP127"
     assert code_of(lambda: calibrated(rules(exclude=["*"]))) == "VP129"
     assert code_of(lambda: rules(ranges={"blocks.0.attn.qkv": 0.0})) == "VP102"
@@ -286,8 +286,8 @@ def test_a_range_of_zero_is_named():
 
 def test_a_graph_that_is_quantised_already_is_refused():
     quantised, _, _ = surgery.rewrite(dense(), settled(), has_cls=True)
-    assert code_of(lambda: refuse_quantised(quantised, rules())) == "VP338"
-    assert code_of(lambda: refuse_quantised(quantised, rules().with_("precision.mode", "fp32"))) == "VP338"
+    assert code_of(lambda: refuse_quantised(quantised, rules())) == "VP339"
+    assert code_of(lambda: refuse_quantised(quantised, rules().with_("precision.mode", "fp32"))) == "VP339"
     assert refuse_quantised(dense(), rules()) is None
 
 

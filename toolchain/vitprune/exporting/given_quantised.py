@@ -17,7 +17,7 @@ def refuse_quantised(model: onnx.ModelProto, recipe: Recipe) -> None:
     """Refuse a graph with quantisation in it: its scales belong to tensors of the dense model, and pruning rewrites those.
 
     Raises:
-        ExportError: VP338.
+        ExportError: VP339.
     """
     found = [
         node for node in [*model.graph.node, *(n for body in model.functions for n in body.node)] if node.op_type in OPERATORS
@@ -26,7 +26,7 @@ def refuse_quantised(model: onnx.ModelProto, recipe: Recipe) -> None:
         return
     mode = recipe.precision.mode if recipe.precision.quantised else "int8"
     raise ExportError(
-        338,
+        339,
         "the graph is quantised already",
         cause=f"it has {len(found)} operators such as {found[0].op_type} ('{found[0].name}')"
         + (

@@ -47,7 +47,7 @@ def settle(
         The recipe, unchanged where nothing is quantised or it has all ranges.
 
     Raises:
-        RecipeError: VP117 no images, VP119, VP127 images of no use, VP135 no range, VP129 nothing is left to quantise.
+        RecipeError: VP117 no images, VP136, VP127 images of no use, VP135 no range, VP129 nothing is left to quantise.
     """
     precision = recipe.precision
     if not precision.quantised:
@@ -75,7 +75,7 @@ def images_for(
     """The images to find the ranges of these layers on, [n,C,H,W]; None where the recipe has them all.
 
     Raises:
-        RecipeError: VP117 no images, VP119, VP127 images of no use, VP129 nothing is left to quantise.
+        RecipeError: VP117 no images, VP136, VP127 images of no use, VP129 nothing is left to quantise.
     """
     if not layers:
         raise RecipeError(
@@ -102,11 +102,11 @@ def check_images(pixels: NDArray[np.float32]) -> None:
     """Images that say something about ranges.
 
     Raises:
-        RecipeError: VP119 too few, VP127 they are constant.
+        RecipeError: VP136 too few, VP127 they are constant.
     """
     if len(pixels) < FEWEST:
         raise RecipeError(
-            119,
+            136,
             f"{len(pixels)} calibration images are too few",
             cause=f"ranges of so few are those of these images; at least {FEWEST} are asked for",
             next_step="--data DIR with more images; 128 are usual",
