@@ -1,16 +1,18 @@
-"""Half types against fp32 on the test images of Fashion-MNIST: accuracy, agreement and decisions, as JSON.
+"""Half types, int8 and fp8 against fp32 on the test images of Fashion-MNIST: accuracy, agreement and decisions, as JSON.
 
-    python recipes/fashion_mnist/precision.py --data /usr/share/datasets/fashion-mnist   # fp16 and bf16, all methods listed below
+    python recipes/fashion_mnist/precision.py --data /usr/share/datasets/fashion-mnist   # all types, all methods listed below
     python recipes/fashion_mnist/report.py                                               # RESULTS.md from the stored JSON
 
-The exported graphs are run, on ONNX Runtime's CPU: FP32 arithmetic, every value rounded where the graph says. Nothing about speed follows.
+The exported graphs are run, on ONNX Runtime's CPU: FP32 arithmetic, every value rounded where the graph says; int8 and fp8 are emulated so
+too, with ranges from training images (with an npz, from its own first images). Nothing about speed follows. What is stored is not run again
+(--again does), so that a run that was cut off goes on.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,7 @@ from vitprune.backends import Result
 from vitprune.backends.onnxruntime import make_session, result_names
 from vitprune.data.images import Images
 from vitprune.data.images import load as load_images
+from vitprune.exporting import ranges
 from vitprune.exporting.dense import dense_onnx
 from vitprune.exporting.parity import reference_arrays
 from vitprune.exporting.precision import settle
@@ -36,7 +39,8 @@ from vitprune.vit.pruned import PrunedViT
 HERE = Path(__file__).parent
 STORED = HERE / "precision.json"
 BATCH = 50
-MODES = ("fp16", "bf16")
+MODES = ("fp16", "bf16", "int8", "fp8")
+CALIBRATION = 128
 DROPPING = {"stages": [2, 4, 6], "keep_rate": 0.7}
 # Recipes by method: shipped ones, or the shipped dense weights under another method, off the shelf.
 METHODS: dict[str, str | dict[str, Any]] = {
@@ -123,16 +127,31 @@ def images_of(data: Path, count: int, preprocessing: dict[str, Any]) -> tuple[np
     return loaded.pixels, loaded.labels
 
 
-def evaluate(method: str, data: Path, count: int, referenced: int) -> dict[str, Any]:
-    """All modes of one method; the first `referenced` images are also compared with the PyTorch reference."""
+def calibration_images(data: Path, count: int, preprocessing: dict[str, Any]) -> np.ndarray:
+    """Training images of a folder, or the first images of an npz."""
+    return load_images(data, preprocessing, count, classes=10, splits=("train", "val")).pixels
+
+
+def evaluate(
+    method: str, data: Path, count: int, referenced: int, modes: Sequence[str] = MODES, done: dict[str, Any] | None = None
+) -> Iterator[dict[str, Any]]:
+    """Modes of one method, one after the other; the first `referenced` images are also compared with the PyTorch reference.
+
+    Yields:
+        What is known after each mode: that of `done`, fp32, and the modes so far.
+    """
     recipe = recipe_of(method)
     model = loading.load(recipe.model)
     pixels, labels = images_of(data, count, model.preprocessing)
-    dense = dense_onnx(model.module, model.image_shape, recipe)
-    found: dict[str, Any] = {"method": method, "modes": {}}
+    found: dict[str, Any] = {"method": method, "modes": dict((done or {}).get("modes", {}))}
     full: Results | None = None
-    for mode in ("fp32", *MODES):
-        here, beyond = settle(dense, recipe.with_("precision.mode", mode), True, pixels[:64])
+    for mode in ("fp32", *modes):
+        given = ranges.with_opset(recipe.with_("precision.mode", mode))
+        dense = dense_onnx(model.module, model.image_shape, given)
+        here, beyond = settle(dense, given, True, pixels[:64])
+        here = ranges.settle(
+            dense, here, True, lambda most: calibration_images(data, min(most, CALIBRATION), model.preprocessing)
+        )
         graph, anatomy, notes = surgery.rewrite(dense, here, True)
         result = run(make_session(emulated(graph).SerializeToString()), pixels, anatomy.patches)
         blocks = [int(value.name.removeprefix("kept_")) for value in graph.graph.output if value.name.startswith("kept_")]
@@ -144,7 +163,13 @@ def evaluate(method: str, data: Path, count: int, referenced: int) -> dict[str, 
         if mode != "fp32" and referenced:
             oracle = PrunedViT(model.module, here).eval()
             found["modes"][mode]["reference"] = against_reference(oracle, here, pixels[:referenced], result, blocks)
-    return found
+        yield found
+
+
+def missing_modes(stored: dict[str, Any], method: str, count: int, modes: Sequence[str]) -> list[str]:
+    """The modes that are not stored for as many images."""
+    known = stored.get(method, {}).get("modes", {})
+    return [mode for mode in modes if known.get(mode, {}).get("images") != count]
 
 
 def main() -> None:
@@ -153,12 +178,17 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=10000, help="test images")
     parser.add_argument("--reference", type=int, default=1000, help="images that are also compared with the PyTorch reference")
     parser.add_argument("--methods", nargs="*", default=list(METHODS))
+    parser.add_argument("--modes", nargs="*", default=list(MODES), choices=MODES)
+    parser.add_argument("--again", action="store_true", help="run what is stored already, too")
+    parser.add_argument("--output", type=Path, default=STORED)
     args = parser.parse_args()
-    stored = json.loads(STORED.read_text()) if STORED.exists() else {}
+    stored = json.loads(args.output.read_text()) if args.output.exists() else {}
     for method in args.methods:
-        stored[method] = evaluate(method, args.data, args.count, args.reference)
-        STORED.write_text(json.dumps(stored, indent=1) + "\n")
-        print(method, {mode: (round(one["top1"], 2), one["drop"]) for mode, one in stored[method]["modes"].items()}, flush=True)
+        modes = args.modes if args.again else missing_modes(stored, method, args.count, args.modes)
+        for found in evaluate(method, args.data, args.count, args.reference, modes, stored.get(method)) if modes else ():
+            stored[method] = found
+            args.output.write_text(json.dumps(stored, indent=1) + "\n")
+            print(method, {mode: (round(one["top1"], 2), one["drop"]) for mode, one in found["modes"].items()}, flush=True)
 
 
 if __name__ == "__main__":

@@ -236,11 +236,16 @@ def precision(stored: dict[str, Any]) -> list[list[str]]:
             rows.append([
                 method, mode, f"{one['images']:,}", f"{one['top1']:.2f}", f"{one['bytes'] / 2**20:.2f} MiB",
                 *(["–"] * 5 if mode == "fp32" else [
-                    f"{drop[0]:+.2f} [{drop[1]:+.2f}, {drop[2]:+.2f}]", verdict(drop, 0.1),
+                    f"{drop[0]:+.2f} [{drop[1]:+.2f}, {drop[2]:+.2f}]", gate(mode, drop),
                     f"{agreement[0]:.2f} [{agreement[1]:.2f}, {agreement[2]:.2f}]", flips, legal,
                 ]),
             ])  # fmt: skip
     return rows
+
+
+def gate(mode: str, drop: list[float]) -> str:
+    """Against 0.1 points, which int8 and fp8 need not meet: against 0.5, and that is said."""
+    return f"{verdict(drop, 0.5)} (of 0.5)" if mode in ("int8", "fp8") else verdict(drop, 0.1)
 
 
 def verdict(drop: list[float], limit: float) -> str:

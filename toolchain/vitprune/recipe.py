@@ -19,6 +19,7 @@ from vitprune.methods.train_keys import TrainKeys
 from vitprune.model_section import ModelSection as ModelSection
 from vitprune.model_section import Section
 from vitprune.recipe_parts.output import OutputSection as OutputSection
+from vitprune.recipe_parts.precision import PrecisionSection as PrecisionSection
 from vitprune.recipe_parts.reading import merge, override, read, with_files
 from vitprune.recipe_parts.values import read_profile
 from vitprune.support.precision import logits_tolerance, margin_tolerance
@@ -48,22 +49,6 @@ class GraphSection(Section):
     def static_batch(self) -> int | None:
         """The batch size when it is fixed, else None."""
         return int(self.batch) if ":" not in self.batch else None
-
-
-class PrecisionSection(Section):
-    """Numeric type of projections, attention and MLP; decisions are FP32 in every mode.
-
-    keep_fp32: patterns of layers that stay FP32 (`support.precision.layer_names`; fp16 adds those that would overflow). logits_tolerance,
-    flip_margin: in a half type they take the place of gates.logits_max_abs and gates.flip_margin; null = what follows from the type.
-    agreement, drop: gates against fp32 on images given to `validate`: share of the same top-1, and points of accuracy lost; null switches off.
-    """
-
-    mode: Literal["fp32", "fp16", "bf16"] = "fp32"
-    keep_fp32: list[str] = Field(default_factory=list)
-    logits_tolerance: float | None = Field(default=None, gt=0)
-    flip_margin: float | None = Field(default=None, ge=0)
-    agreement: float | None = Field(default=0.995, ge=0, le=1)
-    drop: float | None = Field(default=0.1, ge=0, le=100)
 
 
 class Gates(Section):
@@ -177,10 +162,7 @@ class Recipe(Section):
         ):  # later than bundles and checkpoints that know a recipe by its digest
             if plain["model"][key] is None:
                 del plain["model"][key]
-        defaults = PrecisionSection()
-        for key in ("logits_tolerance", "flip_margin", "agreement", "drop"):
-            if plain["precision"][key] == getattr(defaults, key):
-                del plain["precision"][key]
+        plain["precision"] = self.precision.brief()
         for key in ("cosine_mean", "cosine_p1"):
             if plain["validate"]["gates"][key] == Gates.model_fields[key].default:
                 del plain["validate"]["gates"][key]

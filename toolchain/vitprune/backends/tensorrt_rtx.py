@@ -58,7 +58,8 @@ def build(request: dict[str, Any], report: Any) -> dict[str, Any]:
         first = parser.get_error(0).desc() if parser.num_errors else "no message"
         raise BuildError(510, "TensorRT-RTX refuses the graph", cause=first, next_step="see build.log")
     counted = _layers_by_type(trt, network)
-    _require_type(str(request.get("precision") or "fp32"), counted)
+    _require_type(str(request.get("precision") or "fp32"), counted, str(request.get("rest") or ""))
+    quantised = _quantising_layers(trt, network)
     config = builder.create_builder_config()
     if workspace := request.get("workspace_mib"):
         config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, int(workspace) << 20)
@@ -89,28 +90,53 @@ def build(request: dict[str, Any], report: Any) -> dict[str, Any]:
         "layers": network.num_layers,
         "strongly_typed": True,
         "layers_by_precision": counted,
+        **({"quantising_layers": quantised} if quantised else {}),
         "inputs": [network.get_input(i).name for i in range(network.num_inputs)],
         "outputs": [network.get_output(i).name for i in range(network.num_outputs)],
     }
 
 
 def _layers_by_type(trt: Any, network: Any) -> dict[str, int]:
-    """How many products and convolutions of the network give which type; strongly typed, an engine computes in these."""
+    """How many products and convolutions of the network compute in which type; strongly typed, an engine computes in these.
+
+    A product of which both factors come from a dequantising layer counts in the type they were stored in: such are fused to one kernel.
+    """
     heavy = (trt.LayerType.MATRIX_MULTIPLY, trt.LayerType.CONVOLUTION)
     names = {
         trt.DataType.FLOAT: "fp32", trt.DataType.HALF: "fp16", trt.DataType.BF16: "bf16", trt.DataType.INT8: "int8", trt.DataType.FP8: "fp8",
     }  # fmt: skip
-    layers = (network.get_layer(number) for number in range(network.num_layers))
-    return dict(sorted(Counter(names.get(layer.get_output(0).dtype, "other") for layer in layers if layer.type in heavy).items()))
+    layers = [network.get_layer(number) for number in range(network.num_layers)]
+    makers = {layer.get_output(number).name: layer for layer in layers for number in range(layer.num_outputs)}
+
+    def stored(tensor: Any) -> str:
+        maker = makers.get(tensor.name)
+        while maker is not None and maker.type == trt.LayerType.SHUFFLE:
+            maker = makers.get(maker.get_input(0).name)
+        return names.get(maker.get_input(0).dtype, "") if maker is not None and maker.type == trt.LayerType.DEQUANTIZE else ""
+
+    counted: Counter[str] = Counter()
+    for layer in layers:
+        if layer.type in heavy:
+            factors = {stored(layer.get_input(number)) for number in range(min(2, layer.num_inputs))}
+            quantised = factors.pop() if len(factors) == 1 else ""
+            counted[quantised or names.get(layer.get_output(0).dtype, "other")] += 1
+    return dict(sorted(counted.items()))
 
 
-def _require_type(asked: str, counted: dict[str, int]) -> None:
-    """The network must compute in the type asked for, and in no other half type.
+def _quantising_layers(trt: Any, network: Any) -> dict[str, int]:
+    """How many layers of the network quantise and dequantise; {} when none does."""
+    kinds = {trt.LayerType.QUANTIZE: "quantize", trt.LayerType.DEQUANTIZE: "dequantize"}
+    found = (network.get_layer(number).type for number in range(network.num_layers))
+    return dict(sorted(Counter(kinds[kind] for kind in found if kind in kinds).items()))
+
+
+def _require_type(asked: str, counted: dict[str, int], rest: str = "") -> None:
+    """The network must compute in the type asked for, and in no other than float32 and `rest` besides.
 
     Raises:
         BuildError: VP512.
     """
-    others = [kind for kind in ("fp16", "bf16") if kind != asked and counted.get(kind)]
+    others = [kind for kind in ("fp16", "bf16", "int8", "fp8") if kind not in (asked, rest) and counted.get(kind)]
     if counted.get(asked) and not others:
         return
     listed = ", ".join(f"{count} in {kind}" for kind, count in counted.items()) or "none"

@@ -14,6 +14,10 @@ ForceOption = Annotated[bool, typer.Option("--force", help="Replace what is ther
 InlineOption = Annotated[
     bool, typer.Option("--inline", help="Also write model.inline.onnx: plain ONNX without the custom domain, for other runtimes.")
 ]
+AutoExcludeOption = Annotated[
+    bool,
+    typer.Option("--auto-exclude", help="In int8 and fp8: leave out the layers that cost most until the agreement gate holds."),
+]
 DataOption = Annotated[
     Path | None, typer.Option("--data", help="Images: class folders, a saved Hugging Face data set, IDX files, or an .npz.")
 ]
@@ -26,3 +30,8 @@ JetpackOption = Annotated[
 ModuleOption = Annotated[str | None, typer.Option("--module", help="Module or card, for example agx-64.")]
 TensorrtOption = Annotated[str | None, typer.Option("--tensorrt", help="TensorRT version of the device, instead of a JetPack's.")]
 SmOption = Annotated[str, typer.Option("--sm", help="Compute capability of the device's GPU, for example 87 or 8.7.")]
+
+
+def excluding(asked: bool) -> list[str]:
+    """What --auto-exclude sets in the recipe."""
+    return ["precision.auto_exclude=true"] if asked else []

@@ -7,7 +7,16 @@ from typing import Annotated
 import typer
 
 from vitprune import console
-from vitprune.cli._common import DataOption, ForceOption, InlineOption, OutputOption, RecipeOption, SetOption
+from vitprune.cli._common import (
+    AutoExcludeOption,
+    DataOption,
+    ForceOption,
+    InlineOption,
+    OutputOption,
+    RecipeOption,
+    SetOption,
+    excluding,
+)
 
 
 def command(
@@ -19,6 +28,7 @@ def command(
     weights: Annotated[str | None, typer.Option(help="Checkpoint (.safetensors, .pth); wins over the recipe's.")] = None,
     data: DataOption = None,
     overrides: SetOption = None,
+    auto_exclude: AutoExcludeOption = False,
     inline: InlineOption = False,
     force: ForceOption = False,
 ) -> None:
@@ -28,7 +38,7 @@ def command(
     from vitprune.pipelines import export
     from vitprune.recipe import Recipe
 
-    parsed = Recipe.load(recipe, overrides)
+    parsed = Recipe.load(recipe, [*(overrides or []), *excluding(auto_exclude)])
     with console.step("export") as step:
         bundle = export(
             model, parsed, output, pretrained=pretrained, seed=seed, weights=weights, data=data, force=force, report=step.update

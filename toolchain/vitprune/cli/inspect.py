@@ -2,15 +2,37 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
 from vitprune import console
-from vitprune.cli._common import BundleArgument
+from vitprune.cli._common import BundleArgument, DataOption
 
 
-def command(bundle: BundleArgument) -> None:
+def command(
+    bundle: BundleArgument,
+    precision_sensitivity: Annotated[
+        bool,
+        typer.Option("--precision-sensitivity", help="What each layer alone costs in the bundle's int8 or fp8; needs --data."),
+    ] = False,
+    data: DataOption = None,
+    samples: Annotated[int, typer.Option(help="Images for --precision-sensitivity.", min=1)] = 128,
+    weights: Annotated[
+        str | None, typer.Option(help="Checkpoint of the model, where the bundle names a file that is not here.")
+    ] = None,
+    plot: Annotated[
+        Path | None, typer.Option(help="Write the sensitivities as a bar chart, .png or .svg (extra 'plots').")
+    ] = None,
+) -> None:
     """Show what a bundle holds: anatomy, token and MAC curve, files, engines and what they compute with."""
     from vitprune.bundle import open_bundle
     from vitprune.exporting.inspecting import inspect
 
+    if precision_sensitivity:
+        _sensitivity(bundle, data, samples, weights, plot)
+        return
     found = inspect(open_bundle(bundle))
     size = found["geometry"]
     console.info(
@@ -40,8 +62,53 @@ def command(bundle: BundleArgument) -> None:
         )
         if engine["state"] != "whole":
             console.warn(f"the engine '{name}' is not as it was built: {engine['state']}")
-        shown = ("architecture", "gpu", "graph", "layers", "layers_by_precision", "precision_audit", "plugin", "trtexec")
+        shown = (
+            "architecture",
+            "gpu",
+            "graph",
+            "layers",
+            "layers_by_precision",
+            "quantising_layers",
+            "precision_audit",
+            "plugin",
+            "trtexec",
+        )
         for key in shown:
             if facts.get(key):
                 console.info(f"  {key}: {console.plain(facts[key])}")
     console.document("inspect", {"status": "ok", "exit_code": 0, **found})
+
+
+def _sensitivity(bundle: Path, data: Path | None, samples: int, weights: str | None, plot: Path | None) -> None:
+    """The table of `exporting.sensitivity`, and its plot."""
+    from vitprune.exporting.sensitivity import of_bundle
+    from vitprune.pipelines import open_bundle
+    from vitprune.reports.sensitivity import draw
+
+    opened = open_bundle(bundle)
+    with console.step("sensitivity") as step:
+        found = of_bundle(opened, data, samples, weights, step.update)
+    most = max((one.error for one in found.costs), default=0.0) or 1.0
+    rows = [
+        [
+            one.layer,
+            f"{one.error:.2%}",
+            "█" * round(20 * one.error / most),
+            str(one.top1_changed),
+            str(one.images_deciding_otherwise),
+        ]
+        for one in [found.whole, *found.costs]
+    ]
+    console.table(
+        f"layers alone in {found.mode}, the others in fp32, on {found.images} images",
+        ["layer", "logits' error", "", "top-1 changed", "other patches kept"], rows,
+    )  # fmt: skip
+    chosen = ", ".join(found.exclude) or "nothing"
+    console.info(
+        f"{'meets' if found.met else 'does not meet'} precision.agreement with {console.plain(chosen)} left out: "
+        f"the top-1 of {found.agreement:.1%} of the images is fp32's"
+    )
+    if plot is not None:
+        draw(found, plot)
+        console.info(f"plot: {console.plain(plot)}")
+    console.document("inspect", {"status": "ok", "exit_code": 0, "sensitivity": found.document()})

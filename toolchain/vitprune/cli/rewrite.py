@@ -9,7 +9,16 @@ from typing import Annotated
 import typer
 
 from vitprune import console
-from vitprune.cli._common import DataOption, ForceOption, InlineOption, OutputOption, RecipeOption, SetOption
+from vitprune.cli._common import (
+    AutoExcludeOption,
+    DataOption,
+    ForceOption,
+    InlineOption,
+    OutputOption,
+    RecipeOption,
+    SetOption,
+    excluding,
+)
 
 
 def command(
@@ -25,6 +34,7 @@ def command(
     output_name: Annotated[
         str | None, typer.Option("--output-name", help="Output of the graph that holds the logits, where it has several.")
     ] = None,
+    auto_exclude: AutoExcludeOption = False,
     inline: InlineOption = False,
     force: ForceOption = False,
 ) -> None:
@@ -35,7 +45,7 @@ def command(
     from vitprune.recipe import Recipe
 
     chosen = [] if output_name is None else [f"graph.output={json.dumps(output_name)}"]
-    parsed = Recipe.load(recipe, [*(overrides or []), *chosen])
+    parsed = Recipe.load(recipe, [*(overrides or []), *chosen, *excluding(auto_exclude)])
     with console.step("rewrite") as step:
         bundle = rewrite(dense, parsed, output, data=data, preprocessing=preprocessing, force=force, report=step.update)
     described = bundle.manifest.preprocessing

@@ -206,6 +206,7 @@ def _build(
     options: dict[str, Any] = {
         "batch": profile, "workspace_mib": workspace_mib or target.workspace_mib, "plugin": plugin, "embed_plugin": embed_plugin,
         "kept_outputs": target.keep_kept_outputs or kept_outputs, "precision": bundle.recipe.precision.mode,
+        "rest": bundle.recipe.precision.floats,
         "architectures": [] if target.architectures == "auto" else target.architectures,
     }  # fmt: skip
     parts = [_build_model(bundle, target, name, folder, options, report, timeout) for name in bundle.model_files]

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from vitprune.bundle import Bundle
-from vitprune.exporting import parity, precision
+from vitprune.exporting import parity, precision, ranges, sensitivity
 from vitprune.exporting.dense import dense_onnx
 from vitprune.exporting.features import features_notes
 from vitprune.exporting.writing import write_bundle
@@ -27,15 +27,22 @@ def export(
     model = _loaded(module_or_name, recipe, pretrained, seed, weights)
     from vitprune.vit.pruned import PrunedViT
 
-    oracle = PrunedViT(model.module, recipe).eval()
+    recipe = ranges.with_opset(recipe)
+    oracle = PrunedViT(model.module, precision.unquantised(recipe)).eval()
     dense_module = dense_answers(model.module, recipe.output)
     values = oracle.geometry.tokens * oracle.geometry.width * len(oracle.taken)
-    inputs = parity.samples(recipe, model.preprocessing, data, oracle.geometry.classes or None, values)
+    classes = oracle.geometry.classes or None
+    inputs = parity.samples(recipe, model.preprocessing, data, classes, values)
+    images = parity.calibration(model.preprocessing, data, classes)
+    ranges.check_early(recipe.precision, oracle.geometry.depth, images)
     report("exporting the dense model to ONNX")
     dense = dense_onnx(dense_module, model.image_shape, recipe)
     recipe, beyond = precision.settle(dense, recipe, oracle.geometry.has_cls, inputs.pixels)
-    if beyond:
-        oracle = PrunedViT(model.module, recipe).eval()
+    if recipe.precision.quantised:
+        report("finding ranges on the calibration images")
+        recipe = ranges.settle(dense, recipe, oracle.geometry.has_cls, images)
+        recipe = sensitivity.settle(model.module, recipe, images, report)
+    oracle = PrunedViT(model.module, recipe).eval()
     report("rewriting the graph")
     pruned, anatomy, notes = surgery.rewrite(dense, recipe, has_cls=oracle.geometry.has_cls)
     report("checking against the PyTorch reference")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ from numpy.typing import NDArray
 from vitprune.backends.onnxruntime import make_session
 from vitprune.data import images as image_data
 from vitprune.errors import ExportError
+from vitprune.exporting.layers import check_layers
 from vitprune.graph.lowering.rounding import emulated
 from vitprune.recipe import Recipe
 from vitprune.support.answers import heads_and_lists, joined
@@ -38,6 +41,20 @@ def samples(
     if data is None:
         return odd_ones(image_data.synthetic(count, preprocessing))
     return image_data.load(Path(data), preprocessing, count, classes=classes, splits=("val", "train"))
+
+
+def calibration(
+    preprocessing: dict[str, Any], data: str | Path | None, classes: int | None
+) -> Callable[[int], NDArray[np.float32]] | None:
+    """What gives images to calibrate on, at most so many, of the training split where there is one; None without `data`."""
+    if data is None:
+        return None
+
+    @lru_cache(maxsize=1)
+    def images(count: int) -> NDArray[np.float32]:
+        return image_data.load(Path(data), preprocessing, count, classes=classes, splits=("train", "val")).pixels
+
+    return images
 
 
 def odd_ones(images: image_data.Images) -> image_data.Images:
@@ -131,6 +148,10 @@ def check(model: onnx.ModelProto, arrays: dict[str, NDArray[Any]], recipe: Recip
             own, *lists = run(session, one["images"], recipe.graph.static_batch)
             broken += [f"image {number} alone: {text}" for text in broken_by(Result(own, lists), one)]
     comparison = compared[0]
+    layers: dict[str, Any] = {}
+    if recipe.precision.quantised:
+        layers, differing = check_layers(model, oracle, arrays["images"], recipe)
+        broken += differing
     if broken:
         raise ExportError(
             330,
@@ -138,7 +159,7 @@ def check(model: onnx.ModelProto, arrays: dict[str, NDArray[Any]], recipe: Recip
             cause="; ".join(broken),
             next_step="report the model and recipe with this message",
         )
-    return comparison.document() | {"pads_exercised": _has_pads(kept)}
+    return comparison.document() | {"pads_exercised": _has_pads(kept)} | layers
 
 
 def _has_pads(kept: list[NDArray[Any]]) -> bool:

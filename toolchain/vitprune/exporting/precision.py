@@ -27,17 +27,18 @@ def settle(
         dense: the dense graph. recipe: what to insert. has_cls: as for `surgery.rewrite`. pixels: [B,C,H,W] to look at, the first 64.
 
     Returns:
-        The recipe (unchanged unless its mode is fp16), and the largest magnitude seen of every layer added.
+        The recipe (unchanged unless a type in it is fp16), and the largest magnitude seen of every layer added.
 
     Raises:
         RecipeError: VP114 when every layer would have to stay in FP32; otherwise as for `surgery.rewrite`.
     """
-    limit = OVERFLOW.get(recipe.precision.mode)
+    limit = OVERFLOW.get(recipe.precision.floats)
     if limit is None:
         return recipe, {}
     model, plan = surgery.untyped(dense, recipe, has_cls)
-    found = overflow.weight_maxima(model, plan.nodes)
-    probed, outputs = overflow.probed(model, plan.nodes)
+    half = plan.half_nodes(model)
+    found = overflow.weight_maxima(model, half)
+    probed, outputs = overflow.probed(model, half)
     session = make_session(probed.SerializeToString())
     name, wanted = session.get_inputs()[0].name, list(outputs)
     size = recipe.graph.static_batch or 8
@@ -49,7 +50,7 @@ def settle(
     beyond = {layer: seen for layer, seen in found.items() if not seen <= limit}
     if not beyond:
         return recipe, {}
-    if len(beyond) == len(set(plan.nodes.values())):
+    if len(beyond) == len(set(half.values())):
         raise RecipeError(
             114,
             "every layer of this model overflows in fp16",
@@ -57,6 +58,11 @@ def settle(
             next_step="--set precision.mode=bf16, whose range is that of FP32",
         )
     return recipe.with_("precision.keep_fp32", [*recipe.precision.keep_fp32, *beyond]), beyond
+
+
+def unquantised(recipe: Recipe) -> Recipe:
+    """The recipe as it can be read before ranges are known: in fp32 where it asks for int8 or FP8."""
+    return recipe.with_("precision.mode", "fp32") if recipe.precision.quantised else recipe
 
 
 def warnings(beyond: dict[str, float]) -> list[str]:

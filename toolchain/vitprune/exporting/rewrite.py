@@ -17,11 +17,12 @@ from vitprune.bundle import Bundle
 from vitprune.data.images import Images
 from vitprune.data.preprocessing import of_graph, require_known
 from vitprune.errors import ExportError
-from vitprune.exporting import parity, precision
+from vitprune.exporting import parity, precision, ranges, sensitivity
 from vitprune.exporting.dense import read_onnx
 from vitprune.exporting.features import features_notes, require_free
 from vitprune.exporting.given_front import check_front, described_by
 from vitprune.exporting.given_half import compare_given
+from vitprune.exporting.given_quantised import refuse_quantised
 from vitprune.exporting.initializers import check_initializers
 from vitprune.exporting.writing import write_bundle
 from vitprune.graph import surgery
@@ -50,11 +51,13 @@ def rewrite(
     report("reading the dense graph")
     dense = read_onnx(path)
     check_initializers(dense, path.name)
+    refuse_quantised(dense, recipe)
+    recipe = ranges.with_opset(recipe)
     given, full = dense, widened(dense)
     dense, front = taken_off(full)
     report("rewriting the graph")
     require_free(recipe)
-    pruned, anatomy, notes = surgery.rewrite(dense, recipe)
+    pruned, anatomy, notes = surgery.rewrite(dense, precision.unquantised(recipe))
     taken = take_in(dense, recipe)
     recipe = taken.recipe
     described = of_graph(anatomy.image_shape, recipe.model, preprocessing)
@@ -64,7 +67,13 @@ def rewrite(
     values = sum(int(np.prod(shape)) for shape in anatomy.output_shapes)
     inputs = parity.samples(recipe, described, data, anatomy.classes or None, values)
     settled, beyond = precision.settle(dense, recipe, None, inputs.pixels)
-    if beyond:
+    if settled.precision.quantised:
+        report("finding ranges on the calibration images")
+        images = parity.calibration(described, data, anatomy.classes or None)
+        settled = ranges.settle(dense, settled, None, images)
+        if settled.precision.auto_exclude:
+            settled = sensitivity.settle(_dense_vit(taken.model, anatomy), settled, images, report)
+    if settled is not recipe:
         recipe = settled
         pruned, anatomy, notes = surgery.rewrite(dense, recipe)
     report("checking the canonical graph against the dense one")
@@ -124,10 +133,15 @@ def rewrite(
 
 
 def _oracle(dense: onnx.ModelProto, anatomy: Anatomy, recipe: Recipe) -> Any:
-    from vitprune.exporting.graph_vit import GraphViT
     from vitprune.vit.pruned import PrunedViT
 
-    return PrunedViT(GraphViT(dense, anatomy, split=recipe.precision.mode != "fp32"), recipe).eval()
+    return PrunedViT(_dense_vit(dense, anatomy, split=recipe.precision.mode != "fp32"), recipe).eval()
+
+
+def _dense_vit(dense: onnx.ModelProto, anatomy: Anatomy, split: bool = True) -> Any:
+    from vitprune.exporting.graph_vit import GraphViT
+
+    return GraphViT(dense, anatomy, split=split)
 
 
 def _own_results(

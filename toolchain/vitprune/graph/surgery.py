@@ -80,6 +80,13 @@ def _operated(
     model, recipe = taken.model, taken.recipe
     family, method = families.of(model), methods.get(recipe.prune.method)
     precision.require_available(recipe.precision, family.name, family.blocks)
+    if recipe.output.features and recipe.precision.quantised:
+        raise RecipeError(
+            115,
+            f"features are not available in {recipe.precision.mode}",
+            cause="what one step of the quantisation may change is defined for logits",
+            next_step="--set precision.mode=fp16, or --set output.kind=logits",
+        )
     anatomy = _anatomy(model, family, recipe)
     if has_cls is not None:
         anatomy = replace(anatomy, reads_cls=has_cls)

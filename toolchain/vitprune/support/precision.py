@@ -6,14 +6,22 @@ from collections.abc import Iterable, Sequence
 from fnmatch import fnmatchcase
 
 HALF = ("fp16", "bf16")
+# Types of which a tensor's numbers are steps of a scale that calibration found; weights have one scale per channel.
+QUANTISED = ("int8", "fp8")
+# What the largest number of a range becomes: 8-bit integers without -128, and the largest finite number of E4M3 (OCP OFP8, table 1).
+LARGEST = {"int8": 127.0, "fp8": 448.0}
 # Half the distance from 1 to the next number above it: the largest relative error of one rounding (IEEE 754; bfloat16 has 8 bits).
-ROUNDOFF = {"fp32": 2.0**-24, "fp16": 2.0**-11, "bf16": 2.0**-8}
+# int8: half a step, of the largest number of the range.
+ROUNDOFF = {"fp32": 2.0**-24, "fp16": 2.0**-11, "bf16": 2.0**-8, "int8": 2.0**-8, "fp8": 2.0**-4}
 # What fp16 holds before it becomes infinite, less a little for sums that grow on other images than those looked at.
 OVERFLOW = {"fp16": 6.0e4}
 # Two computations with the same roundings still differ: sums are taken in another order, a value on the edge between two neighbours
 # rounds the other way, and later layers carry that on. In units of one rounding: of the largest logit, and of a decision margin.
 LOGIT_ROUNDINGS = 8.0
 MARGIN_ROUNDINGS = 4.0
+# On a grid a number on the edge between two steps goes a whole step the other way. Few do, and a sum takes up hundreds of numbers: of
+# either type that is worth twice as many half steps of int8.
+UNIT = {**ROUNDOFF, "int8": 2 * ROUNDOFF["int8"], "fp8": 2 * ROUNDOFF["int8"]}
 
 
 def layer_names(depth: int) -> list[str]:
@@ -33,10 +41,20 @@ def unused(names: Sequence[str], patterns: Sequence[str]) -> list[str]:
 
 
 def logits_tolerance(mode: str, largest: float) -> float:
-    """How far logits of two computations in a half type may lie apart, where the largest has the size `largest`."""
-    return LOGIT_ROUNDINGS * ROUNDOFF[mode] * largest
+    """How far logits of two computations in a type may lie apart, where the largest has the size `largest`."""
+    return LOGIT_ROUNDINGS * UNIT[mode] * largest
 
 
 def margin_tolerance(mode: str, scale: float = 1.0) -> float:
-    """How close to its opposite a decision must be for two computations in a half type to disagree on it; scale: size of a score."""
-    return MARGIN_ROUNDINGS * ROUNDOFF[mode] * scale
+    """How close to its opposite a decision must be for two computations in a type to disagree on it; scale: size of a score."""
+    return MARGIN_ROUNDINGS * UNIT[mode] * scale
+
+
+def exponents(text: str) -> list[int]:
+    """Exponents of two, one per letter: "m" is 0, "n" 1, "l" -1; how recipes store a factor per channel."""
+    return [ord(letter) - ord("m") for letter in text]
+
+
+def exponent_text(values: Iterable[int]) -> str:
+    """The letters of exponents, those beyond -12 and 13 cut to that."""
+    return "".join(chr(ord("m") + min(13, max(-12, int(value)))) for value in values)

@@ -13,6 +13,7 @@ from vitprune.vit.blocks import is_plain
 from vitprune.vit.dense import DenseViT, TimmViT, row_weights
 from vitprune.vit.features import Places, joined
 from vitprune.vit.precision import HalfViT
+from vitprune.vit.quantised import QuantViT
 from vitprune.vit.tokens import TokenState
 
 
@@ -80,7 +81,9 @@ class PrunedViT(nn.Module):
             check_supported(model, self.method, pooled=not recipe.output.features)
             self.model = model  # registered, so that training and moving to a device reach its weights
             model = TimmViT(model)
-        if recipe.precision.mode != "fp32":
+        if recipe.precision.quantised:
+            model = QuantViT(model, recipe.precision)
+        elif recipe.precision.mode != "fp32":
             model = HalfViT(model, recipe.precision.mode, recipe.precision.keep_fp32)
         self.dense, self.geometry, self.output = model, model.geometry, recipe.output
         self.taken: list[int] = []

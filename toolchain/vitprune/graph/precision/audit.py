@@ -13,6 +13,8 @@ from onnx import TensorProto
 
 HALF = {int(TensorProto.FLOAT16): "fp16", int(TensorProto.BFLOAT16): "bf16"}
 HEAVY = ("MatMul", "Gemm", "Conv")
+STEPS = {int(TensorProto.INT8): "int8", int(TensorProto.FLOAT8E4M3FN): "fp8"}
+QUANTISES = {"QuantizeLinear", "DequantizeLinear"}
 # Operators of which a result has the type of the first input and is the same values elsewhere.
 MOVES = {
     "Reshape", "Transpose", "Gather", "GatherND", "GatherElements", "Slice", "Unsqueeze", "Squeeze", "Split", "Identity", "Concat",
@@ -44,21 +46,42 @@ def types(model: onnx.ModelProto) -> dict[str, int]:
     return found
 
 
+def steps(model: onnx.ModelProto) -> dict[str, str]:
+    """The type, int8 or fp8, of every tensor that DequantizeLinear makes."""
+    stored = {tensor.name: STEPS.get(tensor.data_type, "") for tensor in model.graph.initializer}
+    quantised = {
+        node.output[0]: stored.get(node.input[2], "") if len(node.input) > 2 else ""
+        for node in model.graph.node
+        if node.op_type == "QuantizeLinear"
+    }
+    kinds = {**stored, **quantised}
+    return {node.output[0]: kinds.get(node.input[0], "") for node in model.graph.node if node.op_type == "DequantizeLinear"}
+
+
+def quantised_products(model: onnx.ModelProto) -> list[onnx.NodeProto]:
+    """The products of which both factors come from DequantizeLinear: those that builders compute in the type itself."""
+    made = steps(model)
+    return [node for node in model.graph.node if node.op_type in HEAVY and all(name in made for name in node.input[:2])]
+
+
 def layers_by_type(model: onnx.ModelProto) -> dict[str, int]:
     """How many MatMul, Gemm and Conv compute in which type."""
-    known = types(model)
-    counted = Counter(HALF.get(known.get(node.output[0], 0), "fp32") for node in model.graph.node if node.op_type in HEAVY)
+    known, made = types(model), steps(model)
+    quantised = {node.name: made[node.input[0]] for node in quantised_products(model)}
+    heavy = [node for node in model.graph.node if node.op_type in HEAVY]
+    counted = Counter(quantised.get(node.name) or HALF.get(known.get(node.output[0], 0), "fp32") for node in heavy)
     return dict(sorted(counted.items()))
 
 
 def float32_layers(model: onnx.ModelProto) -> list[str]:
     """Names of the MatMul, Gemm and Conv nodes that compute in float32."""
-    known = types(model)
-    return [node.name for node in model.graph.node if node.op_type in HEAVY and node.output[0] not in known]
+    known, quantised = types(model), {node.name for node in quantised_products(model)}
+    heavy = [node for node in model.graph.node if node.op_type in HEAVY]
+    return [node.name for node in heavy if node.output[0] not in known and node.name not in quantised]
 
 
 def half_decisions(model: onnx.ModelProto) -> list[str]:
-    """Nodes between the layers and a decision that compute in a half type; [] when there is none.
+    """Nodes between the layers and a decision that compute in a half type or quantise; [] when there is none.
 
     From every decision the walk goes up through whatever computes, and stops where a value comes from a layer: a product of weights, or
     LayerNorm, or what is Cast from a half type. Moving half values is no computing.
@@ -66,6 +89,7 @@ def half_decisions(model: onnx.ModelProto) -> list[str]:
     known = types(model)
     makers = {name: node for node in model.graph.node for name in node.output}
     weights = {tensor.name for tensor in model.graph.initializer if len(tensor.dims) >= 2}
+    weights |= {node.output[0] for node in model.graph.node if node.op_type == "DequantizeLinear" and node.input[0] in weights}
     wrong: list[str] = []
     frontier = [name for node in model.graph.node if node.op_type in DECIDES for name in node.input]
     frontier += [name for node in model.graph.node if node.op_type in DECIDES for name in node.output]
@@ -79,6 +103,9 @@ def half_decisions(model: onnx.ModelProto) -> list[str]:
         half = node.op_type != "Cast" and any(value in known for value in (*node.input, *node.output))
         if node.op_type == "LayerNormalization" and not half or _is_linear(node, makers, weights):
             continue  # what a layer gives is where the decision begins
+        if node.op_type in QUANTISES:
+            wrong.append(node.name or name)
+            continue
         if half and node.op_type not in MOVES:
             if not _is_attention(node, makers, weights):
                 wrong.append(node.name or name)
@@ -124,4 +151,6 @@ def report(model: onnx.ModelProto, mode: str, kept: tuple[str, ...]) -> dict[str
     sizes: dict[str, int] = defaultdict(int)
     for tensor in model.graph.initializer:
         sizes[HALF.get(tensor.data_type, onnx.TensorProto.DataType.Name(tensor.data_type).lower())] += len(tensor.raw_data)
-    return {"mode": mode, "layers": layers_by_type(model), "kept_fp32": list(kept), "weight_bytes": dict(sorted(sizes.items()))}
+    found = {"mode": mode, "layers": layers_by_type(model), "kept_fp32": list(kept), "weight_bytes": dict(sorted(sizes.items()))}
+    pairs = Counter(node.op_type for node in model.graph.node if node.op_type in QUANTISES)
+    return found | ({"quantize": pairs["QuantizeLinear"], "dequantize": pairs["DequantizeLinear"]} if pairs else {})

@@ -5,40 +5,88 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import onnx
+from onnx import helper
 
 from vitprune.errors import ExportError, RecipeError
 from vitprune.graph.passes.base import Surgery
-from vitprune.graph.precision import audit, casting, roles
+from vitprune.graph.precision import audit, casting, quantising, roles, smoothing
+from vitprune.graph.precision.linears import LinearMap, linear_maps
 from vitprune.recipe import PrecisionSection
 from vitprune.support.precision import chosen, layer_names, unused
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Which nodes compute in the half type, by layer; kept: layers that the recipe leaves in float32."""
+    """What becomes of which layer.
+
+    mode: of the recipe. nodes: layer by node name, of all layers but those kept. kept: layers that the recipe leaves in float32.
+    quantised: layers whose linear maps take int8 or FP8. floats: type of the nodes that are not quantised.
+    ranges, letters: of the recipe, for quantised layers.
+    """
 
     mode: str
     nodes: dict[str, str]
     kept: tuple[str, ...]
+    floats: str
+    quantised: frozenset[str] = frozenset()
+    ranges: dict[str, float] = field(default_factory=dict)
+    letters: dict[str, str] = field(default_factory=dict)
+
+    def maps(self, model: onnx.ModelProto) -> list[LinearMap]:
+        """The quantised layers' linear maps in the finished model."""
+        return linear_maps(model, {node: layer for node, layer in self.nodes.items() if layer in self.quantised})
+
+    def half_nodes(self, model: onnx.ModelProto) -> dict[str, str]:
+        """Layer by node name, of those that compute in a half type: not a quantised map, its bias, nor what moves its input."""
+        if self.floats == "fp32":
+            return {}
+        maps = self.maps(model)
+        names, feeding = {one.node for one in maps}, {(one.layer, one.data) for one in maps}
+        found = {}
+        for node in reversed(model.graph.node):
+            layer = self.nodes.get(node.name)
+            if layer is None:
+                continue
+            if layer in self.quantised:
+                if any((layer, name) in feeding for name in node.output):
+                    feeding.add((layer, node.input[0]))
+                    continue
+                if node.name in names or node.op_type == "Add":
+                    continue
+            found[node.name] = layer
+        return found
 
 
 def plan(surgery: Surgery, precision: PrecisionSection) -> Plan | None:
     """The plan for a finished surgery, None for float32.
 
     Raises:
-        RecipeError: VP113 when a pattern of keep_fp32 fits no layer. ExportError: VP316 the layers are not understood.
+        RecipeError: VP113 when a pattern of keep_fp32 or exclude fits no layer. ExportError: VP316 the layers are not understood.
     """
     names = layer_names(len(surgery.anatomy.blocks))
     check_patterns(names, precision.keep_fp32)
+    check_patterns(names, precision.exclude, "exclude")
     if precision.mode == "fp32":
         return None
     kept = chosen(names, precision.keep_fp32)
     nodes = {node: layer for node, layer in roles.layers(surgery).items() if layer not in kept}
     roles.freeze(surgery, set(nodes))
-    return Plan(precision.mode, nodes, tuple(name for name in names if name in kept))
+    quantised = quantised_layers(len(surgery.anatomy.blocks), precision)
+    return Plan(
+        precision.mode, nodes, tuple(name for name in names if name in kept), precision.floats, quantised,
+        {layer: value for layer, value in precision.ranges.items() if layer in quantised},
+        {layer: text for layer, text in precision.smoothing.items() if layer in quantised},
+    )  # fmt: skip
+
+
+def quantised_layers(depth: int, precision: PrecisionSection) -> frozenset[str]:
+    """The layers that take int8 or FP8."""
+    names = layer_names(depth)
+    left = chosen(names, [*precision.keep_fp32, *precision.exclude])
+    return frozenset(name for name in names if name not in left) if precision.quantised else frozenset()
 
 
 def require_available(precision: PrecisionSection, family: str, blocks: str) -> None:
@@ -56,7 +104,7 @@ def require_available(precision: PrecisionSection, family: str, blocks: str) -> 
         )
 
 
-def check_patterns(names: list[str], patterns: list[str]) -> None:
+def check_patterns(names: list[str], patterns: list[str], key: str = "keep_fp32") -> None:
     """Every pattern must fit a layer.
 
     Raises:
@@ -65,7 +113,7 @@ def check_patterns(names: list[str], patterns: list[str]) -> None:
     if lost := unused(names, patterns):
         raise RecipeError(
             113,
-            f"precision.keep_fp32 names '{lost[0]}', which fits no layer",
+            f"precision.{key} names '{lost[0]}', which fits no layer",
             cause=f"layers are named {names[0]}, {names[1]}, {names[2]}, {names[3]} and so on up to {names[-1]}",
             next_step="correct the pattern; * stands for any text",
         )
@@ -75,17 +123,83 @@ def apply(model: onnx.ModelProto, plan: Plan) -> onnx.ModelProto:
     """The model with the plan's types.
 
     Raises:
-        ExportError: VP317 a weight does not fit, VP318 the types clash or something that decides would compute in a half type.
+        ExportError: VP317 a weight does not fit, VP318 the types clash or something that decides would compute in another type than FP32.
+        RecipeError: VP117 a layer to quantise has no range, VP118 smoothing of a layer that cannot be smoothed.
     """
-    half = casting.cast(model, set(plan.nodes), plan.mode)
+    half = plan.half_nodes(model)
+    if plan.quantised:
+        _require_ranges(plan)
+        model = smoothed(model, plan)
+        model = quantising.insert(model, plan.maps(model), plan.ranges, plan.mode)
+        if plan.floats != "fp32":
+            half |= _round_results(model, plan)
+    if half:
+        model = casting.cast(model, set(half), plan.floats)
     try:
-        onnx.checker.check_model(half, full_check=False)
-        onnx.shape_inference.infer_shapes(half, check_type=True, strict_mode=False)
+        onnx.checker.check_model(model, full_check=False)
+        onnx.shape_inference.infer_shapes(model, check_type=True, strict_mode=False)
     except Exception as error:
         raise _refused(str(error).splitlines()[0][:200]) from error
-    if wrong := audit.half_decisions(half):
+    if wrong := audit.half_decisions(model):
         raise _refused(f"node '{wrong[0]}' decides which tokens stay and computes in {plan.mode}")
-    return half
+    return model
+
+
+def smoothed(model: onnx.ModelProto, plan: Plan) -> onnx.ModelProto:
+    """The float32 model with the plan's factors moved.
+
+    Raises:
+        RecipeError: VP118.
+    """
+    places = smoothing.sites(model, plan.maps(model))
+    channels = {site.layer: len(smoothing.row_maxima(model, site)) for site in places}
+    for layer, text in plan.letters.items():
+        if channels.get(layer) != len(text):
+            raise RecipeError(
+                118,
+                f"precision.smoothing names {layer}, which cannot be smoothed so",
+                cause=f"it has {channels[layer]} input channels, the recipe {len(text)} factors" if layer in channels
+                else "in this graph something else reads its input channels, or no norm and no values stand before it",
+                next_step="leave precision.smoothing out and give --data: it is found anew",
+            )  # fmt: skip
+    return smoothing.fold(model, places, plan.letters)
+
+
+def _require_ranges(plan: Plan) -> None:
+    missing = sorted(plan.quantised - plan.ranges.keys())
+    if missing:
+        raise RecipeError(
+            117,
+            f"{plan.mode} needs calibration images",
+            cause=f"the recipe has no range for {missing[0]}" + (f" and {len(missing) - 1} more layers" if missing[1:] else ""),
+            next_step="--data DIR with images like those the model will see",
+        )
+
+
+def _round_results(model: onnx.ModelProto, plan: Plan) -> dict[str, str]:
+    """Queries, keys and values of quantised maps become numbers of the half type; changes the model, returns the nodes that do it."""
+    maps = {node.name for node in audit.quantised_products(model)}
+    added: dict[str, str] = {}
+    readers: dict[str, list[onnx.NodeProto]] = {}
+    for node in model.graph.node:
+        for name in node.input:
+            readers.setdefault(name, []).append(node)
+    written = []
+    for node in model.graph.node:
+        written.append(node)
+        layer = plan.nodes.get(node.name, "")
+        last = node.name in maps and not any(
+            one.op_type == "Add" and one.name in plan.nodes for one in readers.get(node.output[0], [])
+        )
+        if layer in plan.quantised and layer.endswith("attn.qkv") and (last or node.op_type == "Add"):
+            result, exact = node.output[0], f"{node.output[0]}/exact"
+            node.output[0] = exact
+            written.append(helper.make_node("Identity", [exact], [result], name=f"{result}/{plan.floats}"))
+            added[written[-1].name] = layer
+    copies = [onnx.NodeProto.FromString(node.SerializeToString()) for node in written]
+    del model.graph.node[:]
+    model.graph.node.extend(copies)
+    return added
 
 
 def _refused(cause: str) -> ExportError:

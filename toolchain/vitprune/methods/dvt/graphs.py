@@ -18,6 +18,7 @@ from vitprune.methods.dvt.keys import EXITS, Params
 from vitprune.methods.dvt.members import dense_member, weights_of
 from vitprune.methods.dvt.reference import Cascade
 from vitprune.recipe import Recipe
+from vitprune.recipe_parts.precision import require_floats
 
 
 def member_graphs(cascade: Cascade, recipe: Recipe, report: Callable[[str], None] = lambda text: None) -> list[onnx.ModelProto]:
@@ -26,6 +27,7 @@ def member_graphs(cascade: Cascade, recipe: Recipe, report: Callable[[str], None
     Raises:
         ExportError: VP304 torch cannot export a member, VP32x the graph is not understood.
     """
+    require_floats(recipe.precision, "a cascade")
     shape, grids, graphs = cascade.shape, keys_of(recipe.prune, Params).grids, []
     for number, grid in enumerate(grids):
         report(f"exporting member {number + 1} of {EXITS}")

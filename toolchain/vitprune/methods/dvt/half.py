@@ -14,6 +14,7 @@ from torch.nn import functional
 
 from vitprune.methods.dvt.reference import Cascade
 from vitprune.recipe import Recipe
+from vitprune.recipe_parts.precision import require_floats
 from vitprune.support.precision import chosen, layer_names
 from vitprune.vit.blocks import product, weigh
 from vitprune.vit.precision import TYPES, HalfLinear
@@ -56,6 +57,7 @@ def in_precision(cascade: Cascade, recipe: Recipe) -> Cascade:
     precision = recipe.precision
     if precision.mode == "fp32":
         return cascade
+    require_floats(precision, "a cascade")
     half = copy.deepcopy(cascade)
     kept = chosen(layer_names(cascade.shape.depth), precision.keep_fp32)
 
