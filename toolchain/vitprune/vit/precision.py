@@ -115,10 +115,22 @@ class HalfViT(DenseViT):
 
     Args:
         dense: the model. mode: "fp16" or "bf16". keep_fp32: patterns of layer names (`support.precision.layer_names`) that stay float32.
+
+    Raises:
+        ExportError: VP315 for an attention or MLP that has no half precision.
     """
 
     def __init__(self, dense: DenseViT, mode: str, keep_fp32: list[str]) -> None:
         self.dense, self.geometry, self.global_pool = dense, dense.geometry, dense.global_pool
+        if own := next(
+            (part for block in dense.blocks for part in ("rotation", "gate") if getattr(block.attn, part, None) is not None), ""
+        ):
+            raise ExportError(
+                315,
+                "the attention of this model has no half precision",
+                cause=f"it has a {own}, whose roundings no reference follows yet",
+                next_step="--set precision.mode=fp32",
+            )
         kept = chosen(layer_names(self.geometry.depth), keep_fp32)
 
         def types(block: int) -> dict[str, torch.dtype]:

@@ -1,4 +1,4 @@
-"""A timm VisionTransformer with a method applied: the oracle for graphs and engines."""
+"""A timm VisionTransformer or Eva with a method applied: the oracle for graphs and engines."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ from torch import Tensor, nn
 from vitprune import methods
 from vitprune.errors import ExportError
 from vitprune.recipe import Recipe
-from vitprune.vit.blocks import is_plain
-from vitprune.vit.dense import DenseViT, TimmViT, row_weights
+from vitprune.vit.dense import DenseViT, row_weights
 from vitprune.vit.precision import HalfViT
+from vitprune.vit.timm_blocks import why_not
+from vitprune.vit.timm_vit import TimmViT
 from vitprune.vit.tokens import TokenState
 
 
@@ -17,26 +18,21 @@ def check_supported(model: nn.Module, method: methods.Method) -> None:
     """Refuse models that the method cannot be applied to.
 
     Raises:
-        ExportError: VP310 not a timm VisionTransformer, VP311 blocks of another kind, VP312 no CLS token, VP313 pooling that
+        ExportError: VP310 neither a timm VisionTransformer nor an Eva, VP311 blocks of another kind, VP312 no CLS token, VP313 pooling that
             cannot leave out pad slots.
     """
+    from timm.models.eva import Eva
     from timm.models.vision_transformer import VisionTransformer
 
     name = type(model).__name__
-    if not isinstance(model, VisionTransformer):
-        rotary = getattr(model, "rope", None) is not None
-        cause = f"{name} is not a timm VisionTransformer" + (
-            ": it uses rotary positions, which enter every attention by row and would have to be pruned with the tokens"
-            if rotary
-            else ""
-        )
+    if not isinstance(model, VisionTransformer | Eva):
         raise ExportError(
             310,
             f"nothing to patch in {name}",
-            cause=cause,
+            cause=f"{name} is not a timm VisionTransformer or Eva",
             next_step="use a timm VisionTransformer such as deit_small_patch16_224",
         )
-    refused = [(index, is_plain(block)) for index, block in enumerate(model.blocks) if is_plain(block)]
+    refused = [(index, why_not(block)) for index, block in enumerate(model.blocks) if why_not(block)]
     if refused or not len(model.blocks):
         index, cause = refused[0] if refused else (0, "it has no blocks")
         raise ExportError(

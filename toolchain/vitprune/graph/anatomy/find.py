@@ -8,7 +8,7 @@ node and the pattern expected.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import onnx
@@ -18,6 +18,7 @@ from vitprune.errors import ExportError
 from vitprune.graph.anatomy.embedding import embedding
 from vitprune.graph.anatomy.layout import prefix_of
 from vitprune.graph.anatomy.mlp import mlp
+from vitprune.graph.anatomy.positions import of_patches, same
 from vitprune.graph.anatomy.projections import (
     PASS_THROUGH,
     RESHAPING,
@@ -31,6 +32,7 @@ from vitprune.graph.anatomy.projections import (
 )
 from vitprune.graph.anatomy.readers import Mean, readers_of
 from vitprune.graph.anatomy.static import scalar_of, static_copy, value_of
+from vitprune.support.attention import Rotation
 
 NORM_PARTS = {"LayerNormalization", "ReduceMean", "Sub", "Pow", "Mul", "Add", "Sqrt", "Div", "Reciprocal"} | PASS_THROUGH
 
@@ -41,7 +43,8 @@ class Block:
 
     x: block input [B,N,C]. h: LN1(x). query, key, value: linear maps of h (weights [C,H*d]). scale: factor on the attention
     logits. context: input of the projection [B,N,H*d]. projected: the projection's output. attended: sum of x and the attention branch
-    (residual_node makes it). output: the block's output. attention_branch, mlp_branch: what the two residual sums add.
+    (residual_node makes it). output: the block's output. attention_branch, mlp_branch: what the two residual sums add. rotation: of
+    queries and keys. context_norm: before the projection.
     """
 
     index: int
@@ -64,6 +67,8 @@ class Block:
     mlp_hidden: int
     attention_branch: str
     mlp_branch: str
+    rotation: Rotation | None = field(default=None, kw_only=True)
+    context_norm: HeadNorm | None = field(default=None, kw_only=True)
 
 
 @dataclass(frozen=True)
@@ -118,9 +123,9 @@ def _attention_product(softmax: gs.Node, index: int) -> tuple[gs.Node, float]:
     raise fail(index, softmax, "a MatMul of queries and keys above Softmax")
 
 
-def down_to_projection(node: gs.Node, index: int) -> tuple[Linear, Any]:
-    """From A·V down to the projection: linear, output tensor [B,N,C]."""
-    tensor = node.outputs[0]
+def down_to_projection(node: gs.Node, index: int) -> tuple[Linear, Any, HeadNorm | None]:
+    """From A·V down to the projection: linear, output tensor [B,N,C], norm before it."""
+    tensor, norm = node.outputs[0], None
     for _ in range(8):
         node = _only_consumer(tensor, index)
         if node.op in RESHAPING:
@@ -133,7 +138,10 @@ def down_to_projection(node: gs.Node, index: int) -> tuple[Linear, Any]:
             linear, output = linear_above(output), _moved(output)
             if linear is None or len(output.shape or ()) != 3:
                 raise fail(index, node, "a projection with constant weights to rows [B,N,C]")
-            return linear, output
+            return linear, output, norm
+        elif node.op == "LayerNormalization" and norm is None and (weight := value_of(node.inputs[1])) is not None:
+            bias = value_of(node.inputs[2]) if len(node.inputs) > 2 else None
+            norm, tensor = HeadNorm(weight, bias, float(node.attrs.get("epsilon", 1e-5))), node.outputs[0]
         else:
             raise fail(index, node, "only reshapes between A·V and the projection (gates are not supported)")
     raise fail(index, node, "the projection after A·V")
@@ -154,16 +162,16 @@ def _before_moves(tensor: Any) -> Any:
 
 
 def down_to_residual(tensor: Any, index: int) -> gs.Node:
-    """The residual Add below a branch output (LayerScale in between is fine)."""
+    """The residual Add below a branch output (LayerScale or a norm in between is fine)."""
     for _ in range(8):
         node = _only_consumer(tensor, index)
         live = [t for t in node.inputs if value_of(t) is None]
         if node.op == "Add" and len(live) == 2:
             return node
-        if node.op in PASS_THROUGH or (node.op == "Mul" and len(live) == 1):
+        if node.op in PASS_THROUGH | {"LayerNormalization"} or (node.op == "Mul" and len(live) == 1):
             tensor = node.outputs[0]
         else:
-            raise fail(index, node, "LayerScale or the residual sum after the projection")
+            raise fail(index, node, "LayerScale, a norm or the residual sum after the projection")
     raise fail(index, f"tensor '{tensor.name}'", "a residual sum")
 
 
@@ -185,7 +193,7 @@ def check_norm(h: Any, x_name: str, index: int) -> None:
         frontier.extend(node.inputs)
 
 
-def _block(index: int, softmax: gs.Node, batch: int) -> Block:
+def _block(index: int, softmax: gs.Node, batch: int, opset: int) -> Block:
     shape = [int(size) for size in softmax.outputs[0].shape]
     heads, tokens = shape[1] if len(shape) == 4 else shape[0] // batch, shape[-1]
     product, scale = _attention_product(softmax, index)
@@ -195,15 +203,19 @@ def _block(index: int, softmax: gs.Node, batch: int) -> Block:
     if reader.op != "MatMul" or reader.inputs[1].shape is None:
         raise fail(index, reader, "A·V as the only reader of the attention probabilities")
     head_dim = int(reader.inputs[1].shape[-1])
-    query = walk_up(product.inputs[0], index, heads, head_dim)
-    key = walk_up(product.inputs[1], index, heads, head_dim)
+    query = walk_up(product.inputs[0], index, heads, head_dim, tokens, opset)
+    key = walk_up(product.inputs[1], index, heads, head_dim, tokens, opset)
+    if not same(query.rotation, key.rotation):
+        raise fail(index, product, "queries and keys with the same rotary positions")
     value = walk_up(reader.inputs[1], index, heads, head_dim)
     sources = {query.linear.source, key.linear.source, value.linear.source}
     if len(sources) != 1:
         raise fail(index, softmax, f"queries, keys and values of the same rows (self-attention), found {sorted(sources)}")
     if value.scale != 1.0 or value.norm is not None:
         raise fail(index, reader, "values straight from their linear map")
-    projection, projected = down_to_projection(reader, index)
+    projection, projected, context_norm = down_to_projection(reader, index)
+    if context_norm is not None and context_norm.weight.size != heads * head_dim:
+        raise fail(index, reader, f"a norm over all {heads * head_dim} channels before the projection")
     residual = down_to_residual(projected, index)
     branch = ancestors_within(projected, residual)
     x = next((t for t in residual.inputs if t.name not in branch), None)
@@ -223,6 +235,7 @@ def _block(index: int, softmax: gs.Node, batch: int) -> Block:
         query_norm=query.norm, key_norm=key.norm, projection=projection, projected=projected.name,
         residual_node=residual.name, attended=residual.outputs[0].name, output=output, mlp_hidden=hidden,
         attention_branch=next(tensor.name for tensor in residual.inputs if tensor is not x), mlp_branch=mlp_branch,
+        rotation=query.rotation, context_norm=context_norm,
     )  # fmt: skip
 
 
@@ -269,6 +282,16 @@ def _over_pairs(shape: Sequence[Any]) -> bool:
     return len(shape) in (3, 4) and all(isinstance(size, int) for size in shape) and shape[-1] == shape[-2]
 
 
+def _placed(block: Block, prefix: int) -> Block:
+    """A block with the rotation of its patches alone."""
+    if block.rotation is None:
+        return block
+    rotation = of_patches(block.rotation, prefix)
+    if rotation is None:
+        raise fail(block.index, f"tensor '{block.h}'", f"{prefix} prefix tokens that are left out of the rotation")
+    return replace(block, rotation=rotation)
+
+
 def find(model: onnx.ModelProto) -> Anatomy:
     """Anatomy of a dense ViT graph.
 
@@ -293,13 +316,14 @@ def find(model: onnx.ModelProto) -> Anatomy:
             next_step="give the ONNX of a dense ViT, exported without fused attention nodes",
         )
     batch = int(graph.inputs[0].shape[0])
-    blocks = tuple(_block(index, softmax, batch) for index, softmax in enumerate(softmaxes))
+    blocks = tuple(_block(index, softmax, batch, graph.opset) for index, softmax in enumerate(softmaxes))
     tensors = graph.tensors()
     embedded = embedding(graph, tensors[blocks[0].x])
     if embedded is None:
         raise fail(None, "the input side", "a patch embedding Conv")
     patches, embed_macs = embedded
     prefix = prefix_of(graph, tensors[blocks[0].x], patches)
+    blocks = tuple(_placed(block, prefix) for block in blocks)
     readers = readers_of(graph, tensors[blocks[-1].output], prefix)
     if readers.whole:
         raise _token_output(readers.whole[0])

@@ -152,7 +152,9 @@ def _block(index: int, softmax: gs.Node) -> tuple[ConvBlock, tuple[int, int]]:
         raise _fail(index, f"node '{softmax.name}'", "queries, keys and values of the same rows")
     if found[0][0].stride != 1 or walks[2].scale != 1.0 or any(walk.norm is not None for walk in walks):
         raise _fail(index, f"node '{softmax.name}'", "one query per token and values straight from their linear map")
-    projection, projected = vit.down_to_projection(reader, index)
+    projection, projected, norm = vit.down_to_projection(reader, index)
+    if norm is not None:
+        raise vit.fail(index, reader, "no norm before the projection")
     residual = vit.down_to_residual(projected, index)
     branch = vit.ancestors_within(projected, residual)
     x = next(t for t in residual.inputs if t.name not in branch)

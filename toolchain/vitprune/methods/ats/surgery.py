@@ -20,6 +20,7 @@ from vitprune.graph.canonical import (
 )
 from vitprune.graph.passes.base import GraphPass, Surgery
 from vitprune.graph.passes.conditions import attention_chains, sites_in_graph
+from vitprune.graph.turning import turned
 from vitprune.methods._dropping.sampling import score, token_sample
 from vitprune.methods.ats.keys import AtsOptions
 from vitprune.methods.base import Site
@@ -54,13 +55,14 @@ class AtsSurgery(GraphPass):
         emit = surgery.emitter.child(f"block{block.index}/attn")
         scoring = surgery.emitter.child(f"block{block.index}/prune")
         h, x = surgery.tensors[block.h], surgery.tensors[block.x]
-        key, value = keys(emit, block, h), values(emit, block, h)
+        key, value = turned(surgery, emit, block, keys(emit, block, h), "k"), values(emit, block, h)
         significance = score(scoring, surgery, block, site.options.score, h, key, value)
         start(surgery, scoring, significance)
         index, keep = token_sample(scoring, surgery, site, significance)
         bias = surgery.bias  # keys are still those of all tokens that entered
         rows = update(surgery, scoring, index, keep)
-        context = attend(emit, block, queries(emit, block, emit.take_rows(h, rows, "h/kept")), key, value, bias)
+        query = turned(surgery, emit, block, queries(emit, block, emit.take_rows(h, rows, "h/kept")), "q")
+        context = attend(emit, block, query, key, value, bias)
         replace_attention(surgery, block, project(emit, block, context), scoring.take_rows(x, rows, "x/kept"))
 
     def ensures(self, surgery: Surgery) -> str:

@@ -15,6 +15,7 @@ from vitprune.graph.anatomy.find import Block
 from vitprune.graph.canonical import advance, probabilities, queries, start
 from vitprune.graph.emit import BOOL, FLOAT, INT64, Emitter
 from vitprune.graph.passes.base import Surgery
+from vitprune.graph.turning import turned
 from vitprune.graph.types import Tensor, given
 from vitprune.methods._dropping.sampling import cls_attention, token_sample
 from vitprune.methods._merging.joining import join_rows, leaving, ramp
@@ -64,7 +65,7 @@ class WardMergeSurgery(MergingSurgery):
         if surgery.valid is not None and not surgery.single:
             live = emit.op("Cast", [surgery.valid], "live", to=1)
         size = self._sizes(surgery, emit, flat_norm)
-        attention = self._attention(surgery, emit, block, h, key, live)
+        attention = self._attention(surgery, emit, block, h, given(self.turned_key), live)
         mass = self._mass(emit, site, attention, size)
         gone = None if live is None else emit.op("Sub", [emit.constant(1.0, FLOAT), live], "absent")
         slots = ramp(emit, flat_norm, site.patches, "slots")
@@ -106,7 +107,7 @@ class WardMergeSurgery(MergingSurgery):
             total = emit.op("ReduceSum", [row, emit.constant([2])], "attention/sum", keepdims=0)
         else:
             every = emit.child("all")
-            weights = probabilities(every, block, queries(every, block, h), key, surgery.bias)
+            weights = probabilities(every, block, turned(surgery, every, block, queries(every, block, h), "q"), key, surgery.bias)
             mean = emit.op("ReduceSum", [weights, emit.constant([1])], "attention/heads", keepdims=0)
             asking = self.size if self.size is not None else self._ones(surgery)
             if live is not None:
