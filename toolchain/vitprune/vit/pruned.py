@@ -14,8 +14,8 @@ from vitprune.vit.timm_vit import TimmViT
 from vitprune.vit.tokens import TokenState
 
 
-def check_supported(model: nn.Module, method: methods.Method) -> None:
-    """Refuse models that the method cannot be applied to.
+def check_supported(model: nn.Module, method: methods.Method, by_cls: bool) -> None:
+    """Refuse models that the method cannot be applied to; by_cls: it scores by the CLS row.
 
     Raises:
         ExportError: VP310 neither a timm VisionTransformer nor an Eva, VP311 blocks of another kind, VP312 no CLS token, VP313 pooling that
@@ -41,7 +41,7 @@ def check_supported(model: nn.Module, method: methods.Method) -> None:
             cause=cause,
             next_step="use a model with timm's standard Block and Attention",
         )
-    if method.needs_cls and model.cls_token is None:
+    if by_cls and model.cls_token is None:
         raise methods.needs_a_cls_token(
             method.name, f"{method.name} scores patches by the CLS row of attention and this model has none"
         )
@@ -66,7 +66,7 @@ class PrunedViT(nn.Module):
         super().__init__()
         self.method = methods.get(recipe.prune.method)
         if not isinstance(model, DenseViT):
-            check_supported(model, self.method)
+            check_supported(model, self.method, self.method.scores_by_cls(recipe.prune))
             self.model = model  # registered, so that training and moving to a device reach its weights
             model = TimmViT(model)
         if recipe.precision.mode != "fp32":

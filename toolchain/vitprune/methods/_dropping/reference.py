@@ -55,4 +55,8 @@ class FixedRateReference(ReferenceMethod):
     def _score(self, site: Site[FixedRateOptions], query: Tensor, key: Tensor, value: Tensor, prefix: int) -> Tensor:
         if site.options.score == "columns":
             return pomt.score(attention(query, key, None), value, prefix)
+        if site.options.score == "mean_attention":
+            weights = attention(query, key, None)
+            everyone = torch.ones_like(weights[:, 0, 0, prefix:], dtype=torch.bool)
+            return ranking.mean_received(weights, everyone, prefix).mean(dim=1)
         return ranking.score(attention(query[:, :, :1], key, None)[:, :, 0, prefix:])

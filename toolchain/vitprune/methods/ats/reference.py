@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
+from vitprune.methods._dropping.rule import mean_received
 from vitprune.methods.ats import rule as ats
 from vitprune.methods.ats.keys import AtsOptions
 from vitprune.methods.base import Site
@@ -38,8 +39,11 @@ class AtsReference(ReferenceMethod):
         h = block.norm1(x)
         query, key, value = project(block.attn, h)
         query, key = placed(block.attn, query, key, state)
-        cls_row = attention(query[:, :, :1], key, bias)[:, :, 0, state.prefix :]
-        score = SCORES[site.options.score](cls_row, value[:, :, state.prefix :])
+        if site.options.asking == "cls":
+            row = attention(query[:, :, :1], key, bias)[:, :, 0, state.prefix :]
+        else:
+            row = mean_received(attention(query, key, bias), state.valid, state.prefix)
+        score = SCORES[site.options.score](row, value[:, :, state.prefix :])
         official = site.options.mode == "inverse_transform_official"
         chosen, margin = ats.select(score, state.valid, site.options.num_samples, official)
         margin = state.by_patch(margin)

@@ -33,8 +33,8 @@ class AtsSurgery(GraphPass):
     name = "query_sampling"
 
     def requires(self, surgery: Surgery) -> str:
-        """Sites must lie in the graph and it must have prefix tokens to score by."""
-        if surgery.anatomy.prefix < 1:
+        """Sites must lie in the graph; scores by the CLS row need a prefix token."""
+        if surgery.anatomy.prefix < 1 and any(not site.options.bypass and site.options.asking == "cls" for site in surgery.sites):
             return "the graph has no prefix token to score by"
         return sites_in_graph(surgery)
 
@@ -56,7 +56,7 @@ class AtsSurgery(GraphPass):
         scoring = surgery.emitter.child(f"block{block.index}/prune")
         h, x = surgery.tensors[block.h], surgery.tensors[block.x]
         key, value = turned(surgery, emit, block, keys(emit, block, h), "k"), values(emit, block, h)
-        significance = score(scoring, surgery, block, site.options.score, h, key, value)
+        significance = score(scoring, surgery, block, site.options.score, h, key, value, site.options.asking)
         start(surgery, scoring, significance)
         index, keep = token_sample(scoring, surgery, site, significance)
         bias = surgery.bias  # keys are still those of all tokens that entered

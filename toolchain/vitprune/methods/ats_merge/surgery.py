@@ -38,7 +38,7 @@ class AtsMergeSurgery(MergingSurgery):
     ) -> Tensor:
         """See `MergingSurgery.merge`."""
         prefix = surgery.anatomy.prefix
-        significance = score(emit, surgery, block, site.options.score, h, given(self.turned_key), value)
+        significance = score(emit, surgery, block, site.options.score, h, given(self.turned_key), value, site.options.asking)
         start(surgery, emit, significance)
         index, keep = token_sample(emit, surgery, site, significance)
         unit = emit.slice(metric(emit, block, key), prefix, None, 1, "metric/patches")
