@@ -86,7 +86,9 @@ class _HeadNorm(nn.Module):
         if self.norm is None:
             return x
         if self.norm.rms:
-            return functional.rms_norm(x, x.shape[-1:], torch.from_numpy(np.array(self.norm.weight, np.float32)), self.norm.epsilon)
+            return functional.rms_norm(
+                x, x.shape[-1:], torch.from_numpy(np.array(self.norm.weight, np.float32)), self.norm.epsilon
+            )
         weight = torch.from_numpy(np.ascontiguousarray(self.norm.weight.reshape(-1)))
         bias = None if self.norm.bias is None else torch.from_numpy(np.ascontiguousarray(self.norm.bias.reshape(-1)))
         return functional.layer_norm(x, weight.shape, weight, bias, self.norm.epsilon)

@@ -19,15 +19,20 @@ def project(attn: Any, h: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return attn.q_norm(query) * attn.scale, attn.k_norm(key), value
 
 
-def placed(attn: Any, query: Tensor, key: Tensor, state: TokenState) -> tuple[Tensor, Tensor]:
+def placed(attn: Any, query: Tensor, key: Tensor, state: TokenState | None) -> tuple[Tensor, Tensor]:
     """Queries and keys [B,H,N,d] turned by the positions of their rows, where the attention has rotary positions.
 
     Args:
         attn: with or without `rotation`. query, key: as `project` gives them. state: the tokens that the rows are.
+
+    Raises:
+        ValueError: rotary positions, and no `state` to take them from.
     """
     rotation: Rotation | None = getattr(attn, "rotation", None)
     if rotation is None:
         return query, key
+    if state is None:
+        raise ValueError("rotary positions follow the tokens: which ones the rows are must be said")
     return _turned(query, rotation, state), _turned(key, rotation, state)
 
 
@@ -103,7 +108,7 @@ def feed_forward(block: Any, x: Tensor) -> Tensor:
     return out
 
 
-def run_block(block: Any, x: Tensor, bias: Tensor | None, state: TokenState) -> Tensor:
+def run_block(block: Any, x: Tensor, bias: Tensor | None, state: TokenState | None = None) -> Tensor:
     """A whole block with hidden keys; equals timm's own forward when bias is None and all tokens are there."""
     h = block.norm1(x)
     query, key, value = project(block.attn, h)

@@ -14,8 +14,8 @@ from vitprune.vit.timm_vit import TimmViT
 from vitprune.vit.tokens import TokenState
 
 
-def check_supported(model: nn.Module, method: methods.Method, by_cls: bool) -> None:
-    """Refuse models that the method cannot be applied to; by_cls: it scores by the CLS row.
+def check_supported(model: nn.Module, method: methods.Method, by_cls: bool | None = None) -> None:
+    """Refuse models that the method cannot be applied to; by_cls: it scores by the CLS row (None: as it does by itself).
 
     Raises:
         ExportError: VP310 neither a timm VisionTransformer nor an Eva, VP311 blocks of another kind, VP312 no CLS token, VP313 pooling that
@@ -41,7 +41,7 @@ def check_supported(model: nn.Module, method: methods.Method, by_cls: bool) -> N
             cause=cause,
             next_step="use a model with timm's standard Block and Attention",
         )
-    if by_cls and model.cls_token is None:
+    if (method.needs_cls if by_cls is None else by_cls) and model.cls_token is None:
         raise methods.needs_a_cls_token(
             method.name, f"{method.name} scores patches by the CLS row of attention and this model has none"
         )

@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from vitprune.support.attention import Rotation
 
 Rows = Callable[[Tensor], Tensor]
-HEAD_NORMS = ("Identity", "LayerNorm", "LayerNormFp32")
 
 
 class AttentionParts:
@@ -38,7 +37,8 @@ class AttentionParts:
     def _every_head(self, rows: Tensor) -> Tensor:
         """Keys or values [B,N,h*d] of shared heads, repeated for the queries' heads: [B,N,H*d]."""
         groups = getattr(self.attn, "num_kv_groups", 1)
-        return rows.unflatten(-1, (-1, self.head_dim)).repeat_interleave(groups, dim=-2).flatten(-2)
+        heads = rows.reshape(*rows.shape[:-1], -1, self.head_dim)
+        return heads.repeat_interleave(groups, dim=-2).flatten(-2)
 
 
 class BlockParts:
@@ -51,7 +51,8 @@ class BlockParts:
     def __init__(self, block: Any, attn: Any, post: bool) -> None:
         none: Rows = nn.Identity()
         self.attn, self.mlp = attn, block.mlp
-        self.norm1, self.norm2 = (none, none) if post else (block.norm1, block.norm2)
+        self.norm1: Rows = none if post else block.norm1
+        self.norm2: Rows = none if post else block.norm2
         self.ls1 = block.norm1 if post else _scaling(block, 1)
         self.ls2 = block.norm2 if post else _scaling(block, 2)
 

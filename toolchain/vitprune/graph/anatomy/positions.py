@@ -146,6 +146,6 @@ def _function(source: Any, result: Any, opset: int) -> Any:
     copy.inputs[0].dtype = copy.inputs[0].dtype or np.float32
     copy.outputs[0].dtype = copy.outputs[0].dtype or np.float32
     copy.cleanup(remove_unused_graph_inputs=False).toposort()
-    evaluator = ReferenceEvaluator(gs.export_onnx(copy, do_type_check=False))
+    evaluator: Any = ReferenceEvaluator(gs.export_onnx(copy, do_type_check=False))
     name = copy.inputs[0].name
     return lambda x: evaluator.run(None, {name: x})[0]

@@ -19,6 +19,7 @@ from vitprune.graph.anatomy import find as vit
 from vitprune.graph.anatomy import projections
 from vitprune.graph.anatomy.find import Anatomy, Block
 from vitprune.graph.anatomy.mlp import mlp
+from vitprune.graph.anatomy.projections import fail
 from vitprune.graph.anatomy.static import scalar_of, static_copy, value_of
 from vitprune.graph.families.base import Family
 from vitprune.graph.passes.base import Surgery
@@ -154,7 +155,7 @@ def _block(index: int, softmax: gs.Node) -> tuple[ConvBlock, tuple[int, int]]:
         raise _fail(index, f"node '{softmax.name}'", "one query per token and values straight from their linear map")
     projection, projected, norm = vit.down_to_projection(reader, index)
     if norm is not None:
-        raise vit.fail(index, reader, "no norm before the projection")
+        raise fail(index, reader, "no norm before the projection")
     residual = vit.down_to_residual(projected, index)
     branch = vit.ancestors_within(projected, residual)
     x = next(t for t in residual.inputs if t.name not in branch)
