@@ -21,17 +21,23 @@ from vitprune.graph.anatomy.mlp import mlp
 from vitprune.graph.anatomy.positions import of_patches, same
 from vitprune.graph.anatomy.projections import (
     PASS_THROUGH,
-    RESHAPING,
     HeadNorm,
     Linear,
     data_input,
     fail,
-    linear_above,
     producer,
     walk_up,
 )
 from vitprune.graph.anatomy.readers import Mean, readers_of
 from vitprune.graph.anatomy.static import scalar_of, static_copy, value_of
+from vitprune.graph.anatomy.walking import (
+    ancestors_within,
+    before_moves,
+    down_to_projection,
+    down_to_residual,
+    only_consumer,
+    tensor_named,
+)
 from vitprune.support.attention import Rotation
 
 NORM_PARTS = {"LayerNormalization", "ReduceMean", "Sub", "Pow", "Mul", "Add", "Sqrt", "Div", "Reciprocal"} | PASS_THROUGH
@@ -95,12 +101,6 @@ class Anatomy:
     keys: int = 0
 
 
-def _only_consumer(tensor: Any, index: int) -> gs.Node:
-    if len(tensor.outputs) != 1:
-        raise fail(index, f"tensor '{tensor.name}'", f"one reader, found {len(tensor.outputs)}")
-    return tensor.outputs[0]
-
-
 def _attention_product(softmax: gs.Node, index: int) -> tuple[gs.Node, float]:
     """The Q·Kᵀ MatMul above a Softmax and the scale between them."""
     tensor, scale = softmax.inputs[0], 1.0
@@ -121,58 +121,6 @@ def _attention_product(softmax: gs.Node, index: int) -> tuple[gs.Node, float]:
         else:
             raise fail(index, node, "Q·Kᵀ, scaled, straight before Softmax (masks and position biases are not supported)")
     raise fail(index, softmax, "a MatMul of queries and keys above Softmax")
-
-
-def down_to_projection(node: gs.Node, index: int) -> tuple[Linear, Any, HeadNorm | None]:
-    """From A·V down to the projection: linear, output tensor [B,N,C], norm before it."""
-    tensor, norm = node.outputs[0], None
-    for _ in range(8):
-        node = _only_consumer(tensor, index)
-        if node.op in RESHAPING:
-            tensor = node.outputs[0]
-        elif node.op in ("MatMul", "Gemm"):
-            output = node.outputs[0]
-            after = _only_consumer(output, index)
-            if after.op == "Add" and any(value_of(t) is not None for t in after.inputs):
-                output = after.outputs[0]
-            linear, output = linear_above(output), _moved(output)
-            if linear is None or len(output.shape or ()) != 3:
-                raise fail(index, node, "a projection with constant weights to rows [B,N,C]")
-            return linear, output, norm
-        elif node.op == "LayerNormalization" and norm is None and (weight := value_of(node.inputs[1])) is not None:
-            bias = value_of(node.inputs[2]) if len(node.inputs) > 2 else None
-            norm, tensor = HeadNorm(weight, bias, float(node.attrs.get("epsilon", 1e-5))), node.outputs[0]
-        else:
-            raise fail(index, node, "only reshapes between A·V and the projection (gates are not supported)")
-    raise fail(index, node, "the projection after A·V")
-
-
-def _moved(tensor: Any) -> Any:
-    """Down through what only moves values, as nn.MultiheadAttention does to put the batch first again."""
-    while len(tensor.outputs) == 1 and tensor.outputs[0].op in RESHAPING:
-        tensor = tensor.outputs[0].outputs[0]
-    return tensor
-
-
-def _before_moves(tensor: Any) -> Any:
-    """Up through what only moves values: the rows that queries, keys and values are made of, as the norm leaves them."""
-    while (node := producer(tensor)) is not None and node.op in RESHAPING:
-        tensor = node.inputs[0]
-    return tensor
-
-
-def down_to_residual(tensor: Any, index: int) -> gs.Node:
-    """The residual Add below a branch output (LayerScale or a norm in between is fine)."""
-    for _ in range(8):
-        node = _only_consumer(tensor, index)
-        live = [t for t in node.inputs if value_of(t) is None]
-        if node.op == "Add" and len(live) == 2:
-            return node
-        if node.op in PASS_THROUGH | {"LayerNormalization"} or (node.op == "Mul" and len(live) == 1):
-            tensor = node.outputs[0]
-        else:
-            raise fail(index, node, "LayerScale, a norm or the residual sum after the projection")
-    raise fail(index, f"tensor '{tensor.name}'", "a residual sum")
 
 
 def check_norm(h: Any, x_name: str, index: int) -> None:
@@ -197,9 +145,9 @@ def _block(index: int, softmax: gs.Node, batch: int, opset: int) -> Block:
     shape = [int(size) for size in softmax.outputs[0].shape]
     heads, tokens = shape[1] if len(shape) == 4 else shape[0] // batch, shape[-1]
     product, scale = _attention_product(softmax, index)
-    reader = _only_consumer(softmax.outputs[0], index)
+    reader = only_consumer(softmax.outputs[0], index)
     while reader.op in PASS_THROUGH:
-        reader = _only_consumer(reader.outputs[0], index)
+        reader = only_consumer(reader.outputs[0], index)
     if reader.op != "MatMul" or reader.inputs[1].shape is None:
         raise fail(index, reader, "A·V as the only reader of the attention probabilities")
     head_dim = int(reader.inputs[1].shape[-1])
@@ -221,7 +169,7 @@ def _block(index: int, softmax: gs.Node, batch: int, opset: int) -> Block:
     x = next((t for t in residual.inputs if t.name not in branch), None)
     if x is None:
         raise fail(index, residual, "a residual sum of the block's input and the attention branch")
-    h = _before_moves(tensor_named(query.linear.source, softmax))
+    h = before_moves(tensor_named(query.linear.source, softmax))
     for tensor in (h, projected):
         if list(tensor.shape or ())[:2] != [batch, tokens]:
             raise fail(
@@ -237,35 +185,6 @@ def _block(index: int, softmax: gs.Node, batch: int, opset: int) -> Block:
         attention_branch=next(tensor.name for tensor in residual.inputs if tensor is not x), mlp_branch=mlp_branch,
         rotation=query.rotation, context_norm=context_norm,
     )  # fmt: skip
-
-
-def tensor_named(name: str, below: gs.Node) -> Any:
-    """Find a tensor by name among the ancestors of a node."""
-    frontier, seen = list(below.inputs), set()
-    while frontier:
-        tensor = frontier.pop(0)
-        if tensor.name == name:
-            return tensor
-        if id(tensor) in seen:
-            continue
-        seen.add(id(tensor))
-        node = producer(tensor)
-        if node is not None:
-            frontier.extend(node.inputs)
-    raise KeyError(name)
-
-
-def ancestors_within(top: Any, bottom: gs.Node) -> set[str]:
-    """Names of the tensors from `top` down to the inputs of `bottom`."""
-    names, frontier = {top.name}, [top]
-    while frontier:
-        for node in frontier.pop().outputs:
-            if node is not bottom:
-                for output in node.outputs:
-                    if output.name not in names:
-                        names.add(output.name)
-                        frontier.append(output)
-    return names
 
 
 def _token_output(name: str) -> ExportError:

@@ -232,7 +232,6 @@ def _empty_member(shape: Backbone, grid: int) -> Any:
     from torch import nn
 
     from vitprune.vit.t2t import T2TViT
-    from vitprune.vit.timm_blocks import taken_apart
 
     sizes: dict[str, Any] = {
         "in_chans": shape.channels, "num_classes": shape.classes, "embed_dim": shape.width, "depth": shape.depth, "num_heads": shape.heads,
