@@ -81,7 +81,7 @@ def _filled(x: Tensor, rows: int, value: float = 0.0) -> Tensor:
 
 
 class _HeadNorm(nn.Module):
-    """LayerNorm over the head dimension, or nothing."""
+    """LayerNorm or RMSNorm over the last axis, or nothing."""
 
     def __init__(self, norm: HeadNorm | None) -> None:
         super().__init__()
@@ -91,6 +91,10 @@ class _HeadNorm(nn.Module):
         """[..., d] -> [..., d]."""
         if self.norm is None:
             return x
+        if self.norm.rms:
+            return functional.rms_norm(
+                x, x.shape[-1:], torch.from_numpy(np.array(self.norm.weight, np.float32)), self.norm.epsilon
+            )
         weight = torch.from_numpy(np.ascontiguousarray(self.norm.weight.reshape(-1)))
         bias = None if self.norm.bias is None else torch.from_numpy(np.ascontiguousarray(self.norm.bias.reshape(-1)))
         return functional.layer_norm(x, weight.shape, weight, bias, self.norm.epsilon)
@@ -117,7 +121,7 @@ class _Attention:
         self.num_heads, self.head_dim, self.scale = block.heads, block.head_dim, block.scale
         self.parts = [_affine(part) for part in (block.query, block.key, block.value)]
         self.q_norm, self.k_norm = _HeadNorm(block.query_norm), _HeadNorm(block.key_norm)
-        self.norm, self.proj = nn.Identity(), projection
+        self.norm, self.proj, self.rotation = _HeadNorm(block.context_norm), projection, block.rotation
 
     def qkv(self, h: Tensor) -> Tensor:
         """[B,K,C] -> [B,K,3*H*d]."""

@@ -11,11 +11,12 @@ from vitprune.graph.anatomy.find import Block
 from vitprune.graph.anatomy.projections import HeadNorm
 from vitprune.graph.emit import BOOL, FLOAT, INT64, Emitter
 from vitprune.graph.passes.base import Surgery
+from vitprune.graph.turning import turned
 from vitprune.graph.types import Tensor, redirect
 
 
 def _head_norm(emit: Emitter, x: Tensor, norm: HeadNorm, label: str) -> Tensor:
-    """LayerNorm over the head dimension of [B,N,H,d]."""
+    """LayerNorm or RMSNorm over the last axis."""
     bias = np.zeros_like(norm.weight) if norm.bias is None else norm.bias
     inputs = [x, emit.constant(norm.weight, FLOAT, f"{label}.weight"), emit.constant(bias, FLOAT, f"{label}.bias")]
     return emit.op("LayerNormalization", inputs, label, axis=-1, epsilon=norm.epsilon)
@@ -28,7 +29,10 @@ def scaled_query(block: Block) -> tuple[np.ndarray, np.ndarray | None]:
 
 
 def queries(emit: Emitter, block: Block, h: Tensor, label: str = "q") -> Tensor:
-    """Scaled queries [B,M,H*d] of rows h [B,M,C]; the scale is folded into the weights unless q/k norm stands between."""
+    """Scaled queries [B,M,H*d] of rows h [B,M,C]; the scale is folded into the weights unless q/k norm stands between.
+
+    Rotary positions are not in them (see `graph.turning`).
+    """
     if block.query_norm is None:
         return emit.linear(h, *scaled_query(block), label)
     flat = emit.linear(h, block.query.weight, block.query.bias, label)
@@ -39,7 +43,7 @@ def queries(emit: Emitter, block: Block, h: Tensor, label: str = "q") -> Tensor:
 
 
 def keys(emit: Emitter, block: Block, h: Tensor) -> Tensor:
-    """Keys [B,N,H*d] of rows h [B,N,C]."""
+    """Keys [B,N,H*d] of rows h [B,N,C], without rotary positions (see `graph.turning`)."""
     flat = emit.linear(h, block.key.weight, block.key.bias, "k")
     if block.key_norm is None:
         return flat
@@ -81,7 +85,9 @@ def attend(emit: Emitter, block: Block, query: Tensor, key: Tensor, value: Tenso
 
 
 def project(emit: Emitter, block: Block, context: Tensor) -> Tensor:
-    """The block's output projection of context rows."""
+    """The block's output projection of context rows [B,M,H*d], behind a norm where there is one."""
+    if block.context_norm is not None:
+        context = _head_norm(emit, context, block.context_norm, "context/norm")
     return emit.linear(context, block.projection.weight, block.projection.bias, "proj")
 
 
@@ -97,7 +103,9 @@ def canonical(surgery: Surgery, block: Block) -> None:
     """Write a block without a site: all rows attend to all live keys."""
     emit = surgery.emitter.child(f"block{block.index}/attn")
     h = surgery.tensors[block.h]
-    context = attend(emit, block, queries(emit, block, h), keys(emit, block, h), values(emit, block, h), surgery.bias)
+    query = turned(surgery, emit, block, queries(emit, block, h), "q")
+    key = turned(surgery, emit, block, keys(emit, block, h), "k")
+    context = attend(emit, block, query, key, values(emit, block, h), surgery.bias)
     replace_attention(surgery, block, project(emit, block, context))
 
 

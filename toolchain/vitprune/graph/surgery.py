@@ -91,7 +91,7 @@ def _operated(
     if has_cls is not None:
         anatomy = replace(anatomy, reads_cls=has_cls)
     sizes = geometry(anatomy)
-    if method.needs_cls and not sizes.has_cls:
+    if method.scores_by_cls(recipe.prune) and not sizes.has_cls:
         raise methods.needs_a_cls_token(
             method.name,
             "this graph has no class token that its head reads"

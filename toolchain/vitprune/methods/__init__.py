@@ -87,6 +87,11 @@ def require_places(method: Method, fill: str | None, sites: Sequence[Site[Any]] 
         )
 
 
+def _by_all(name: str) -> str:
+    """The key that lets a method score without a CLS token, where it has one."""
+    return "--set prune.score=mean_attention, or " if "score" in get(name).params.model_fields else ""
+
+
 def needs_a_cls_token(name: str, cause: str) -> ExportError:
     """VP312 for a method that scores by the CLS row on a model (or a graph) without one; cause: why there is none."""
     others = without_cls()
@@ -94,7 +99,7 @@ def needs_a_cls_token(name: str, cause: str) -> ExportError:
         312,
         f"{name} needs a CLS token",
         cause=cause,
-        next_step=f"methods that work without a CLS token: {', '.join(others)}"
+        next_step=f"{_by_all(name)}methods that work without a CLS token: {', '.join(others)}"
         if others
         else "use a model with a CLS token such as deit_small_patch16_224",
     )

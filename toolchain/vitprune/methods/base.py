@@ -137,7 +137,7 @@ class Method(ABC):
     Class attributes:
         name: as in recipes. summary, paper: one line each.
         params: pydantic model of its recipe keys.
-        needs_cls: scores come from the CLS row. training_need: whether results make sense without training.
+        needs_cls: scores come from the CLS row, unless the recipe's key `score` names others. training_need: whether results make sense without training.
         train: pydantic model of the recipe's `train:` section, with the method's published defaults and loss weights.
         varies: what differs between images. hidden_decisions: it decides more than which patches stay (which ones join which). follows:
             its reference can compute with kept lists from elsewhere (`TokenState.follow`). places: what is known of a patch whose token is gone:
@@ -197,6 +197,10 @@ class Method(ABC):
     def pipeline(self) -> Pipeline | None:
         """How bundles of the method are exported, run and validated; None = as those of a single pruned model."""
         return None
+
+    def scores_by_cls(self, params: Any) -> bool:
+        """Whether a recipe's scores come from the CLS row: as the method has it, unless a key `score` names others."""
+        return self.needs_cls and getattr(params, "score", "cls") == "cls"
 
     def score_scale(self, geometry: Geometry) -> float:
         """Size of the scores that decide, which their rounding errors are relative to; 1 for shares, cosines and halting scores."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from vitprune.methods.base import BlockTokens, Geometry, Site
@@ -48,6 +49,15 @@ def removed_before(sites: Sequence[Site[Any]], geometry: Geometry, kept: Sequenc
         tokens = geometry.prefix + after[block] if block in after else tokens
         blocks.append(BlockTokens(tokens, tokens, tokens))
     return blocks
+
+
+def with_all_queries(blocks: list[BlockTokens], asked: set[int], geometry: Geometry) -> list[BlockTokens]:
+    """The same, with the queries and attention logits of all entering tokens in blocks where a score asks for them."""
+    width = geometry.width
+    return [
+        replace(block, selection=block.selection + block.entering * width * (block.entering + width)) if index in asked else block
+        for index, block in enumerate(blocks)
+    ]
 
 
 def merged_after_attention(sites: Sequence[Site[Any]], geometry: Geometry, kept: Sequence[float]) -> list[BlockTokens]:

@@ -7,8 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vitprune.errors import ExportError
 from vitprune.methods.base import Geometry
 from vitprune.vit.blocks import attention_output, feed_forward, merge_heads, project
+from vitprune.vit.timm_blocks import taken_apart, why_not
 
 EPS = 1e-6
 
@@ -31,14 +33,27 @@ def policy_softmax(logits: Tensor, policy: Tensor | None) -> Tensor:
 
 def masked_block(block: Any, x: Tensor, policy: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
     """A block under a policy [B,N]: new rows [B,N,C], probabilities [B,H,N,N], attention output before the projection [B,H,N,d]."""
-    query, key, value = project(block.attn, block.norm1(x))
+    h = block.norm1(x)
+    query, key, value = project(block.attn, h)
     probabilities = policy_softmax(query @ key.transpose(-2, -1), policy)
     context = probabilities @ value
-    return feed_forward(block, x + attention_output(block, merge_heads(context))), probabilities, context
+    return feed_forward(block, x + attention_output(block, merge_heads(context), h)), probabilities, context
 
 
 def embed(model: Any, images: Tensor) -> Tensor:
-    """Images [B,C,H,W] -> tokens [B,N,C] before block 0."""
+    """Images [B,C,H,W] -> tokens [B,N,C] before block 0.
+
+    Raises:
+        ExportError: VP311 for blocks whose attention `masked_block` would leave something out of.
+    """
+    strange = [index for index, block in enumerate(model.blocks) if why_not(block) or taken_apart(block) is not block]
+    if strange:
+        raise ExportError(
+            311,
+            f"block {strange[0]} of this model cannot be trained under a mask",
+            cause=f"it is of type {type(model.blocks[strange[0]]).__name__}, and masks are written for timm's standard Block",
+            next_step="train a model with standard blocks, or take a method without trained parameters",
+        )
     return model.norm_pre(model.patch_drop(model._pos_embed(model.patch_embed(images))))
 
 

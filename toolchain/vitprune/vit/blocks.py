@@ -5,15 +5,59 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+
+from vitprune.support.attention import Rotation
+from vitprune.vit.tokens import TokenState
 
 
 def project(attn: Any, h: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Queries (scaled), keys and values [B,H,N,d] of normalised rows h [B,N,C]."""
+    """Queries (scaled), keys and values [B,H,N,d] of normalised rows h [B,N,C], without their positions (see `placed`)."""
     batch, tokens, _ = h.shape
     packed = attn.qkv(h).reshape(batch, tokens, 3, attn.num_heads, attn.head_dim).permute(2, 0, 3, 1, 4)
     query, key, value = packed.unbind(0)
     return attn.q_norm(query) * attn.scale, attn.k_norm(key), value
+
+
+def placed(attn: Any, query: Tensor, key: Tensor, state: TokenState | None) -> tuple[Tensor, Tensor]:
+    """Queries and keys [B,H,N,d] turned by the positions of their rows, where the attention has rotary positions.
+
+    Args:
+        attn: with or without `rotation`. query, key: as `project` gives them. state: the tokens that the rows are.
+
+    Raises:
+        ValueError: rotary positions, and no `state` to take them from.
+    """
+    rotation: Rotation | None = getattr(attn, "rotation", None)
+    if rotation is None:
+        return query, key
+    if state is None:
+        raise ValueError("rotary positions follow the tokens: which ones the rows are must be said")
+    return _turned(query, rotation, state), _turned(key, rotation, state)
+
+
+def _turned(x: Tensor, rotation: Rotation, state: TokenState) -> Tensor:
+    """X [B,H,N,d] rotated row by row; prefix tokens and added ones stay as they are, merged ones take the mean of their members."""
+    half = x.shape[-1] // 2
+    rows, group = state.patch.clamp(max=state.patches), state.extra.get("group")
+    if group is not None:
+        members = (group[:, None, :] == state.patch[:, :, None]).to(x.dtype)  # [B,N-prefix,P]
+        members = members / members.sum(dim=-1, keepdim=True).clamp(min=1)
+
+    def table(values: Any, none: float) -> Tensor:
+        """[B,h,N-prefix,d]."""
+        known = torch.as_tensor(values, dtype=x.dtype, device=x.device)
+        if group is not None:
+            return torch.einsum("bkp,hpd->bhkd", members, known)
+        with_added = torch.cat([known, torch.full_like(known[:, :1], none)], dim=1)
+        return with_added[:, rows].transpose(0, 1)
+
+    front, patches = x[:, :, : state.prefix], x[:, :, state.prefix :]
+    if rotation.half:
+        turned = torch.cat([-patches[..., half:], patches[..., :half]], dim=-1)
+    else:
+        turned = torch.stack([-patches[..., 1::2], patches[..., ::2]], dim=-1).flatten(-2)
+    return torch.cat([front, patches * table(rotation.cos, 1.0) + turned * table(rotation.sin, 0.0)], dim=2)
 
 
 def product(left: Tensor, right: Tensor) -> Tensor:
@@ -44,9 +88,17 @@ def merge_heads(context: Tensor) -> Tensor:
     return context.transpose(1, 2).flatten(2)
 
 
-def attention_output(block: Any, context: Tensor) -> Tensor:
-    """Projection and LayerScale of merged context rows [B,M,C]."""
-    rows: Tensor = block.ls1(block.attn.proj(block.attn.norm(context)))
+def attention_output(block: Any, context: Tensor, h: Tensor | None = None) -> Tensor:
+    """Norm, gate, projection and LayerScale of merged context rows [B,M,H*d].
+
+    Args:
+        block: the block. context: of the queries that are left. h: [B,M,C], the normalised rows of the same tokens; a gate reads them.
+    """
+    context = block.attn.norm(context)
+    gate = getattr(block.attn, "gate", None)
+    if gate is not None:
+        context = context * gate(h).sigmoid()
+    rows: Tensor = block.ls1(block.attn.proj(context))
     return rows
 
 
@@ -56,22 +108,10 @@ def feed_forward(block: Any, x: Tensor) -> Tensor:
     return out
 
 
-def run_block(block: Any, x: Tensor, bias: Tensor | None) -> Tensor:
-    """A whole block with hidden keys; equals timm's own forward when bias is None."""
-    query, key, value = project(block.attn, block.norm1(x))
+def run_block(block: Any, x: Tensor, bias: Tensor | None, state: TokenState | None = None) -> Tensor:
+    """A whole block with hidden keys; equals timm's own forward when bias is None and all tokens are there."""
+    h = block.norm1(x)
+    query, key, value = project(block.attn, h)
+    query, key = placed(block.attn, query, key, state)
     context = merge_heads(weigh(attention(query, key, bias), value))
-    return feed_forward(block, x + attention_output(block, context))
-
-
-def is_plain(block: nn.Module) -> str:
-    """Why a timm block cannot be taken apart by these functions, or ""."""
-    from timm.layers import Attention
-    from timm.models.vision_transformer import Block
-
-    if type(block) is not Block:
-        return f"its blocks are of type {type(block).__name__}"
-    if type(block.attn) is not Attention:
-        return f"its attention is of type {type(block.attn).__name__}"
-    if getattr(block.attn, "gate", None) is not None:
-        return "its attention output is gated"
-    return ""
+    return feed_forward(block, x + attention_output(block, context, h))

@@ -1,7 +1,8 @@
 """A dense ViT taken apart: what the reference needs of a model, whichever library or file it comes from.
 
 A family comes in as an adapter of this kind; blocks have the attributes that `vitprune.vit.blocks` reads: norm1, attn (qkv, num_heads,
-head_dim, q_norm, k_norm, scale, norm, proj), ls1, norm2, mlp, ls2.
+head_dim, q_norm, k_norm, scale, norm, proj; where there is one a gate and a `support.attention.Rotation` as `rotation`), ls1, norm2,
+mlp, ls2.
 """
 
 from __future__ import annotations
@@ -15,7 +16,6 @@ from torch import Tensor, nn
 
 from vitprune.methods.base import Geometry
 from vitprune.recipe import OutputSection
-from vitprune.vit.features import depth_of
 
 
 class DenseViT(ABC):
@@ -51,48 +51,6 @@ class DenseViT(ABC):
         raise NotImplementedError
 
 
-class TimmViT(DenseViT):
-    """A timm VisionTransformer; its modules are used, not copied."""
-
-    def __init__(self, model: Any) -> None:
-        self.model = model
-        self.geometry = geometry(model)
-        self.blocks = model.blocks
-        self.global_pool = model.global_pool
-
-    def embed(self, image: Tensor) -> Tensor:
-        """See `DenseViT.embed`."""
-        model = self.model
-        tokens: Tensor = model.norm_pre(model.patch_drop(model._pos_embed(model.patch_embed(image))))
-        return tokens
-
-    def head(self, tokens: Tensor, weight: Tensor) -> Tensor:
-        """See `DenseViT.head`."""
-        model = self.model
-        x = model.norm(tokens)
-        if model.global_pool != "avg" or hasattr(model, "head_dist"):
-            logits: Tensor = model.forward_head(x)
-            return logits
-        start = 0 if model.pool_include_prefix else self.geometry.prefix
-        share = weight[:, start:, None].to(x.dtype)
-        pooled = (x[:, start:] * share).sum(1) / share.sum(1).clamp(min=1)
-        averaged: Tensor = model.head(model.head_drop(model.fc_norm(pooled)))
-        return averaged
-
-    def taken(self, output: OutputSection) -> list[int]:
-        """See `DenseViT.taken`; raises RecipeError VP118 beyond the last block."""
-        return depth_of(output, self.geometry.depth)
-
-    def features(self, tokens: list[Tensor], output: OutputSection) -> list[Tensor]:
-        """See `DenseViT.features`: as the recipe's `output:` asks for, patches first, then prefix tokens."""
-        prefix, (rows, columns) = self.geometry.prefix, self.model.patch_embed.grid_size
-        every = [self.model.norm(x) if output.norm else x for x in tokens]
-        patches = [x[:, prefix:] for x in every]
-        if output.layout == "map":
-            patches = [x.transpose(1, 2).unflatten(2, (rows, columns)) for x in patches]
-        return patches + ([x[:, :prefix] for x in every] if output.prefix and prefix else [])
-
-
 def mlp_hidden(model: Any) -> int:
     """Hidden width of a plain MLP with as many weights as the model's: gated ones have three matrices, packed or not."""
     weights: int = sum(part.weight.numel() for part in model.blocks[0].mlp.modules() if isinstance(part, nn.Linear))
@@ -100,7 +58,7 @@ def mlp_hidden(model: Any) -> int:
 
 
 def geometry(model: Any) -> Geometry:
-    """Sizes of a timm VisionTransformer."""
+    """Sizes of a timm VisionTransformer or Eva."""
     conv = model.patch_embed.proj
     grid = model.patch_embed.grid_size
     patches = grid[0] * grid[1]

@@ -111,15 +111,36 @@ def _between(mlp: Any) -> Callable[[Tensor], Tensor]:
     return lambda x: mlp.norm(mlp.act(x))
 
 
+def require_plain_attention(dense: DenseViT) -> None:
+    """Other types than float32 are defined for attention of one packed map, without rotary positions or a gate.
+
+    Raises:
+        ExportError: VP315 for another one.
+    """
+    for block in dense.blocks:
+        own = next((part for part in ("rotation", "gate") if getattr(block.attn, part, None) is not None), "")
+        if own or not hasattr(block.attn.qkv, "weight"):
+            raise ExportError(
+                315,
+                "the attention of this model can be had in float32 alone",
+                cause=f"it has {f'a {own}' if own else 'separate maps'}, whose roundings no reference follows yet",
+                next_step="--set precision.mode=fp32",
+            )
+
+
 class HalfViT(DenseViT):
     """A dense ViT with its blocks in a half type; embedding and head stay float32.
 
     Args:
         dense: the model. mode: "fp16" or "bf16". keep_fp32: patterns of layer names (`support.precision.layer_names`) that stay float32.
+
+    Raises:
+        ExportError: VP315 for an attention or MLP that has no half precision.
     """
 
     def __init__(self, dense: DenseViT, mode: str, keep_fp32: list[str]) -> None:
         self.dense, self.geometry, self.global_pool = dense, dense.geometry, dense.global_pool
+        require_plain_attention(dense)
         kept = chosen(layer_names(self.geometry.depth), keep_fp32)
 
         def types(block: int) -> dict[str, torch.dtype]:

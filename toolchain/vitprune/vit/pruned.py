@@ -1,4 +1,4 @@
-"""A timm VisionTransformer with a method applied: the oracle for graphs and engines."""
+"""A timm VisionTransformer or Eva with a method applied: the oracle for graphs and engines."""
 
 from __future__ import annotations
 
@@ -9,38 +9,37 @@ from torch import Tensor, nn
 from vitprune import methods
 from vitprune.errors import ExportError
 from vitprune.recipe import Recipe
-from vitprune.vit.blocks import is_plain
-from vitprune.vit.dense import DenseViT, TimmViT, row_weights
+from vitprune.vit.dense import DenseViT, row_weights
 from vitprune.vit.features import Places, joined
 from vitprune.vit.precision import HalfViT
 from vitprune.vit.quantised import QuantViT
+from vitprune.vit.timm_blocks import why_not
+from vitprune.vit.timm_vit import TimmViT
 from vitprune.vit.tokens import TokenState
 
 
-def check_supported(model: nn.Module, method: methods.Method, pooled: bool = True) -> None:
-    """Refuse models that the method cannot be applied to; pooled: whether the head is asked for.
+def check_supported(model: nn.Module, method: methods.Method, by_cls: bool | None = None, pooled: bool = True) -> None:
+    """Refuse models that the method cannot be applied to.
+
+    Args:
+        model: timm's. method: what prunes. by_cls: it scores by the CLS row (None: as it does by itself). pooled: the head is asked for.
 
     Raises:
-        ExportError: VP310 not a timm VisionTransformer, VP311 blocks of another kind, VP312 no CLS token, VP313 pooling that
+        ExportError: VP310 neither a timm VisionTransformer nor an Eva, VP311 blocks of another kind, VP312 no CLS token, VP313 pooling that
             cannot leave out pad slots.
     """
+    from timm.models.eva import Eva
     from timm.models.vision_transformer import VisionTransformer
 
     name = type(model).__name__
-    if not isinstance(model, VisionTransformer):
-        rotary = getattr(model, "rope", None) is not None
-        cause = f"{name} is not a timm VisionTransformer" + (
-            ": it uses rotary positions, which enter every attention by row and would have to be pruned with the tokens"
-            if rotary
-            else ""
-        )
+    if not isinstance(model, VisionTransformer | Eva):
         raise ExportError(
             310,
             f"nothing to patch in {name}",
-            cause=cause,
+            cause=f"{name} is not a timm VisionTransformer or Eva",
             next_step="use a timm VisionTransformer such as deit_small_patch16_224",
         )
-    refused = [(index, is_plain(block)) for index, block in enumerate(model.blocks) if is_plain(block)]
+    refused = [(index, why_not(block)) for index, block in enumerate(model.blocks) if why_not(block)]
     if refused or not len(model.blocks):
         index, cause = refused[0] if refused else (0, "it has no blocks")
         raise ExportError(
@@ -49,7 +48,7 @@ def check_supported(model: nn.Module, method: methods.Method, pooled: bool = Tru
             cause=cause,
             next_step="use a model with timm's standard Block and Attention",
         )
-    if method.needs_cls and model.cls_token is None:
+    if (method.needs_cls if by_cls is None else by_cls) and model.cls_token is None:
         raise methods.needs_a_cls_token(
             method.name, f"{method.name} scores patches by the CLS row of attention and this model has none"
         )
@@ -78,7 +77,8 @@ class PrunedViT(nn.Module):
         super().__init__()
         self.method = methods.get(recipe.prune.method)
         if not isinstance(model, DenseViT):
-            check_supported(model, self.method, pooled=not recipe.output.features)
+            by_cls = self.method.scores_by_cls(recipe.prune)
+            check_supported(model, self.method, by_cls, pooled=not recipe.output.features)
             self.model = model  # registered, so that training and moving to a device reach its weights
             model = TimmViT(model)
         if recipe.precision.quantised:

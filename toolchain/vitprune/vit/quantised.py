@@ -17,7 +17,7 @@ from vitprune.errors import RecipeError
 from vitprune.recipe import PrecisionSection
 from vitprune.support.precision import LARGEST, chosen, exponents, layer_names
 from vitprune.vit.dense import DenseViT
-from vitprune.vit.precision import TYPES, HalfLinear, _between, _float32
+from vitprune.vit.precision import TYPES, HalfLinear, _between, _float32, require_plain_attention
 
 
 def on_grid(x: Tensor, scale: Tensor, mode: str) -> Tensor:
@@ -201,10 +201,11 @@ class QuantViT(DenseViT):
         dense: the model. precision: of the recipe, with ranges.
 
     Raises:
-        RecipeError: VP117 ranges are missing. ExportError: VP315 an MLP of another kind.
+        RecipeError: VP117 ranges are missing. ExportError: VP315 an attention or MLP of another kind.
     """
 
     def __init__(self, dense: DenseViT, precision: PrecisionSection) -> None:
+        require_plain_attention(dense)
         self.dense, self.geometry, self.global_pool = dense, dense.geometry, dense.global_pool
         depth = self.geometry.depth
         self.blocks = [QuantBlock(block, _Types(precision, depth, index)) for index, block in enumerate(dense.blocks)]

@@ -27,7 +27,7 @@ class ReferenceMethod:
 
     def block(self, index: int, block: Any, x: Tensor, state: TokenState) -> Tensor:
         """Run block `index` on x [B,N,C]; may drop rows through `state.keep`."""
-        return run_block(block, x, state.key_bias(x.dtype))
+        return run_block(block, x, state.key_bias(x.dtype), state)
 
     def finish(self, x: Tensor, state: TokenState) -> Tensor:
         """Called once on the tokens after the last block, before the final norm."""

@@ -7,7 +7,7 @@ node and the pattern expected.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import onnx
@@ -17,20 +17,28 @@ from vitprune.errors import ExportError
 from vitprune.graph.anatomy.embedding import embedding
 from vitprune.graph.anatomy.layout import prefix_of
 from vitprune.graph.anatomy.mlp import mlp
+from vitprune.graph.anatomy.positions import of_patches, same
 from vitprune.graph.anatomy.projections import (
     PASS_THROUGH,
-    RESHAPING,
     HeadNorm,
     Linear,
     data_input,
     fail,
-    linear_above,
     producer,
     walk_up,
 )
 from vitprune.graph.anatomy.readers import Mean, readers_of
 from vitprune.graph.anatomy.static import over_pairs, scalar_of, static_copy, value_of
 from vitprune.graph.anatomy.taps import shape_behind, taps_of, token_output
+from vitprune.graph.anatomy.walking import (
+    ancestors_within,
+    before_moves,
+    down_to_projection,
+    down_to_residual,
+    only_consumer,
+    tensor_named,
+)
+from vitprune.support.attention import Rotation
 
 NORM_PARTS = {"LayerNormalization", "ReduceMean", "Sub", "Pow", "Mul", "Add", "Sqrt", "Div", "Reciprocal"} | PASS_THROUGH
 
@@ -41,7 +49,8 @@ class Block:
 
     x: block input [B,N,C]. h: LN1(x). query, key, value: linear maps of h (weights [C,H*d]). scale: factor on the attention
     logits. context: input of the projection [B,N,H*d]. projected: the projection's output. attended: sum of x and the attention branch
-    (residual_node makes it). output: the block's output. attention_branch, mlp_branch: what the two residual sums add.
+    (residual_node makes it). output: the block's output. attention_branch, mlp_branch: what the two residual sums add. rotation: of
+    queries and keys. context_norm: before the projection.
     """
 
     index: int
@@ -64,6 +73,8 @@ class Block:
     mlp_hidden: int
     attention_branch: str
     mlp_branch: str
+    rotation: Rotation | None = field(default=None, kw_only=True)
+    context_norm: HeadNorm | None = field(default=None, kw_only=True)
 
 
 @dataclass(frozen=True)
@@ -93,12 +104,6 @@ class Anatomy:
     output_shapes: tuple[tuple[int, ...], ...] = ()
 
 
-def _only_consumer(tensor: Any, index: int) -> gs.Node:
-    if len(tensor.outputs) != 1:
-        raise fail(index, f"tensor '{tensor.name}'", f"one reader, found {len(tensor.outputs)}")
-    return tensor.outputs[0]
-
-
 def _attention_product(softmax: gs.Node, index: int) -> tuple[gs.Node, float]:
     """The Q·Kᵀ MatMul above a Softmax and the scale between them."""
     tensor, scale = softmax.inputs[0], 1.0
@@ -121,55 +126,6 @@ def _attention_product(softmax: gs.Node, index: int) -> tuple[gs.Node, float]:
     raise fail(index, softmax, "a MatMul of queries and keys above Softmax")
 
 
-def down_to_projection(node: gs.Node, index: int) -> tuple[Linear, Any]:
-    """From A·V down to the projection: linear, output tensor [B,N,C]."""
-    tensor = node.outputs[0]
-    for _ in range(8):
-        node = _only_consumer(tensor, index)
-        if node.op in RESHAPING:
-            tensor = node.outputs[0]
-        elif node.op in ("MatMul", "Gemm"):
-            output = node.outputs[0]
-            after = _only_consumer(output, index)
-            if after.op == "Add" and any(value_of(t) is not None for t in after.inputs):
-                output = after.outputs[0]
-            linear, output = linear_above(output), _moved(output)
-            if linear is None or len(output.shape or ()) != 3:
-                raise fail(index, node, "a projection with constant weights to rows [B,N,C]")
-            return linear, output
-        else:
-            raise fail(index, node, "only reshapes between A·V and the projection (gates are not supported)")
-    raise fail(index, node, "the projection after A·V")
-
-
-def _moved(tensor: Any) -> Any:
-    """Down through what only moves values, as nn.MultiheadAttention does to put the batch first again."""
-    while len(tensor.outputs) == 1 and tensor.outputs[0].op in RESHAPING:
-        tensor = tensor.outputs[0].outputs[0]
-    return tensor
-
-
-def _before_moves(tensor: Any) -> Any:
-    """Up through what only moves values: the rows that queries, keys and values are made of, as the norm leaves them."""
-    while (node := producer(tensor)) is not None and node.op in RESHAPING:
-        tensor = node.inputs[0]
-    return tensor
-
-
-def down_to_residual(tensor: Any, index: int) -> gs.Node:
-    """The residual Add below a branch output (LayerScale in between is fine)."""
-    for _ in range(8):
-        node = _only_consumer(tensor, index)
-        live = [t for t in node.inputs if value_of(t) is None]
-        if node.op == "Add" and len(live) == 2:
-            return node
-        if node.op in PASS_THROUGH or (node.op == "Mul" and len(live) == 1):
-            tensor = node.outputs[0]
-        else:
-            raise fail(index, node, "LayerScale or the residual sum after the projection")
-    raise fail(index, f"tensor '{tensor.name}'", "a residual sum")
-
-
 def check_norm(h: Any, x_name: str, index: int) -> None:
     """H must be a norm of x: only norm operators between them."""
     frontier, seen = [h], set()
@@ -188,31 +144,35 @@ def check_norm(h: Any, x_name: str, index: int) -> None:
         frontier.extend(node.inputs)
 
 
-def _block(index: int, softmax: gs.Node, batch: int) -> Block:
+def _block(index: int, softmax: gs.Node, batch: int, opset: int) -> Block:
     shape = [int(size) for size in softmax.outputs[0].shape]
     heads, tokens = shape[1] if len(shape) == 4 else shape[0] // batch, shape[-1]
     product, scale = _attention_product(softmax, index)
-    reader = _only_consumer(softmax.outputs[0], index)
+    reader = only_consumer(softmax.outputs[0], index)
     while reader.op in PASS_THROUGH:
-        reader = _only_consumer(reader.outputs[0], index)
+        reader = only_consumer(reader.outputs[0], index)
     if reader.op != "MatMul" or reader.inputs[1].shape is None:
         raise fail(index, reader, "A·V as the only reader of the attention probabilities")
     head_dim = int(reader.inputs[1].shape[-1])
-    query = walk_up(product.inputs[0], index, heads, head_dim)
-    key = walk_up(product.inputs[1], index, heads, head_dim)
+    query = walk_up(product.inputs[0], index, heads, head_dim, tokens, opset)
+    key = walk_up(product.inputs[1], index, heads, head_dim, tokens, opset)
+    if not same(query.rotation, key.rotation):
+        raise fail(index, product, "queries and keys with the same rotary positions")
     value = walk_up(reader.inputs[1], index, heads, head_dim)
     sources = {query.linear.source, key.linear.source, value.linear.source}
     if len(sources) != 1:
         raise fail(index, softmax, f"queries, keys and values of the same rows (self-attention), found {sorted(sources)}")
     if value.scale != 1.0 or value.norm is not None:
         raise fail(index, reader, "values straight from their linear map")
-    projection, projected = down_to_projection(reader, index)
+    projection, projected, context_norm = down_to_projection(reader, index)
+    if context_norm is not None and context_norm.weight.size != heads * head_dim:
+        raise fail(index, reader, f"a norm over all {heads * head_dim} channels before the projection")
     residual = down_to_residual(projected, index)
     branch = ancestors_within(projected, residual)
     x = next((t for t in residual.inputs if t.name not in branch), None)
     if x is None:
         raise fail(index, residual, "a residual sum of the block's input and the attention branch")
-    h = _before_moves(tensor_named(query.linear.source, softmax))
+    h = before_moves(tensor_named(query.linear.source, softmax))
     for tensor in (h, projected):
         if list(tensor.shape or ())[:2] != [batch, tokens]:
             raise fail(
@@ -226,36 +186,18 @@ def _block(index: int, softmax: gs.Node, batch: int) -> Block:
         query_norm=query.norm, key_norm=key.norm, projection=projection, projected=projected.name,
         residual_node=residual.name, attended=residual.outputs[0].name, output=output, mlp_hidden=hidden,
         attention_branch=next(tensor.name for tensor in residual.inputs if tensor is not x), mlp_branch=mlp_branch,
+        rotation=query.rotation, context_norm=context_norm,
     )  # fmt: skip
 
 
-def tensor_named(name: str, below: gs.Node) -> Any:
-    """Find a tensor by name among the ancestors of a node."""
-    frontier, seen = list(below.inputs), set()
-    while frontier:
-        tensor = frontier.pop(0)
-        if tensor.name == name:
-            return tensor
-        if id(tensor) in seen:
-            continue
-        seen.add(id(tensor))
-        node = producer(tensor)
-        if node is not None:
-            frontier.extend(node.inputs)
-    raise KeyError(name)
-
-
-def ancestors_within(top: Any, bottom: gs.Node) -> set[str]:
-    """Names of the tensors from `top` down to the inputs of `bottom`."""
-    names, frontier = {top.name}, [top]
-    while frontier:
-        for node in frontier.pop().outputs:
-            if node is not bottom:
-                for output in node.outputs:
-                    if output.name not in names:
-                        names.add(output.name)
-                        frontier.append(output)
-    return names
+def _placed(block: Block, prefix: int) -> Block:
+    """A block with the rotation of its patches alone."""
+    if block.rotation is None:
+        return block
+    rotation = of_patches(block.rotation, prefix)
+    if rotation is None:
+        raise fail(block.index, f"tensor '{block.h}'", f"{prefix} prefix tokens that are left out of the rotation")
+    return replace(block, rotation=rotation)
 
 
 def find(model: onnx.ModelProto, features: bool = False) -> Anatomy:
@@ -287,13 +229,14 @@ def find(model: onnx.ModelProto, features: bool = False) -> Anatomy:
             next_step="give the ONNX of a dense ViT, exported without fused attention nodes",
         )
     batch = int(graph.inputs[0].shape[0])
-    blocks = tuple(_block(index, softmax, batch) for index, softmax in enumerate(softmaxes))
+    blocks = tuple(_block(index, softmax, batch, graph.opset) for index, softmax in enumerate(softmaxes))
     tensors = graph.tensors()
     embedded = embedding(graph, tensors[blocks[0].x])
     if embedded is None:
         raise fail(None, "the input side", "a patch embedding Conv")
     patches, embed_macs = embedded
     prefix = prefix_of(graph, tensors[blocks[0].x], patches)
+    blocks = tuple(_placed(block, prefix) for block in blocks)
     image = graph.inputs[0]
     if features:
         taps = taps_of(graph, [block.output for block in blocks], [block.h for block in blocks])

@@ -9,7 +9,9 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from vitprune.errors import ExportError
+from vitprune.graph.anatomy.positions import rotation_between, source_of
 from vitprune.graph.anatomy.static import integer_of, scalar_of, value_of
+from vitprune.support.attention import Rotation
 
 PASS_THROUGH = {"Cast", "Identity", "Dropout"}
 RESHAPING = {"Reshape", "Transpose", "Squeeze", "Unsqueeze", "Flatten"} | PASS_THROUGH
@@ -26,11 +28,12 @@ class Linear:
 
 @dataclass(frozen=True)
 class HeadNorm:
-    """LayerNorm over the head dimension (q/k norm)."""
+    """LayerNorm over the head dimension (q/k norm), or over all heads before the projection; rms: RMSNorm instead."""
 
     weight: np.ndarray
     bias: np.ndarray | None
     epsilon: float
+    rms: bool = False
 
 
 def fail(index: int | None, node: Any, expected: str) -> ExportError:
@@ -80,6 +83,7 @@ class Walk:
     linear: Linear
     scale: float
     norm: HeadNorm | None
+    rotation: Rotation | None = None
 
 
 def _selected_third(node: gs.Node, tensor: Any) -> int | None:
@@ -96,14 +100,15 @@ def _selected_third(node: gs.Node, tensor: Any) -> int | None:
     return None
 
 
-def walk_up(tensor: Any, index: int, heads: int, head_dim: int) -> Walk:
-    """From an operand of an attention product up to its linear map."""
+def walk_up(tensor: Any, index: int, heads: int, head_dim: int, tokens: int = 0, opset: int = 18) -> Walk:
+    """From an operand of an attention product up to its linear map; rotary positions are looked for where `tokens` is given."""
     scale, norm, part = 1.0, None, None
+    rotation: Rotation | None = None
     inner = heads * head_dim
     for _ in range(40):
         linear = linear_above(tensor)
         if linear is not None:
-            return Walk(_section(linear, part, inner, index, tensor), scale, norm)
+            return Walk(_section(linear, part, inner, index, tensor), scale, norm, rotation)
         node = producer(tensor)
         if node is None:
             break
@@ -127,13 +132,13 @@ def walk_up(tensor: Any, index: int, heads: int, head_dim: int) -> Walk:
                 weight, value_of(node.inputs[2]) if len(node.inputs) > 2 else None, float(node.attrs.get("epsilon", 1e-5))
             )
             tensor = node.inputs[0]
+        elif tokens and rotation is None and (above := source_of(tensor)) is not None:
+            rotation = rotation_between(above, tensor, heads, tokens, opset)
+            if rotation is None:
+                raise fail(index, node, "rotary positions, row by row, between a linear map and attention")
+            tensor = above
         else:
-            hint = (
-                " (rotary positions or relative biases are not supported)"
-                if node.op in ("Concat", "Add", "Sub", "Neg", "Where")
-                else ""
-            )
-            raise fail(index, node, f"reshapes, scaling or q/k norm between a linear map and attention{hint}")
+            raise fail(index, node, "reshapes, scaling, rotary positions or q/k norm between a linear map and attention")
     raise fail(index, f"tensor '{tensor.name}'", "a linear map with constant weights above attention")
 
 

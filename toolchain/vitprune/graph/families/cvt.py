@@ -16,9 +16,10 @@ import onnx_graphsurgeon as gs
 
 from vitprune.errors import ExportError
 from vitprune.graph.anatomy import find as vit
-from vitprune.graph.anatomy import projections
+from vitprune.graph.anatomy import projections, walking
 from vitprune.graph.anatomy.find import Anatomy, Block
 from vitprune.graph.anatomy.mlp import mlp
+from vitprune.graph.anatomy.projections import fail
 from vitprune.graph.anatomy.static import scalar_of, static_copy, value_of
 from vitprune.graph.families.base import Family
 from vitprune.graph.passes.base import Surgery
@@ -146,18 +147,21 @@ def _block(index: int, softmax: gs.Node) -> tuple[ConvBlock, tuple[int, int]]:
     head_dim = int(reader.inputs[1].shape[-1])
     walks = [projections.walk_up(t, index, heads, head_dim) for t in (product.inputs[0], product.inputs[1], reader.inputs[1])]
     found = [
-        _convolution(vit.tensor_named(walk.linear.source, softmax if i < 2 else reader), index) for i, walk in enumerate(walks)
+        _convolution(walking.tensor_named(walk.linear.source, softmax if i < 2 else reader), index)
+        for i, walk in enumerate(walks)
     ]
     if len({(row, h) for _, row, h, _ in found}) != 1:
         raise _fail(index, f"node '{softmax.name}'", "queries, keys and values of the same rows")
     if found[0][0].stride != 1 or walks[2].scale != 1.0 or any(walk.norm is not None for walk in walks):
         raise _fail(index, f"node '{softmax.name}'", "one query per token and values straight from their linear map")
-    projection, projected = vit.down_to_projection(reader, index)
-    residual = vit.down_to_residual(projected, index)
-    branch = vit.ancestors_within(projected, residual)
+    projection, projected, norm = walking.down_to_projection(reader, index)
+    if norm is not None:
+        raise fail(index, reader, "no norm before the projection")
+    residual = walking.down_to_residual(projected, index)
+    branch = walking.ancestors_within(projected, residual)
     x = next(t for t in residual.inputs if t.name not in branch)
     h = found[0][2]
-    vit.check_norm(vit.tensor_named(h, softmax), x.name, index)
+    vit.check_norm(walking.tensor_named(h, softmax), x.name, index)
     hidden, output, mlp_branch = mlp(residual.outputs[0], index)
     block = ConvBlock(
         index=index, heads=heads, head_dim=head_dim, tokens=tokens, x=x.name, h=h,

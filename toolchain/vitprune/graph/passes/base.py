@@ -36,6 +36,8 @@ class Surgery:
         front, front_bias: rows int64 and key bias float32 [B,prefix] of the prefix, made once. weight: float32 [B,K], how many patches
         each slot stands for, None = one each. kept: per site, the output tensor of kept patch numbers, None where a site is bypassed.
         groups: per block with a site of a method that merges, int64 [B,P]: for every patch the one that represents it.
+        members: float32 [B,K,P], shares of the original patches in the rows that are there, where rows merge and positions are rotary.
+        tables: of rotary positions, see `graph.turning`.
         more_outputs: further outputs of the method, by name.
         functions: model-local functions to attach. outlines: what sites do as one operator. notes: facts for the export report.
     """
@@ -51,6 +53,8 @@ class Surgery:
     front: Tensor | None = None
     front_bias: Tensor | None = None
     weight: Tensor | None = None
+    members: Tensor | None = None
+    tables: dict[tuple[str, int, int], tuple[Tensor, Tensor]] = field(default_factory=dict)
     kept: list[Tensor | None] = field(default_factory=list)
     groups: dict[int, Tensor] = field(default_factory=dict)
     more_outputs: dict[str, Tensor] = field(default_factory=dict)

@@ -17,7 +17,7 @@ from vitprune.methods._dropping.sites import FixedRateOptions
 from vitprune.methods.base import Site
 from vitprune.methods.evit import rule as evit
 from vitprune.methods.pomt import rule as pomt
-from vitprune.vit.blocks import attention, attention_output, feed_forward, merge_heads, project, run_block, weigh
+from vitprune.vit.blocks import attention, attention_output, feed_forward, merge_heads, placed, project, run_block, weigh
 from vitprune.vit.reference_method import ReferenceMethod
 from vitprune.vit.tokens import TokenState, take_rows
 
@@ -31,8 +31,10 @@ class FixedRateReference(ReferenceMethod):
         """See `ReferenceMethod.block`."""
         site = self.sites.get(index)
         if site is None:
-            return run_block(block, x, None)
-        query, key, value = project(block.attn, block.norm1(x))
+            return run_block(block, x, None, state)
+        h = block.norm1(x)
+        query, key, value = project(block.attn, h)
+        query, key = placed(block.attn, query, key, state)
         significance = self._score(site, query, key, value, state.prefix)
         chosen, margin = ranking.select(significance, site.options.keep)
         margin, chosen = state.by_patch(margin), state.follow(chosen)
@@ -42,8 +44,8 @@ class FixedRateReference(ReferenceMethod):
             state.record(margin)
             at = rows[:, None, :, None].expand(-1, query.shape[1], -1, query.shape[-1])
             context = merge_heads(weigh(attention(query.gather(2, at), key, None), value))
-            return feed_forward(block, take_rows(x, rows) + attention_output(block, context))
-        attended = x + attention_output(block, merge_heads(weigh(attention(query, key, None), value)))
+            return feed_forward(block, take_rows(x, rows) + attention_output(block, context, take_rows(h, rows)))
+        attended = x + attention_output(block, merge_heads(weigh(attention(query, key, None), value)), h)
         combined = COMBINE[combine](attended[:, state.prefix :], significance, ~chosen)
         rows = state.keep(chosen)
         state.record(margin)
@@ -53,4 +55,8 @@ class FixedRateReference(ReferenceMethod):
     def _score(self, site: Site[FixedRateOptions], query: Tensor, key: Tensor, value: Tensor, prefix: int) -> Tensor:
         if site.options.score == "columns":
             return pomt.score(attention(query, key, None), value, prefix)
+        if site.options.score == "mean_attention":
+            weights = attention(query, key, None)
+            everyone = torch.ones_like(weights[:, 0, 0, prefix:], dtype=torch.bool)
+            return ranking.mean_received(weights, everyone, prefix).mean(dim=1)
         return ranking.score(attention(query[:, :, :1], key, None)[:, :, 0, prefix:])

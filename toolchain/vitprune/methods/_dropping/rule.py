@@ -20,6 +20,22 @@ def score(cls_attention: Tensor) -> Tensor:
     return cls_attention.float().mean(dim=1)
 
 
+def mean_received(attention: Tensor, valid: Tensor, prefix: int) -> Tensor:
+    """Mean over the tokens that are there of the attention that patches receive from them (LTP, Kim et al., KDD 2022, eq. 2).
+
+    Args:
+        attention: [B,H,N,N]. valid: bool [B,P], false on pads. prefix: number of prefix tokens, which ask as well.
+
+    Returns:
+        float32 [B,H,P].
+    """
+    import torch
+
+    asking = torch.cat([valid.new_ones(len(valid), prefix), valid], dim=1).float()
+    asking = asking / asking.sum(dim=1, keepdim=True)
+    return torch.einsum("bq,bhqk->bhk", asking, attention.float())[:, :, prefix:]
+
+
 def select(score: Tensor, keep: int) -> tuple[Tensor, Tensor]:
     """The `keep` largest scores of every image, ties to the lower index.
 

@@ -6,9 +6,10 @@ import numpy as np
 from numpy.typing import DTypeLike
 
 from vitprune.graph.anatomy.find import Block
-from vitprune.graph.canonical import queries, scaled_query
+from vitprune.graph.canonical import probabilities, queries, scaled_query
 from vitprune.graph.emit import BOOL, FLOAT, INT64, Emitter
 from vitprune.graph.passes.base import Surgery
+from vitprune.graph.turning import turned
 from vitprune.graph.types import Shape, Tensor
 from vitprune.methods.base import SamplingOptions, Site
 from vitprune.ops.function import BODY_OPSET, function
@@ -47,6 +48,26 @@ def cls_attention(emit: Emitter, block: Block, h: Tensor, key: Tensor, bias: Ten
     return emit.op("Softmax", [logits], "cls_row", axis=1)
 
 
+def received(surgery: Surgery, emit: Emitter, block: Block, h: Tensor, key: Tensor) -> Tensor:
+    """Mean attention every token receives from those that are there, [B,N,H], by products of its own; keys with their positions."""
+    every = emit.child("all")
+    query = turned(surgery, every, block, queries(every, block, h), "q")
+    weights = probabilities(every, block, query, key, surgery.bias)
+    if surgery.valid is None or surgery.single:
+        mean = every.reduce("ReduceMean", weights, 2, "received")
+    else:
+        live = every.op("Cast", [surgery.valid], "asking/live", to=1)
+        if prefix := surgery.anatomy.prefix:
+            first = every.slice(live, 0, 1, 1, "asking/first")
+            none = every.op("Mul", [first, every.constant(0.0, FLOAT)], "asking/none")
+            front = every.op("Add", [none, every.constant(np.ones((1, prefix)), FLOAT)], "asking/prefix")
+            live = every.op("Concat", [front, live], "asking/all", axis=1)
+        share = every.op("Div", [live, every.op("ReduceSum", [live, every.constant([1])], "asking/count", keepdims=1)], "asking")
+        column = every.op("Unsqueeze", [share, every.constant([1, 3])], "asking/column")
+        mean = every.op("ReduceSum", [every.op("Mul", [weights, column], "asked"), every.constant([2])], "received", keepdims=0)
+    return every.op("Transpose", [mean], "received/rows", perm=[0, 2, 1])
+
+
 def _per_head(emit: Emitter, block: Block, row: Tensor, value: Tensor) -> Tensor:
     squares = emit.op(
         "MatMul",
@@ -70,9 +91,14 @@ def _attention(emit: Emitter, block: Block, row: Tensor, value: Tensor) -> Tenso
 SCORES = {"per_head": _per_head, "pooled": _pooled, "attention": _attention}
 
 
-def score(emit: Emitter, surgery: Surgery, block: Block, form: str, h: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    """Significance score [B,P'] of the patches present, by the named form."""
-    row = cls_attention(emit, block, h, key, surgery.bias)
+def score(
+    emit: Emitter, surgery: Surgery, block: Block, form: str, h: Tensor, key: Tensor, value: Tensor, asking: str = "cls"
+) -> Tensor:
+    """Significance score [B,P'] of the patches present, by the named form; asking: "cls", or "all" tokens that are there."""
+    if asking == "all":
+        row = received(surgery, emit, block, h, key)
+    else:
+        row = cls_attention(emit, block, h, key, surgery.bias)
     return emit.slice(SCORES[form](emit, block, row, value), surgery.anatomy.prefix, None, 1, "score")
 
 

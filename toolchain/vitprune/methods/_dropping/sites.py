@@ -18,13 +18,13 @@ Rate = Annotated[float, Field(gt=0, le=1)]
 
 @dataclass(frozen=True)
 class FixedRateOptions(SiteOptions):
-    """score: "cls" = mean CLS attention, "columns" = POMT's. slots: tokens behind the prefix that enter. keep: how many of them stay.
+    """score: "cls" = mean CLS attention, "mean_attention" = from all tokens, "columns" = POMT's. slots: tokens behind the prefix that enter. keep: how many of them stay.
 
     combine: what becomes of the others: None = nothing, "weighted" = one token, their score-weighted sum (EViT), "mean" = one token,
     their mean (POMT).
     """
 
-    score: Literal["cls", "columns"] = "cls"
+    score: Literal["cls", "mean_attention", "columns"] = "cls"
     slots: int = 0
     keep: int = 0
     combine: Literal["weighted", "mean"] | None = None

@@ -23,16 +23,20 @@ from vitprune.graph.canonical import (
 from vitprune.graph.emit import FLOAT, Emitter
 from vitprune.graph.passes.base import GraphPass, Surgery
 from vitprune.graph.passes.conditions import attention_chains, sites_in_graph
+from vitprune.graph.turning import turned
 from vitprune.graph.types import Tensor
-from vitprune.methods._dropping.sampling import cls_attention
+from vitprune.methods._dropping.sampling import cls_attention, received
 from vitprune.methods._dropping.selection import append_slot, splice, top_k, track
 from vitprune.methods._dropping.sites import FixedRateOptions
 from vitprune.methods.base import Site
 
 
-def cls_score(emit: Emitter, surgery: Surgery, block: Block, h: Tensor, key: Tensor) -> Tensor:
-    """Mean over heads of the CLS row, prefix columns cut off: [B,P']."""
-    row = cls_attention(emit, block, h, key, surgery.bias)
+def attention_score(emit: Emitter, surgery: Surgery, block: Block, h: Tensor, key: Tensor, everyone: bool) -> Tensor:
+    """Mean over heads of the CLS row, or of the attention from all tokens, prefix columns cut off: [B,P']."""
+    if everyone:
+        row = received(surgery, emit, block, h, key)
+    else:
+        row = cls_attention(emit, block, h, key, surgery.bias)
     mean = emit.reduce("ReduceMean", row, 2, "cls_row/mean")
     return emit.slice(mean, surgery.anatomy.prefix, None, 1, "score")
 
@@ -80,21 +84,22 @@ class FixedRateSurgery(GraphPass):
         emit = surgery.emitter.child(f"block{block.index}/attn")
         scoring = surgery.emitter.child(f"block{block.index}/prune")
         h, x = surgery.tensors[block.h], surgery.tensors[block.x]
-        key, value = keys(emit, block, h), values(emit, block, h)
-        score = cls_score(scoring, surgery, block, h, key)
+        key, value = turned(surgery, emit, block, keys(emit, block, h), "k"), values(emit, block, h)
+        score = attention_score(scoring, surgery, block, h, key, site.options.score == "mean_attention")
         rows = track(surgery, scoring, top_k(scoring, score, site.options.keep))
-        context = attend(emit, block, queries(emit, block, emit.take_rows(h, rows, "h/kept")), key, value)
+        query = turned(surgery, emit, block, queries(emit, block, emit.take_rows(h, rows, "h/kept")), "q")
+        context = attend(emit, block, query, key, value)
         replace_attention(surgery, block, project(emit, block, context), scoring.take_rows(x, rows, "x/kept"))
 
     def _combine(self, surgery: Surgery, block: Block, site: Site[FixedRateOptions]) -> None:
         emit = surgery.emitter.child(f"block{block.index}/attn")
         scoring = surgery.emitter.child(f"block{block.index}/prune")
         h = surgery.tensors[block.h]
-        key, value = keys(emit, block, h), values(emit, block, h)
-        weights = probabilities(emit, block, queries(emit, block, h), key)
+        key, value = turned(surgery, emit, block, keys(emit, block, h), "k"), values(emit, block, h)
+        weights = probabilities(emit, block, turned(surgery, emit, block, queries(emit, block, h), "q"), key)
         replace_attention(surgery, block, project(emit, block, weigh(emit, block, weights, value)))
-        if site.options.score == "cls":
-            score = cls_score(scoring, surgery, block, h, key)
+        if site.options.score != "columns":
+            score = attention_score(scoring, surgery, block, h, key, site.options.score == "mean_attention")
         else:
             score = column_score(scoring, surgery, block, weights, value)
         keep, slots = site.options.keep, site.options.slots

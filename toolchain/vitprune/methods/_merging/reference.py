@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from vitprune.methods.base import Site
-from vitprune.vit.blocks import attention, attention_output, feed_forward, merge_heads, project, run_block, weigh
+from vitprune.vit.blocks import attention, attention_output, feed_forward, merge_heads, placed, project, run_block, weigh
 from vitprune.vit.reference_method import ReferenceMethod
 from vitprune.vit.tokens import TokenState
 
@@ -30,11 +30,13 @@ class MergingReference(ReferenceMethod):
         """See `ReferenceMethod.block`."""
         bias, site = self.key_bias(state, x.dtype), self.sites.get(index)
         if site is None or site.options.bypass:
-            x = run_block(block, x, bias)
+            x = run_block(block, x, bias, state)
         else:
-            query, key, value = project(block.attn, block.norm1(x))
-            weights = attention(query, key, bias)
-            attended = x + attention_output(block, merge_heads(weigh(weights, value)))
+            h = block.norm1(x)
+            query, key, value = project(block.attn, h)
+            turned = placed(block.attn, query, key, state)
+            weights = attention(*turned, bias)
+            attended = x + attention_output(block, merge_heads(weigh(weights, value)), h)
             x = feed_forward(block, self.merge(site, attended, weights, key[:, :, state.prefix :], value, state))
         if site is not None:
             if site.options.bypass:
@@ -48,7 +50,7 @@ class MergingReference(ReferenceMethod):
 
         Args:
             site: its options. x: rows after the attention residual. weights: [B,H,N,N] attention probabilities. key: [B,H,P',d] of the
-                patches. value: [B,H,N,d]. state: the tokens, brought up to date here.
+                patches, without rotary positions. value: [B,H,N,d]. state: the tokens, brought up to date here.
 
         Returns:
             [B,N',C].

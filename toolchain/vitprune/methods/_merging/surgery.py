@@ -16,6 +16,7 @@ from vitprune.graph.canonical import attend, canonical, keys, project, queries, 
 from vitprune.graph.emit import BOOL, FLOAT, INT64, Emitter
 from vitprune.graph.passes.base import GraphPass, Surgery
 from vitprune.graph.passes.conditions import attention_chains, sites_in_graph
+from vitprune.graph.turning import members, turned
 from vitprune.graph.types import Tensor, given, redirect
 from vitprune.methods._merging.keys import NORM_FLOOR, MergingOptions
 from vitprune.methods.base import Site
@@ -29,13 +30,15 @@ class MergingSurgery(GraphPass):
     """Writes every block canonically and lets a kind merge rows between attention and MLP of its sites.
 
     size: float [B,N] patches per token row (1 for the prefix), None while all are 1. group: int64 [B,P], for every original patch the
-    patch that represents its row; only traced when the recipe asks for it, or for features.
+    patch that represents its row; only traced when the recipe asks for it, for features, or where positions are rotary. turned_key: keys of
+    the site's block with their positions.
     """
 
     def __init__(self) -> None:
         self.size: Tensor | None = None
         self.group: Tensor | None = None
-        self.proportional = False
+        self.turned_key: Tensor | None = None
+        self.proportional = self.rotary = False
         self._column: Tensor | None = None
         self._numbers_of_images: Tensor | None = None
 
@@ -43,7 +46,7 @@ class MergingSurgery(GraphPass):
     def merge(
         self, surgery: Surgery, emit: Emitter, block: Block, site: Site[Any], x: Tensor, h: Tensor, key: Tensor, value: Tensor
     ) -> Tensor:
-        """Rows [B,N',C] merged from x [B,N,C]; h, key and value are the block's. Brings size, kept and the key bias up to date."""
+        """Rows [B,N',C] merged from x [B,N,C]; h, key (without positions) and value are the block's. Brings size, kept and the key bias up to date."""
 
     def requires(self, surgery: Surgery) -> str:
         """Sites must lie in the graph, and its head must read the CLS token or a mean.
@@ -64,8 +67,9 @@ class MergingSurgery(GraphPass):
         """See `GraphPass.apply`."""
         sites = {site.block: site for site in surgery.sites}
         self.proportional = any(site.options.proportional for site in surgery.sites)
+        self.rotary = any(block.rotation is not None for block in surgery.anatomy.blocks)
         trace = any(site.options.trace for site in surgery.sites)
-        if trace or surgery.recipe.output.features:
+        if trace or self.rotary or surgery.recipe.output.features:
             self.group = self._everyone(surgery)
         for block in surgery.anatomy.blocks:
             site = sites.get(block.index)
@@ -93,12 +97,17 @@ class MergingSurgery(GraphPass):
         emit = surgery.emitter.child(f"block{block.index}/attn")
         h = surgery.tensors[block.h]
         key, value = keys(emit, block, h), values(emit, block, h)
-        context = attend(emit, block, queries(emit, block, h), key, value, surgery.bias)
+        self.turned_key = turned(surgery, emit, block, key, "k")
+        context = attend(
+            emit, block, turned(surgery, emit, block, queries(emit, block, h), "q"), self.turned_key, value, surgery.bias
+        )
         replace_attention(surgery, block, project(emit, block, context))
         attended = surgery.tensors[block.attended]
         readers = list(attended.outputs)  # those of the dense graph: LN2 and the second residual sum
         merging = surgery.emitter.child(f"block{block.index}/merge")
         merged = self.merge(surgery, merging, block, site, attended, h, key, value)
+        if self.rotary:
+            surgery.members = members(surgery, merging, given(self.group))
         redirect(readers, attended, merged)
 
     def _everyone(self, surgery: Surgery) -> Tensor:

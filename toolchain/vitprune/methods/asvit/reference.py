@@ -9,7 +9,7 @@ from torch import Tensor
 from vitprune.methods.asvit import rule as asvit
 from vitprune.methods.asvit.keys import AsvitOptions, Params, refuse_padded_batch_topk
 from vitprune.methods.base import Method, MethodParams, Site, keys_of
-from vitprune.vit.blocks import attention, attention_output, feed_forward, merge_heads, project, run_block, weigh
+from vitprune.vit.blocks import attention, attention_output, feed_forward, merge_heads, placed, project, run_block, weigh
 from vitprune.vit.reference_method import ReferenceMethod
 from vitprune.vit.tokens import TokenState, cap, take_rows
 
@@ -28,13 +28,15 @@ class AsvitReference(ReferenceMethod):
         if index in self.sites:
             x = self._drop(self.sites[index], x, state)
         if index not in self.scored:
-            return run_block(block, x, state.key_bias(x.dtype))
-        query, key, value = project(block.attn, block.norm1(x))
+            return run_block(block, x, state.key_bias(x.dtype), state)
+        h = block.norm1(x)
+        query, key, value = project(block.attn, h)
+        query, key = placed(block.attn, query, key, state)
         probabilities = attention(query, key, state.key_bias(x.dtype))
         context = weigh(probabilities, value)
         new = asvit.score(probabilities[:, :, 0, state.prefix :], context[:, :, state.prefix :], self.weighted)
         state.extra["score"] = asvit.accumulate(state.extra.get("score"), new, self.mode)
-        return feed_forward(block, x + attention_output(block, merge_heads(context)))
+        return feed_forward(block, x + attention_output(block, merge_heads(context), h))
 
     def _drop(self, site: Site[AsvitOptions], x: Tensor, state: TokenState) -> Tensor:
         score, theta = state.extra["score"], site.options.theta

@@ -23,6 +23,7 @@ from vitprune.graph.canonical import (
 from vitprune.graph.emit import BOOL, FLOAT, INT64, Emitter
 from vitprune.graph.passes.base import GraphPass, Surgery
 from vitprune.graph.passes.conditions import attention_chains, sites_in_graph
+from vitprune.graph.turning import turned
 from vitprune.graph.types import Tensor, constant, given, is_constant
 from vitprune.methods._dropping.sampling import cls_attention, head_indicator, token_sample
 from vitprune.methods._dropping.selection import ascending, splice
@@ -110,8 +111,8 @@ class AsvitSurgery(GraphPass):
         emit = surgery.emitter.child(f"block{block.index}/attn")
         scoring = surgery.emitter.child(f"block{block.index}/score")
         h = surgery.tensors[block.h]
-        key, value = keys(emit, block, h), values(emit, block, h)
-        context = attend(emit, block, queries(emit, block, h), key, value, surgery.bias)
+        key, value = turned(surgery, emit, block, keys(emit, block, h), "k"), values(emit, block, h)
+        context = attend(emit, block, turned(surgery, emit, block, queries(emit, block, h), "q"), key, value, surgery.bias)
         replace_attention(surgery, block, project(emit, block, context))
         row = cls_attention(scoring, block, h, key, surgery.bias)
         score = head_weighted(scoring, block, row, context) if weighted else head_mean(scoring, block, row)

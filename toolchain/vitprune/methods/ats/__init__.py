@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from vitprune.errors import RecipeError
 from vitprune.methods.ats.keys import AtsOptions, Params, Score
 from vitprune.methods.base import BlockTokens, Geometry, Method, MethodParams, Site, per_stage
-from vitprune.methods.cost import removed_inside
+from vitprune.methods.cost import removed_inside, with_all_queries
 
 if TYPE_CHECKING:
     from vitprune.graph.passes.base import GraphPass
@@ -51,6 +51,7 @@ class Ats(Method):
             form: Score = "pooled" if official else "per_head"
             options = AtsOptions(
                 score=form if params.value_norm else "attention",
+                asking="cls" if params.score == "cls" else "all",
                 mode="inverse_transform_official" if official else "inverse_transform",
                 num_samples=points,
                 capacity=limit if limit < bound else 0,
@@ -61,7 +62,8 @@ class Ats(Method):
 
     def block_tokens(self, sites: Sequence[Site[Any]], geometry: Geometry, kept: Sequence[float]) -> list[BlockTokens]:
         """Queries of tokens that leave are never computed; see `Method.block_tokens`."""
-        return removed_inside(sites, geometry, kept)
+        asked = {site.block for site in sites if not site.options.bypass and site.options.asking == "all"}
+        return with_all_queries(removed_inside(sites, geometry, kept), asked, geometry)
 
     @property
     def reference(self) -> type[ReferenceMethod]:

@@ -21,9 +21,10 @@ Score = Literal["per_head", "pooled", "attention"]
 
 @dataclass(frozen=True)
 class AtsOptions(SamplingOptions):
-    """score: "per_head" (the paper), "pooled" (the released code) or "attention" (without |V|)."""
+    """score: "per_head" (the paper), "pooled" (the released code) or "attention" (without |V|). asking: whose attention counts."""
 
     score: Score = "per_head"
+    asking: Literal["cls", "all"] = "cls"
 
 
 class Params(MethodParams):
@@ -33,6 +34,8 @@ class Params(MethodParams):
     num_samples: sampling points K, one for all stages or one per stage; null leaves the stage dense.
     capacity: largest number of patches a stage may keep (padded shapes); null = the method's bound min(K, P).
     value_norm: false leaves |V| out of the score, the paper's ablation.
+    score: "cls" = attention from the CLS token; "mean_attention" = the mean attention a patch receives from all tokens (the score of
+        LTP, Kim et al., KDD 2022, arXiv 2107.00910; with this method it is ours), for models without a CLS token.
     """
 
     method: Literal["ats"] = "ats"
@@ -41,3 +44,4 @@ class Params(MethodParams):
     num_samples: Positive | list[Positive | None] | None = 108
     capacity: Positive | list[Positive | None] | None = None
     value_norm: bool = True
+    score: Literal["cls", "mean_attention"] = "cls"

@@ -9,10 +9,11 @@ from typing import Any
 
 from torch import Tensor
 
+from vitprune.methods._dropping.rule import mean_received
 from vitprune.methods.ats import rule as ats
 from vitprune.methods.ats.keys import AtsOptions
 from vitprune.methods.base import Site
-from vitprune.vit.blocks import attention, attention_output, feed_forward, merge_heads, project, run_block, weigh
+from vitprune.vit.blocks import attention, attention_output, feed_forward, merge_heads, placed, project, run_block, weigh
 from vitprune.vit.reference_method import ReferenceMethod
 from vitprune.vit.tokens import TokenState, cap, take_rows
 
@@ -26,18 +27,23 @@ class AtsReference(ReferenceMethod):
         """See `ReferenceMethod.block`."""
         site = self.sites.get(index)
         if site is None:
-            return run_block(block, x, state.key_bias(x.dtype))
+            return run_block(block, x, state.key_bias(x.dtype), state)
         if site.options.bypass:
-            x = run_block(block, x, state.key_bias(x.dtype))
+            x = run_block(block, x, state.key_bias(x.dtype), state)
             state.record()
             return x
         return self._sample(site, block, x, state)
 
     def _sample(self, site: Site[AtsOptions], block: Any, x: Tensor, state: TokenState) -> Tensor:
         bias = state.key_bias(x.dtype)
-        query, key, value = project(block.attn, block.norm1(x))
-        cls_row = attention(query[:, :, :1], key, bias)[:, :, 0, state.prefix :]
-        score = SCORES[site.options.score](cls_row, value[:, :, state.prefix :])
+        h = block.norm1(x)
+        query, key, value = project(block.attn, h)
+        query, key = placed(block.attn, query, key, state)
+        if site.options.asking == "cls":
+            row = attention(query[:, :, :1], key, bias)[:, :, 0, state.prefix :]
+        else:
+            row = mean_received(attention(query, key, bias), state.valid, state.prefix)
+        score = SCORES[site.options.score](row, value[:, :, state.prefix :])
         official = site.options.mode == "inverse_transform_official"
         chosen, margin = ats.select(score, state.valid, site.options.num_samples, official)
         margin = state.by_patch(margin)
@@ -47,4 +53,4 @@ class AtsReference(ReferenceMethod):
         state.record(margin, overflow)
         index = rows[:, None, :, None].expand(-1, query.shape[1], -1, query.shape[-1])
         context = merge_heads(weigh(attention(query.gather(2, index), key, bias), value))
-        return feed_forward(block, take_rows(x, rows) + attention_output(block, context))
+        return feed_forward(block, take_rows(x, rows) + attention_output(block, context, take_rows(h, rows)))

@@ -20,6 +20,7 @@ from vitprune.graph.canonical import (
 )
 from vitprune.graph.passes.base import GraphPass, Surgery
 from vitprune.graph.passes.conditions import attention_chains, sites_in_graph
+from vitprune.graph.turning import turned
 from vitprune.methods._dropping.sampling import score, token_sample
 from vitprune.methods.ats.keys import AtsOptions
 from vitprune.methods.base import Site
@@ -32,8 +33,8 @@ class AtsSurgery(GraphPass):
     name = "query_sampling"
 
     def requires(self, surgery: Surgery) -> str:
-        """Sites must lie in the graph and it must have prefix tokens to score by."""
-        if surgery.anatomy.prefix < 1:
+        """Sites must lie in the graph; scores by the CLS row need a prefix token."""
+        if surgery.anatomy.prefix < 1 and any(not site.options.bypass and site.options.asking == "cls" for site in surgery.sites):
             return "the graph has no prefix token to score by"
         return sites_in_graph(surgery)
 
@@ -54,13 +55,14 @@ class AtsSurgery(GraphPass):
         emit = surgery.emitter.child(f"block{block.index}/attn")
         scoring = surgery.emitter.child(f"block{block.index}/prune")
         h, x = surgery.tensors[block.h], surgery.tensors[block.x]
-        key, value = keys(emit, block, h), values(emit, block, h)
-        significance = score(scoring, surgery, block, site.options.score, h, key, value)
+        key, value = turned(surgery, emit, block, keys(emit, block, h), "k"), values(emit, block, h)
+        significance = score(scoring, surgery, block, site.options.score, h, key, value, site.options.asking)
         start(surgery, scoring, significance)
         index, keep = token_sample(scoring, surgery, site, significance)
         bias = surgery.bias  # keys are still those of all tokens that entered
         rows = update(surgery, scoring, index, keep)
-        context = attend(emit, block, queries(emit, block, emit.take_rows(h, rows, "h/kept")), key, value, bias)
+        query = turned(surgery, emit, block, queries(emit, block, emit.take_rows(h, rows, "h/kept")), "q")
+        context = attend(emit, block, query, key, value, bias)
         replace_attention(surgery, block, project(emit, block, context), scoring.take_rows(x, rows, "x/kept"))
 
     def ensures(self, surgery: Surgery) -> str:

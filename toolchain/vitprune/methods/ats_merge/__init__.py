@@ -10,7 +10,7 @@ from vitprune.methods.ats import Ats
 from vitprune.methods.ats.keys import AtsOptions
 from vitprune.methods.ats_merge.keys import AtsMergeOptions, Params
 from vitprune.methods.base import BlockTokens, Geometry, MethodParams, Site
-from vitprune.methods.cost import merged_after_attention
+from vitprune.methods.cost import merged_after_attention, with_all_queries
 
 if TYPE_CHECKING:
     from vitprune.graph.passes.base import GraphPass
@@ -41,7 +41,8 @@ class AtsMerge(Ats):
 
     def block_tokens(self, sites: Sequence[Site[Any]], geometry: Geometry, kept: Sequence[float]) -> list[BlockTokens]:
         """All rows are needed after attention, so queries are not pruned; see `Method.block_tokens`."""
-        return merged_after_attention(sites, geometry, kept)
+        asked = {site.block for site in sites if not site.options.bypass and site.options.asking == "all"}
+        return with_all_queries(merged_after_attention(sites, geometry, kept), asked, geometry)
 
     @property
     def reference(self) -> type[ReferenceMethod]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from vitprune.methods._dropping.rule import mean_received
 from vitprune.methods._merging.reference import MergingReference, join
 from vitprune.methods._merging.rule import metric
 from vitprune.methods.ats import rule as ats
@@ -22,7 +23,11 @@ class AtsMergeReference(MergingReference):
         self, site: Site[AtsMergeOptions], x: Tensor, weights: Tensor, key: Tensor, value: Tensor, state: TokenState
     ) -> Tensor:
         """See `MergingReference.merge`."""
-        score = SCORES[site.options.score](weights[:, :, 0, state.prefix :], value[:, :, state.prefix :])
+        if site.options.asking == "cls":
+            row = weights[:, :, 0, state.prefix :]
+        else:
+            row = mean_received(weights, state.valid, state.prefix)
+        score = SCORES[site.options.score](row, value[:, :, state.prefix :])
         official = site.options.mode == "inverse_transform_official"
         chosen, margin = ats.select(score, state.valid, site.options.num_samples, official)
         chosen, overflow = cap(chosen, score, site.limit)

@@ -12,7 +12,7 @@ from vitprune.graph.anatomy.find import Block
 from vitprune.graph.canonical import advance, start
 from vitprune.graph.emit import BOOL, FLOAT, INT64, Emitter
 from vitprune.graph.passes.base import Surgery
-from vitprune.graph.types import Tensor
+from vitprune.graph.types import Tensor, given
 from vitprune.methods._dropping.sampling import score, token_sample
 from vitprune.methods._merging.surgery import IMPOSSIBLE, MergingSurgery, metric
 from vitprune.methods.ats_merge.keys import AtsMergeOptions
@@ -38,7 +38,7 @@ class AtsMergeSurgery(MergingSurgery):
     ) -> Tensor:
         """See `MergingSurgery.merge`."""
         prefix = surgery.anatomy.prefix
-        significance = score(emit, surgery, block, site.options.score, h, key, value)
+        significance = score(emit, surgery, block, site.options.score, h, given(self.turned_key), value, site.options.asking)
         start(surgery, emit, significance)
         index, keep = token_sample(emit, surgery, site, significance)
         unit = emit.slice(metric(emit, block, key)[1], prefix, None, 1, "metric/patches")

@@ -66,7 +66,7 @@ class AvitReference(ReferenceMethod):
         """See `ReferenceMethod.block`."""
         if index in self.sites:
             x = self._compact(self.sites[index], x, state)
-        x = run_block(block, x, self._key_bias(x, state))
+        x = run_block(block, x, self._key_bias(x, state), state)
         self._halt(x, state)
         return x
 

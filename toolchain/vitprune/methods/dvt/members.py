@@ -31,15 +31,24 @@ def backbone_of(model: Any) -> Backbone:
 
     from vitprune.vit.pruned import check_supported
     from vitprune.vit.t2t import T2TViT
+    from vitprune.vit.timm_blocks import taken_apart
 
     check_supported(model, methods.get("dvt"))
-    assert isinstance(model, VisionTransformer)
-    block: Any = model.blocks[0]
+    blocks: Any = model.blocks
+    if not isinstance(model, VisionTransformer) or any(taken_apart(one) is not one for one in blocks):
+        raise ExportError(
+            314,
+            "this model cannot be a member of a DVT cascade",
+            cause=f"members are plain DeiT or T2T-ViT models; this is a {type(model).__name__} with blocks of type {type(blocks[0]).__name__}",
+            next_step="use a model such as deit_small_patch16_224",
+        )
+    block: Any = blocks[0]
     others = {
         "register or distillation tokens": model.num_prefix_tokens != 1,
         f"'{model.global_pool}' pooling": model.global_pool != "token",
         "LayerScale": not isinstance(block.ls1, nn.Identity),
         "q/k norm": not isinstance(block.attn.q_norm, nn.Identity),
+        "a gate on its attention": getattr(block.attn, "gate", None) is not None,
         "a norm before the blocks": not isinstance(model.norm_pre, nn.Identity),
         "an activation other than GELU": not isinstance(block.mlp.act, nn.GELU),
         "positions that leave out the CLS token": model.no_embed_class or model.pos_embed is None,

@@ -38,4 +38,4 @@ class DynamicVitReference(ReferenceMethod):
             margin, chosen = state.by_patch(margin), state.follow(chosen)
             x = take_rows(x, state.keep(chosen))
             state.record(margin)
-        return run_block(block, x, None)
+        return run_block(block, x, None, state)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from vitprune.methods._dropping.sites import FixedRateOptions, fixed_block_tokens, kept_count, rows_after
 from vitprune.methods.base import BlockTokens, Geometry, Method, MethodParams, Site, per_stage
+from vitprune.methods.cost import with_all_queries
 from vitprune.methods.evit.keys import Params, Train
 from vitprune.methods.train_keys import TrainKeys
 
@@ -40,13 +41,15 @@ class Evit(Method):
             keep = kept_count(block, slots, rate, count)
             combine: Literal["weighted"] | None = "weighted" if params.fuse and keep < slots else None
             limit = min(keep, patches)
-            sites.append(Site(block, patches, keep, FixedRateOptions(score="cls", slots=slots, keep=keep, combine=combine)))
+            options = FixedRateOptions(score=params.score, slots=slots, keep=keep, combine=combine)
+            sites.append(Site(block, patches, keep, options))
             patches, slots = limit, rows_after(sites[-1])
         return sites
 
     def block_tokens(self, sites: Sequence[Site[Any]], geometry: Geometry, kept: Sequence[float]) -> list[BlockTokens]:
         """Counts follow from the sites alone: a kept fused token is a row although `kept` lists patches only."""
-        return fixed_block_tokens(sites, geometry)
+        asked = {site.block for site in sites if site.options.score == "mean_attention"}
+        return with_all_queries(fixed_block_tokens(sites, geometry), asked, geometry)
 
     def score_scale(self, geometry: Geometry) -> float:
         """Scores are shares of one attention row; see `Method.score_scale`."""

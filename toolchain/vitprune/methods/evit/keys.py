@@ -20,6 +20,8 @@ class Params(MethodParams):
     keep_rate: share of the entering tokens (patches and earlier fused tokens) that a stage keeps, rounded up.
     keep: tokens a stage keeps, one number or one per stage; wins over keep_rate.
     fuse: put the score-weighted sum of the dropped tokens behind the kept ones.
+    score: "cls" = attention from the CLS token; "mean_attention" = the mean attention a patch receives from all tokens (the score of
+        LTP, Kim et al., KDD 2022, arXiv 2107.00910; with this method it is ours), for models without a CLS token.
     """
 
     method: Literal["evit"] = "evit"
@@ -27,6 +29,7 @@ class Params(MethodParams):
     keep_rate: Rate | list[Rate] = 0.7
     keep: Count | list[Count] | None = None
     fuse: bool = True
+    score: Literal["cls", "mean_attention"] = "cls"
 
 
 class Train(TrainKeys):

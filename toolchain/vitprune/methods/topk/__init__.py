@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from vitprune.methods._dropping.sites import FixedRateOptions, kept_count
 from vitprune.methods.base import BlockTokens, Geometry, Method, MethodParams, Site, per_stage
-from vitprune.methods.cost import removed_inside
+from vitprune.methods.cost import removed_inside, with_all_queries
 from vitprune.methods.topk.keys import Params
 
 if TYPE_CHECKING:
@@ -36,13 +36,14 @@ class TopK(Method):
         entering, sites = geometry.patches, []
         for block, rate, count in zip(params.stages, rates, counts, strict=True):
             keep = kept_count(block, entering, rate, count)
-            sites.append(Site(block, entering, keep, FixedRateOptions(score="cls", slots=entering, keep=keep)))
+            sites.append(Site(block, entering, keep, FixedRateOptions(score=params.score, slots=entering, keep=keep)))
             entering = keep
         return sites
 
     def block_tokens(self, sites: Sequence[Site[Any]], geometry: Geometry, kept: Sequence[float]) -> list[BlockTokens]:
         """Queries of tokens that leave are never computed; see `Method.block_tokens`."""
-        return removed_inside(sites, geometry, kept)
+        asked = {site.block for site in sites if site.options.score == "mean_attention"}
+        return with_all_queries(removed_inside(sites, geometry, kept), asked, geometry)
 
     def score_scale(self, geometry: Geometry) -> float:
         """Scores are shares of one attention row; see `Method.score_scale`."""

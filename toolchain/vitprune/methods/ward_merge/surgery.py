@@ -16,6 +16,7 @@ from vitprune.graph.canonical import advance, probabilities, queries, start
 from vitprune.graph.emit import BOOL, FLOAT, INT64, Emitter
 from vitprune.graph.outlines import outline
 from vitprune.graph.passes.base import Surgery
+from vitprune.graph.turning import turned
 from vitprune.graph.types import Tensor, given
 from vitprune.methods._dropping.sampling import cls_attention, token_sample
 from vitprune.methods._merging.joining import join_rows, leaving, ramp
@@ -27,6 +28,8 @@ NOWHERE = 1e20  # squared length of a slot that nothing may merge with
 FAR = 1e10  # damage of a pair that does not exist; less than NOWHERE times any mass
 LIGHTEST = 1e-9
 LONGEST = 1e-12
+
+Roles = dict[str, Tensor | None]
 
 
 @dataclass(frozen=True)
@@ -65,8 +68,9 @@ class WardMergeSurgery(MergingSurgery):
         if surgery.valid is not None and not surgery.single:
             live = emit.op("Cast", [surgery.valid], "live", to=1)
         size = self._sizes(surgery, emit, flat_norm)
-        row = cls_attention(emit, block, h, key, surgery.bias) if surgery.anatomy.reads_cls and prefix else None
-        attention = self._attention(surgery, emit, block, h, key, live, row)
+        by_cls, turned_key = surgery.anatomy.reads_cls and prefix, given(self.turned_key)
+        row = cls_attention(emit, block, h, turned_key, surgery.bias) if by_cls else None
+        attention = self._attention(surgery, emit, block, h, turned_key, live, row)
         mass = self._mass(emit, site, attention, size)
         gone = None if live is None else emit.op("Sub", [emit.constant(1.0, FLOAT), live], "absent")
         slots = ramp(emit, flat_norm, site.patches, "slots")
@@ -75,7 +79,14 @@ class WardMergeSurgery(MergingSurgery):
         into, after = self._rounds(surgery, emit, site, rows, slots)
         valid = None if live is None else surgery.valid
         received = (attention if row is None else row) if site.options.power else None
-        entering = {"x": x, "metric": summed, "attention": received, "size": self.size, "valid": valid, "group": self.group}
+        entering: Roles = {
+            "x": x,
+            "metric": summed,
+            "attention": received,
+            "size": self.size,
+            "valid": valid,
+            "group": self.group,
+        }
         stay = emit.op("Equal", [into, slots], "stay/bool", dtype=BOOL)
         leaves = emit.op("Cast", [emit.op("Not", [stay], "leaves/bool", dtype=BOOL)], "leaves", to=1)
         who = leaving(emit, into, leaves, self._most(surgery, emit, site, leaves))
@@ -94,19 +105,12 @@ class WardMergeSurgery(MergingSurgery):
         self.size = self.in_front(surgery, emit, 1.0, emit.op("GatherElements", [sizes, index], "size/kept", axis=1), "size")
         to = emit.op("Add", [index, emit.constant(prefix)], "stay/rows", dtype=INT64) if prefix else index
         merged = emit.take_rows(written, self.token_rows(surgery, emit, to), "rows/merged")
-        leaving_ = {"rows": merged, "size": self.size, "index": index, "keep": keep, "group": self.group}
+        leaving_: Roles = {"rows": merged, "size": self.size, "index": index, "keep": keep, "group": self.group}
         leaving_["bias"] = self.hide(surgery, emit, keep)
         self._describe(surgery, site, entering, leaving_, 1.0 / block.heads if row is not None else 1.0)
         return merged
 
-    def _describe(
-        self,
-        surgery: Surgery,
-        site: Site[WardOptions],
-        entering: dict[str, Tensor | None],
-        leaving_: dict[str, Tensor | None],
-        share: float,
-    ) -> None:
+    def _describe(self, surgery: Surgery, site: Site[WardOptions], entering: Roles, leaving_: Roles, share: float) -> None:
         """The site as one operator, for a runtime that has it."""
         options = site.options
         bound = site.limit if options.r is not None or options.capacity or surgery.padded else 0
@@ -137,7 +141,7 @@ class WardMergeSurgery(MergingSurgery):
             total = emit.op("ReduceSum", [row, emit.constant([2])], "attention/sum", keepdims=0)
         else:
             every = emit.child("all")
-            weights = probabilities(every, block, queries(every, block, h), key, surgery.bias)
+            weights = probabilities(every, block, turned(surgery, every, block, queries(every, block, h), "q"), key, surgery.bias)
             mean = emit.op("ReduceSum", [weights, emit.constant([1])], "attention/heads", keepdims=0)
             asking = self.size if self.size is not None else self._ones(surgery)
             if live is not None:

@@ -1,0 +1,25 @@
+"""What an attention has besides its linear maps: the description that reference, anatomy and passes share."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Rotation:
+    """Rotary positions (Su et al., arXiv 2104.09864): a row x of patch n becomes x * cos[n] + turned(x) * sin[n], in every head.
+
+    turned(x) swaps the partners of every pair of channels and negates the one that comes first. Prefix tokens, and tokens that a
+    method adds, are not rotated. A merged row stands for several patches and takes the mean of their cosines and of their sines: what
+    the mean of its members' keys would be if they had the same content.
+
+    Attributes:
+        cos, sin: float32 [h,P,d] with h = 1 where heads share a table, else the number of heads. half: partners are channels c and
+            c + d/2; else 2c and 2c + 1.
+    """
+
+    cos: np.ndarray
+    sin: np.ndarray
+    half: bool

@@ -1,0 +1,82 @@
+"""timm's VisionTransformer and Eva as a `DenseViT`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vitprune.recipe import OutputSection
+from vitprune.support.attention import Rotation
+from vitprune.vit.dense import DenseViT, geometry
+from vitprune.vit.features import depth_of
+from vitprune.vit.timm_blocks import taken_apart
+
+
+class TimmViT(DenseViT):
+    """A timm VisionTransformer or Eva; its modules are used, not copied."""
+
+    def __init__(self, model: Any) -> None:
+        self.model = model
+        self.geometry = geometry(model)
+        rotations = rotations_of(model)
+        self.blocks = [taken_apart(block, rotation) for block, rotation in zip(model.blocks, rotations, strict=True)]
+        self.global_pool = model.global_pool
+
+    def embed(self, image: Tensor) -> Tensor:
+        """See `DenseViT.embed`."""
+        model = self.model
+        placed = model._pos_embed(model.patch_embed(image))
+        if hasattr(model, "rope"):  # Eva: tokens and tables
+            rows: Tensor = model.norm_pre(placed[0])
+            return rows
+        tokens: Tensor = model.norm_pre(model.patch_drop(placed))
+        return tokens
+
+    def head(self, tokens: Tensor, weight: Tensor) -> Tensor:
+        """See `DenseViT.head`."""
+        model = self.model
+        x = model.norm(tokens)
+        if model.global_pool != "avg" or hasattr(model, "head_dist"):
+            logits: Tensor = model.forward_head(x)
+            return logits
+        start = 0 if getattr(model, "pool_include_prefix", False) else self.geometry.prefix
+        share = weight[:, start:, None].to(x.dtype)
+        pooled = (x[:, start:] * share).sum(1) / share.sum(1).clamp(min=1)
+        averaged: Tensor = model.head(model.head_drop(model.fc_norm(pooled)))
+        return averaged
+
+    def taken(self, output: OutputSection) -> list[int]:
+        """See `DenseViT.taken`; raises RecipeError VP118 beyond the last block."""
+        return depth_of(output, self.geometry.depth)
+
+    def features(self, tokens: list[Tensor], output: OutputSection) -> list[Tensor]:
+        """See `DenseViT.features`: as the recipe's `output:` asks for, patches first, then prefix tokens."""
+        prefix, (rows, columns) = self.geometry.prefix, self.model.patch_embed.grid_size
+        every = [self.model.norm(x) if output.norm else x for x in tokens]
+        patches = [x[:, prefix:] for x in every]
+        if output.layout == "map":
+            patches = [x.transpose(1, 2).unflatten(2, (rows, columns)) for x in patches]
+        return patches + ([x[:, :prefix] for x in every] if output.prefix and prefix else [])
+
+
+def rotations_of(model: Any) -> list[Rotation | None]:
+    """Rotary positions of every block, as the model itself computes them; None where it has none."""
+    depth = len(model.blocks)
+    if getattr(model, "rope", None) is None:
+        return [None] * depth
+    size = model.patch_embed.img_size
+    with torch.no_grad():
+        blank = next(model.parameters()).new_zeros(1, model.patch_embed.proj.in_channels, *size)
+        tables = model._pos_embed(model.patch_embed(blank))[1].cpu()
+    each = tables if model.rope_mixed else tables[None].expand(depth, *tables.shape)
+    return [
+        _rotation(table, bool(getattr(block.attn, "rotate_half", False))) for table, block in zip(each, model.blocks, strict=True)
+    ]
+
+
+def _rotation(table: Tensor, half: bool) -> Rotation:
+    """Of timm's table [P,2d] or [H,P,2d], sines first."""
+    sin, cos = (table if table.ndim == 3 else table[None]).float().chunk(2, dim=-1)
+    return Rotation(cos.numpy(), sin.numpy(), half)
