@@ -14,7 +14,6 @@ import numpy as np
 from vitprune.graph.anatomy.find import Block
 from vitprune.graph.canonical import advance, probabilities, queries, start
 from vitprune.graph.emit import BOOL, FLOAT, INT64, Emitter
-from vitprune.graph.outlines import outline
 from vitprune.graph.passes.base import Surgery
 from vitprune.graph.turning import turned
 from vitprune.graph.types import Tensor, given
@@ -23,13 +22,12 @@ from vitprune.methods._merging.joining import join_rows, leaving, ramp
 from vitprune.methods._merging.surgery import MergingSurgery
 from vitprune.methods.base import Site
 from vitprune.methods.ward_merge.keys import WardOptions, signs
+from vitprune.methods.ward_merge.operator import Roles, described
 
 NOWHERE = 1e20  # squared length of a slot that nothing may merge with
 FAR = 1e10  # damage of a pair that does not exist; less than NOWHERE times any mass
 LIGHTEST = 1e-9
 LONGEST = 1e-12
-
-Roles = dict[str, Tensor | None]
 
 
 @dataclass(frozen=True)
@@ -107,22 +105,9 @@ class WardMergeSurgery(MergingSurgery):
         merged = emit.take_rows(written, self.token_rows(surgery, emit, to), "rows/merged")
         leaving_: Roles = {"rows": merged, "size": self.size, "index": index, "keep": keep, "group": self.group}
         leaving_["bias"] = self.hide(surgery, emit, keep)
-        self._describe(surgery, site, entering, leaving_, 1.0 / block.heads if row is not None else 1.0)
+        share = 1.0 / block.heads if row is not None else 1.0
+        surgery.outlines.append(described(surgery, site, entering, leaving_, share, self.proportional))
         return merged
-
-    def _describe(self, surgery: Surgery, site: Site[WardOptions], entering: Roles, leaving_: Roles, share: float) -> None:
-        """The site as one operator, for a runtime that has it."""
-        options = site.options
-        bound = site.limit if options.r is not None or options.capacity or surgery.padded else 0
-        surgery.outlines.append(
-            outline(
-                "WardMerge", entering, leaving_, prefix=surgery.anatomy.prefix, most=bound,
-                padded=int(surgery.padded or options.r is not None), loses=int(options.r is not None or bool(options.capacity)),
-                limit=float(min(options.limit, FAR)), pairs=-1 if options.r is None else min(options.r, site.patches),
-                rounds=options.rounds, power=float(options.power), everyone=float(options.everyone), share=share,
-                proportional=int(self.proportional),
-            )
-        )  # fmt: skip
 
     def _sizes(self, surgery: Surgery, emit: Emitter, like: Tensor) -> Tensor:
         """Patches per row [B,P], without the prefix."""

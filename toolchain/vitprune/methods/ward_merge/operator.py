@@ -1,0 +1,32 @@
+"""A site of Ward merging as one operator, for a runtime that has it (`vitprune::WardMerge`, docs/plugin.md)."""
+
+from __future__ import annotations
+
+from vitprune.graph.outlines import Outline, outline
+from vitprune.graph.passes.base import Surgery
+from vitprune.graph.types import Tensor
+from vitprune.methods.base import Site
+from vitprune.methods.ward_merge.keys import WardOptions
+
+Roles = dict[str, Tensor | None]
+ANY_DAMAGE = 1e10  # above what a pair can do
+
+
+def described(
+    surgery: Surgery, site: Site[WardOptions], entering: Roles, leaving: Roles, share: float, proportional: bool
+) -> Outline:
+    """The outline of a site.
+
+    Args:
+        surgery, site: where it is. entering, leaving: its tensors by role. share: of the sum over heads in the attention. proportional:
+            the key bias holds log(size).
+    """
+    options = site.options
+    fixed = options.r is not None
+    bound = site.limit if fixed or options.capacity or surgery.padded else 0
+    return outline(
+        "WardMerge", entering, leaving, prefix=surgery.anatomy.prefix, most=bound, padded=int(surgery.padded or fixed),
+        loses=int(fixed or bool(options.capacity)), limit=float(min(options.limit, ANY_DAMAGE)),
+        pairs=-1 if options.r is None else min(options.r, site.patches), rounds=options.rounds, power=float(options.power),
+        everyone=float(options.everyone), share=share, proportional=int(proportional),
+    )  # fmt: skip
