@@ -12,6 +12,8 @@ import re
 from pathlib import Path
 from typing import Any
 
+import ablation
+
 HERE = Path(__file__).parent
 Run = dict[str, Any]
 # What the papers ask: (question, name of one run, name of the other), both calibrated to 0.65 x the dense MACs; answered where both
@@ -94,14 +96,19 @@ def paired(runs: dict[str, Run]) -> list[list[str]]:
         if "right" not in runs.get(first, {}) or "right" not in runs.get(second, {}):
             continue
         one, other = runs[first], runs[second]
-        pairs = list(zip(one["right"], other["right"], strict=True))
-        gained, lost, count = pairs.count(("1", "0")), pairs.count(("0", "1")), len(pairs)
-        points = 100 * (gained - lost) / count
-        half = 196 * math.sqrt(gained + lost - (gained - lost) ** 2 / count) / count
+        points, half = difference(one, other)
         verdict = "better" if points > half else "worse" if points < -half else "no difference beyond the interval"
         sides = f"{one['top1']:.2f} % at {one['macs_share']:.3f} / {other['top1']:.2f} % at {other['macs_share']:.3f}"
         rows.append([f"{first} / {second}", sides, f"{points:+.2f} [{points - half:+.2f}, {points + half:+.2f}]", verdict])
     return rows
+
+
+def difference(one: Run, other: Run) -> tuple[float, float]:
+    """Points of top-1 between two runs on the same images, and half of the 95 % interval of paired differences."""
+    pairs = list(zip(one["right"], other["right"], strict=True))
+    gained, lost, count = pairs.count(("1", "0")), pairs.count(("0", "1")), len(pairs)
+    half = 196 * math.sqrt(gained + lost - (gained - lost) ** 2 / count) / count
+    return 100 * (gained - lost) / count, half
 
 
 def winners(runs: list[Run]) -> list[list[str]]:
@@ -191,6 +198,10 @@ def markdown(runs: list[Run], plots: list[str], half: dict[str, Any] | None = No
             if paired(named)
             else []
         ),
+        "## What the parts of Ward merging give",
+        "Off the shelf, calibrated to half of the dense MACs (`ablation.py`); padded: MACs that static shapes compute, with capacities for the "
+        "fullest test image; points: to the first row, paired, with its 95 % interval.",
+        table(["variant", "top-1 %", "MACs, dynamic", "MACs, padded", "points"], ablation.rows(named, difference)),
         "## Best at a share of the dense MACs",
         table(["share", "run", "top-1", "within its interval"], winners(runs)),
         *(["## Depths and exits", "\n\n".join(details(runs))] if details(runs) else []),
@@ -257,7 +268,7 @@ def series(runs: list[Run]) -> dict[str, list[Run]]:
     """Runs of one model at its own setting and at several budgets, by falling share; ablations are left to the tables."""
     found: dict[str, list[Run]] = {}
     for run in runs:
-        if "-plain_" not in run["name"]:
+        if not re.search(r"-(plain_|q\d|rounds|sketch)", run["name"]):
             found.setdefault(re.sub(r"-\d\d$", "", run["name"]), []).append(run)
     return found
 
