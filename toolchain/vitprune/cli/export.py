@@ -20,7 +20,12 @@ from vitprune.cli._common import (
 
 
 def command(
-    model: Annotated[str | None, typer.Argument(help="timm model name; default: the recipe's.", show_default=False)] = None,
+    model: Annotated[
+        str | None,
+        typer.Argument(
+            help="timm model name, ./FOLDER that transformers saved, or hf:owner/name; default: the recipe's.", show_default=False
+        ),
+    ] = None,
     recipe: RecipeOption = ...,  # type: ignore[assignment]
     output: OutputOption = ...,  # type: ignore[assignment]
     pretrained: Annotated[bool, typer.Option("--pretrained/--no-pretrained", help="timm's weights, or random ones.")] = True,
