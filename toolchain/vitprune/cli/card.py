@@ -10,6 +10,11 @@ import typer
 from vitprune import console
 from vitprune.cli._common import BundleArgument
 
+EXAMPLES = (
+    "card out",
+    "card out -o README.md",
+)
+
 
 def command(
     bundle: BundleArgument,

@@ -18,6 +18,11 @@ from vitprune.cli._common import (
     excluding,
 )
 
+EXAMPLES = (
+    "export deit_small_patch16_224 -r topk_deit_small -o out",
+    "export ./folder -r recipe.yaml -o out",
+)
+
 
 def command(
     model: Annotated[

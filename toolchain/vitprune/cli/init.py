@@ -10,6 +10,11 @@ import typer
 
 from vitprune import console
 
+EXAMPLES = (
+    "init deit_small_patch16_224 -o recipe.yaml",
+    "init ./folder --method topk",
+)
+
 
 def command(
     model: Annotated[

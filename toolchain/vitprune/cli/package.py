@@ -10,6 +10,8 @@ import typer
 from vitprune import console
 from vitprune.cli._common import BundleArgument, ForceOption
 
+EXAMPLES = ("package out --triton models",)
+
 
 def command(
     bundle: BundleArgument,

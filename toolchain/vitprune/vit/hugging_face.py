@@ -61,7 +61,7 @@ BLOCK = re.compile(r"encoder\.layer\.(\d+)\.(.+?)(\.weight|\.bias|)$")
 QKV = re.compile(r"attention\.attention\.(query|key|value)$")
 
 
-class ClsMeanViT(VisionTransformer):  # type: ignore[misc]
+class ClsMeanViT(VisionTransformer):
     """DINOv2's classifier reads the CLS token and the mean of the patches, side by side; timm has no such head."""
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
@@ -198,13 +198,14 @@ def _architecture(folder: Path, config: dict[str, Any], kind: str, state: dict[s
     labels = config.get("id2label")
     if classes and isinstance(labels, dict) and len(labels) != classes:
         raise _misfit(folder, "model.safetensors", f"its classifier has {classes} classes, config.json names {len(labels)}")
+    mlp: Any = SwiGLUPacked if gated else Mlp  # timm's own partial
     both = kind == "dinov2" and classes > 0
     made = (ClsMeanViT if both else VisionTransformer)(
         img_size=side, patch_size=patch, in_chans=3 if projection is None else projection.shape[1], embed_dim=width,
         depth=_number(folder, config, "num_hidden_layers"), num_heads=heads, mlp_ratio=hidden / width, num_classes=classes,
         qkv_bias="encoder.layer.0.attention.attention.query.bias" in state, init_values=1.0 if kind == "dinov2" else None,
         norm_layer=partial(nn.LayerNorm, eps=eps), act_layer=nn.SiLU if gated else ACTIVATIONS[str(act)],
-        mlp_layer=SwiGLUPacked if gated else Mlp, global_pool="token",
+        mlp_layer=mlp, global_pool="token",
     )  # fmt: skip
     if both:
         made.head = nn.Linear(2 * width, classes)
