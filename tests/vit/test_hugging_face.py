@@ -210,3 +210,13 @@ def test_the_cache_of_the_hub(folder, tmp_path, monkeypatch):
     assert "HF_HUB_OFFLINE" in str(error.cause)
     assert refused("hf:owner").code == "VP309"
     assert refused("./nowhere").code == "VP307"
+
+
+@pytest.mark.parametrize(
+    ("folder", "fine"),
+    [("folder", True), ("a/b", True), ("hf:owner/name", True), ("../a", False), ("/etc", False), ("hf:../a", False)],
+)
+def test_a_bundle_points_at_no_folder_outside(made_bundle, folder, fine):
+    source = {"kind": "hugging_face", "name": "n", "weights": "folder", "folder": folder, "image_size": 32, "sha256": "0" * 64}
+    manifest = made_bundle.manifest.model_copy(update={"model": made_bundle.manifest.model | {"source": source}})
+    assert (manifest.complaint() == "") == fine

@@ -20,7 +20,7 @@ from vitprune.support.resources import SHIPPED
 
 SCHEMA = 1
 MANIFEST = "manifest.json"
-HUB = re.compile(r"hf:[\w.-]+/[\w.-]+")
+HUB = re.compile(r"hf:\w[\w.-]*/\w[\w.-]*")
 REQUIRED = ("recipe.yaml", "samples.npz")
 
 Count = Annotated[int, Field(ge=0, le=1 << 40, strict=True)]
@@ -72,7 +72,9 @@ class _Source(_Part):
         if self.kind == "hugging_face":
             if self.name is None or self.weights not in ("folder", "random", "file") or self.image_size is None:
                 raise ValueError("a model of a folder has a name, an image size, and weights: folder, random or file")
-            if self.folder is None or not (files.inside(self.folder) or HUB.fullmatch(self.folder)):
+            if self.folder is None or not (
+                HUB.fullmatch(self.folder) if self.folder.startswith("hf:") else files.inside(self.folder)
+            ):
                 raise ValueError(f"the model's folder '{self.folder}' is no name")
         return self
 
