@@ -61,6 +61,8 @@ def classify(model: Any, tokens: Tensor, policy: Tensor | None) -> Tensor:
     """Normalised tokens [B,N,C] -> logits; average pooling leaves out masked patches."""
     if model.global_pool != "avg" or policy is None:
         return model.forward_head(tokens)
+    if hasattr(model, "weighted_head"):
+        return model.weighted_head(tokens, policy)
     start = 0 if model.pool_include_prefix else model.num_prefix_tokens
     weight = policy[:, start:, None].to(tokens.dtype)
     pooled = (tokens[:, start:] * weight).sum(1) / weight.sum(1).clamp(min=1)

@@ -38,6 +38,9 @@ class TimmViT(DenseViT):
         """See `DenseViT.head`."""
         model = self.model
         x = model.norm(tokens)
+        if hasattr(model, "weighted_head"):
+            read: Tensor = model.weighted_head(x, weight)
+            return read
         if model.global_pool != "avg" or hasattr(model, "head_dist"):
             logits: Tensor = model.forward_head(x)
             return logits
