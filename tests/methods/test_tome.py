@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from merging_support import Graph, Judge
 
-from vitprune.errors import ExportError, RecipeError
+from vitprune.errors import RecipeError
 from vitprune.graph.surgery import forbidden, rewrite
 from vitprune.methods import cost, get
 from vitprune.methods._merging import rule as matching
