@@ -22,6 +22,7 @@ from vitprune.graph.passes import attention_pooling
 from vitprune.graph.surgery import canonical, rewrite
 from vitprune.pipelines import reference
 from vitprune.recipe import Recipe
+from vitprune.training.policy import embed
 from vitprune.vit.pruned import PrunedViT
 from vitprune.vit.timm_vit import TimmViT
 
@@ -186,3 +187,64 @@ def test_what_is_not_understood_is_refused() -> None:
         reference(deep, empty)
     with pytest.raises(ExportError, match="VP313"):
         rewrite(export(deep, torch.randn(2, 3, 32, 32)), empty, has_cls=True)
+
+
+class Siglip(torch.nn.Module):
+    """Hugging Face's SigLIP vision tower, random weights: its pooled output."""
+
+    def __init__(self, implementation: str) -> None:
+        super().__init__()
+        transformers = pytest.importorskip("transformers", reason="extra 'test' brings transformers")
+        config = transformers.SiglipVisionConfig(
+            hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64, image_size=48, patch_size=8,
+            attn_implementation=implementation,
+        )  # fmt: skip
+        self.net = transformers.SiglipVisionModel(config)
+        generator = torch.Generator().manual_seed(3)
+        for parameter in self.parameters():
+            noise = torch.randn(parameter.shape, generator=generator)
+            parameter.data = noise * (2 / parameter.shape[1]) ** 0.5 if parameter.ndim == 2 else parameter.data + 0.2 * noise
+
+    def forward(self, image: Any) -> Any:
+        return self.net(image).pooler_output
+
+
+def test_hugging_face_siglip_gives_what_hidden_keys_give() -> None:
+    """Padded, so that the pool has pads: the model's own layers and head on all tokens, dropped ones hidden as keys."""
+    model, x = Siglip("eager").eval(), images(4, seed=3)
+    pruned = rewrite(export(model, x), recipe("ats", "padded"))[0]
+    found = run(pruned, x.numpy())
+    seen = [torch.zeros(4, 36, dtype=torch.bool) for _ in range(2)]
+    for site in range(2):
+        for image, rows in enumerate(found[1 + site]):
+            seen[site][image, torch.as_tensor(rows[rows >= 0])] = True
+    assert len(set(seen[1].sum(dim=1).tolist())) > 1, "no pads otherwise"
+    mask = torch.zeros(4, 1, 1, 36).masked_fill(~seen[0][:, None, None, :], -torch.inf)
+
+    def hide(_: Any, args: Any, known: dict[str, Any]) -> Any:
+        return args, {**known, "key_padding_mask": ~seen[1]}
+
+    with torch.no_grad():
+        plain = model(x).numpy()
+        model.net.encoder.layers[1].register_forward_pre_hook(lambda _, args: (args[0], mask, *args[2:]))
+        model.net.head.attention.register_forward_pre_hook(hide, with_kwargs=True)
+        hidden = model(x).numpy()
+    np.testing.assert_allclose(found[0], hidden, atol=1e-4)
+    assert np.abs(hidden - plain).max() > 1e-3, "pruning must change something"
+
+
+def test_hugging_face_siglip_merged_agrees_with_the_reference_of_its_graph() -> None:
+    model, x, rules = Siglip("sdpa").eval(), images(3, seed=5), recipe("tome")
+    graph = export(model, x)
+    taken = take_in(graph, rules).model
+    with torch.no_grad():
+        ours = PrunedViT(GraphViT(taken, find(taken)), rules)(x).numpy()
+        plain = model(x).numpy()
+    np.testing.assert_allclose(run(rewrite(graph, rules)[0], x.numpy())[0], ours, atol=1e-4)
+    np.testing.assert_allclose(run(canonical(graph, rules), x.numpy())[0], plain, atol=1e-5 * np.abs(plain).max())
+    assert np.abs(ours - plain).max() > 1e-3, "merging must change something"
+
+
+def test_masked_training_is_refused() -> None:
+    with pytest.raises(ExportError, match="VP313"):
+        embed(small("siglip"), images(1))
