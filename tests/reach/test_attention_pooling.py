@@ -13,6 +13,7 @@ import pytest
 import torch
 from timm.models.vision_transformer import VisionTransformer
 
+import vitprune
 from helpers import run, sets
 from vitprune.errors import ExportError
 from vitprune.exporting.graph_vit import GraphViT
@@ -248,3 +249,13 @@ def test_hugging_face_siglip_merged_agrees_with_the_reference_of_its_graph() -> 
 def test_masked_training_is_refused() -> None:
     with pytest.raises(ExportError, match="VP313"):
         embed(small("siglip"), images(1))
+
+
+def test_the_public_verbs(tmp_path: Path) -> None:
+    """`export` of timm's model, `rewrite` of Hugging Face's graph."""
+    rules = recipe("tome")
+    vitprune.export(small("siglip"), rules, tmp_path / "exported")
+    onnx.save(export(Siglip("sdpa").eval(), images(2)), tmp_path / "siglip.onnx")
+    vitprune.rewrite(tmp_path / "siglip.onnx", rules, tmp_path / "rewritten")
+    for bundle in ("exported", "rewritten"):
+        assert (tmp_path / bundle).is_dir()
