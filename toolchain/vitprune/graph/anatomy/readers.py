@@ -82,7 +82,7 @@ def readers_of(graph: gs.Graph, tokens: Any, prefix: int, pools: Sequence[FoundP
         here = frontier.pop(0)
         if any(here.tensor is output for output in graph.outputs):
             found.whole.append(here.tensor.name)
-        inside = set()
+        inside: set[int] = set()
         for pool in [pool for pool in pools if pool.pool.tokens == here.tensor.name]:
             found.pools.append(replace(pool.pool, skipped=_skipped(here, prefix, pool.pool)))
             inside |= pool.nodes
