@@ -89,7 +89,8 @@ def test_rewrite_of_a_foreign_graph(capsys, tmp_path, recipe, tiny_dense):
     assert document["notes"]["check"]["canonical_max_abs"] < 1e-5
     code, document = call(capsys, "validate", tmp_path / "out")
     assert code == 0
-    assert document["evidence"] == "graph = itself on another run"
+    assert document["evidence"] == "graph = reference on CPU"
+    assert document["reference"] == "stored results of the reference built from the graph"
 
 
 @pytest.mark.parametrize("damage", ["missing", "truncated", "text", "cnn"])

@@ -95,10 +95,10 @@ def test_a_front_that_was_read_wrongly_is_caught(tmp_path):
     bare, front = taken_off(given)
     assert front is not None
     x = images(3, (3, SIDE, SIDE))
-    assert check_front(given, bare, front, x, None, "logits") < 1e-4
+    assert check_front(given, bare, front, x, None, ["logits"]) < 1e-4
     wrong = dataclasses.replace(front, shift=front.shift + 0.1)
     with pytest.raises(ExportError, match="VP336"):
-        check_front(given, bare, wrong, x, None, "logits")
+        check_front(given, bare, wrong, x, None, ["logits"])
 
 
 def test_a_front_that_is_not_understood_stays(tmp_path):

@@ -291,12 +291,12 @@ def test_graphs_in_a_half_type_from_elsewhere(mode):
     from vitprune.backends.onnxruntime import make_session
 
     logits = parity.run(make_session(taken.SerializeToString()), pixels(4), None, ["logits"])[0]
-    found = compare_given(half, logits, pixels(4), None, "logits")
+    found = compare_given(half, logits, pixels(4), None, ["logits"])
     assert found["types"] == [mode]
     assert found["compared"] is (mode == "fp16")
     if mode == "fp16":
         with pytest.raises(ExportError) as caught:
-            compare_given(half, logits + 0.5, pixels(4), None, "logits")
+            compare_given(half, logits + 0.5, pixels(4), None, ["logits"])
         assert caught.value.code == "VP319"
 
 

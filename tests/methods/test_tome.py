@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from merging_support import Graph, Judge
 
-from vitprune.errors import ExportError, RecipeError
+from vitprune.errors import RecipeError
 from vitprune.graph.surgery import forbidden, rewrite
 from vitprune.methods import cost, get
 from vitprune.methods._merging import rule as matching
@@ -279,20 +279,3 @@ def test_wrong_parameters(keys, code):
     assert error.value.code == f"VP{code}"
     assert error.value.cause
     assert error.value.next_step
-
-
-def test_attention_pooling_is_refused():
-    """A SigLIP-like head cannot weigh merged rows."""
-    from timm.models.vision_transformer import VisionTransformer
-
-    torch.manual_seed(0)
-    model = VisionTransformer(
-        img_size=48, patch_size=8, embed_dim=32, depth=2, num_heads=4, num_classes=5, class_token=False, global_pool="map"
-    ).eval()
-    rules = support.recipe({"method": "tome", "r": 2})
-    with pytest.raises(ExportError) as error:
-        Judge(model, rules)
-    assert error.value.code == "VP313"
-    with pytest.raises(ExportError) as error:
-        rewrite(support.export(model, support.images(2)), rules)
-    assert error.value.code == "VP327"

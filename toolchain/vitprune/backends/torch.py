@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vitprune.backends import Result
 from vitprune.backends._inputs import images
-from vitprune.errors import LoadError
+from vitprune.errors import LoadError, VitpruneError
 from vitprune.support.answers import shapes_of
 
 if TYPE_CHECKING:
@@ -37,6 +38,8 @@ def dense_module(bundle: Bundle, weights: str | None = None) -> Any:
     from vitprune.vit.loading import SHIPPED, load, weights_digest, weights_path
 
     source = bundle.manifest.model["source"]
+    if source["kind"] == "hugging_face":
+        return _of_folder(bundle, source, weights)
     if source["kind"] != "timm":
         raise LoadError(
             613,
@@ -65,6 +68,40 @@ def dense_module(bundle: Bundle, weights: str | None = None) -> Any:
         seed=source.get("seed", 0),
         weights=file if source["weights"] == "file" else None,
     ).module
+
+
+def _of_folder(bundle: Bundle, source: dict[str, Any], weights: str | None) -> Any:
+    """The dense model of a Hugging Face folder; weights: that folder, or the checkpoint that was loaded on top of it."""
+    from vitprune.vit.hub import folder_of
+    from vitprune.vit.loading import folder_digest, from_folder, weights_digest, weights_path
+
+    section = bundle.recipe.model
+    stated = section.name if section.name and Path(section.name).name == Path(source["folder"]).name else None
+    on_top = source["weights"] == "file"
+    places = [weights if not on_top or (weights and Path(weights).is_dir()) else None, source["folder"], stated]
+    folder = None
+    for place in filter(None, places):
+        try:
+            found = folder_of(str(place), fetch=False)
+            if folder_digest(found, weights_path(str(found)).name) == source["sha256"]:
+                folder = found
+                break
+        except (VitpruneError, OSError):
+            continue
+    file = (weights or section.weights or source.get("file")) if on_top else None
+    changed = bool(file) and weights_digest(weights_path(str(file))) != source["file_sha256"]
+    if folder is None or changed:
+        raise LoadError(
+            613,
+            "the PyTorch model cannot be made again",
+            cause=f"'{file if changed else source['folder']}' is not here or is not what the bundle was exported from",
+            next_step="--weights FILE with the original checkpoint" if changed else "--weights FOLDER with the original model",
+        )
+    update = {"name": source["folder"], "args": {}, "image_size": source["image_size"], "weights": None}
+    return from_folder(
+        section.model_copy(update=update), pretrained=source["weights"] == "folder", seed=source["seed"],
+        weights=str(file) if file else None, folder=folder,
+    ).module  # fmt: skip
 
 
 class Session:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import re
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -19,6 +20,7 @@ from vitprune.support.resources import SHIPPED
 
 SCHEMA = 1
 MANIFEST = "manifest.json"
+HUB = re.compile(r"hf:\w[\w.-]*/\w[\w.-]*")
 REQUIRED = ("recipe.yaml", "samples.npz")
 
 Count = Annotated[int, Field(ge=0, le=1 << 40, strict=True)]
@@ -58,6 +60,8 @@ class _Source(_Part):
     file: Name | None = None
     sha256: str = ""
     seed: Count = 0
+    folder: Name | None = None
+    image_size: Size | None = None
 
     @model_validator(mode="after")
     def _complete(self) -> _Source:
@@ -65,6 +69,13 @@ class _Source(_Part):
             raise ValueError(f"the weights file '{self.file}' is not a plain name")
         if self.kind in ("timm", "cascade") and (self.name is None or self.weights not in ("pretrained", "random", "file")):
             raise ValueError("a model that can be made again has a name, and weights: pretrained, random or file")
+        if self.kind == "hugging_face":
+            if self.name is None or self.weights not in ("folder", "random", "file") or self.image_size is None:
+                raise ValueError("a model of a folder has a name, an image size, and weights: folder, random or file")
+            if self.folder is None or not (
+                HUB.fullmatch(self.folder) if self.folder.startswith("hf:") else files.inside(self.folder)
+            ):
+                raise ValueError(f"the model's folder '{self.folder}' is no name")
         return self
 
 

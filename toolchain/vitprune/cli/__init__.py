@@ -52,9 +52,15 @@ def _globals(
 
 
 def _register() -> None:
-    """Every module in this folder with a function `command` is a command named after its file."""
+    """Every module in this folder with a function `command` is a command named after its file; `EXAMPLES` end its help."""
     for name in registry.inside(__name__):
-        app.command(name.replace("_", "-"))(_guarded(registry.module(f"{__name__}.{name}").command))
+        module = registry.module(f"{__name__}.{name}")
+        app.command(name.replace("_", "-"), epilog=_examples(module.EXAMPLES))(_guarded(module.command))
+
+
+def _examples(lines: tuple[str, ...]) -> str:
+    """The end of a command's help."""
+    return "\n\n".join(["Examples:", *(f"vitprune {line}" for line in lines)])
 
 
 def _guarded(command: Callable[..., Any]) -> Callable[..., Any]:

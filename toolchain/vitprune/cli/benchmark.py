@@ -11,6 +11,12 @@ from vitprune import console
 from vitprune.cli._common import DataOption, ForceOption, SetOption
 from vitprune.errors import RecipeError
 
+EXAMPLES = (
+    "benchmark out",
+    "benchmark out --batch 1 --batch 8 -o now.json",
+    "benchmark --compare before.json now.json",
+)
+
 
 def command(
     models: Annotated[

@@ -21,6 +21,11 @@ from vitprune.cli._common import (
 from vitprune.errors import RecipeError
 from vitprune.recipe_parts.values import read_profile
 
+EXAMPLES = (
+    "build-engine out --target onnxruntime-cpu",
+    "build-engine out --target jetson-orin --package",
+)
+
 
 def command(
     bundle: BundleArgument,

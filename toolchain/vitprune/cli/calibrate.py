@@ -10,6 +10,11 @@ import typer
 from vitprune import console
 from vitprune.cli._common import ForceOption, SetOption
 
+EXAMPLES = (
+    "calibrate tome_threshold_deit_small --data DIR --budget-macs 0.65 -o new.yaml",
+    "calibrate new.yaml --data DIR --capacities 0.99 -o padded.yaml",
+)
+
 
 def command(
     source: Annotated[str, typer.Argument(help="A recipe (file or shipped name) or a bundle.", show_default=False)],

@@ -9,6 +9,8 @@ import typer
 from vitprune import console
 from vitprune.cli._common import BatchOption, BundleArgument, JetpackOption, ModuleOption, SmOption, TensorrtOption
 
+EXAMPLES = ("check out --target jetson-orin",)
+
 
 def command(
     bundle: BundleArgument,

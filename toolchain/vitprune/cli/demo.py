@@ -9,6 +9,8 @@ import typer
 
 from vitprune import console
 
+EXAMPLES = ("demo",)
+
 
 def command(
     method: Annotated[str, typer.Option(help="A shipped recipe under fashion_mnist/.")] = "ats",

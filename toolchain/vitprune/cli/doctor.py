@@ -9,6 +9,8 @@ import typer
 
 from vitprune import console
 
+EXAMPLES = ("doctor",)
+
 
 def command(
     root: Annotated[Path, typer.Option(hidden=True, help="Where the system's files lie.")] = Path("/"),

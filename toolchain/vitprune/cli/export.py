@@ -18,9 +18,19 @@ from vitprune.cli._common import (
     excluding,
 )
 
+EXAMPLES = (
+    "export deit_small_patch16_224 -r topk_deit_small -o out",
+    "export ./folder -r recipe.yaml -o out",
+)
+
 
 def command(
-    model: Annotated[str | None, typer.Argument(help="timm model name; default: the recipe's.", show_default=False)] = None,
+    model: Annotated[
+        str | None,
+        typer.Argument(
+            help="timm model name, ./FOLDER that transformers saved, or hf:owner/name; default: the recipe's.", show_default=False
+        ),
+    ] = None,
     recipe: RecipeOption = ...,  # type: ignore[assignment]
     output: OutputOption = ...,  # type: ignore[assignment]
     pretrained: Annotated[bool, typer.Option("--pretrained/--no-pretrained", help="timm's weights, or random ones.")] = True,

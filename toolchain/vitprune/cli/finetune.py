@@ -11,6 +11,8 @@ from vitprune import console
 from vitprune.cli._common import ForceOption, RecipeOption, SetOption
 from vitprune.errors import RecipeError
 
+EXAMPLES = ("finetune deit_small_patch16_224 -r asvit_deit_small --data DIR -o run",)
+
 
 def command(
     model: Annotated[str | None, typer.Argument(help="timm model name; default: the recipe's.", show_default=False)] = None,

@@ -10,6 +10,8 @@ import typer
 from vitprune import console
 from vitprune.cli._common import BundleArgument, DataOption
 
+EXAMPLES = ("inspect out",)
+
 
 def command(
     bundle: BundleArgument,

@@ -12,6 +12,12 @@ def _parameters(params: Any) -> list[str]:
     return [field.alias or name for name, field in params.model_fields.items() if name != "method"]
 
 
+EXAMPLES = (
+    "methods",
+    "methods --verbose",
+)
+
+
 def command() -> None:
     """List the methods: what each does, what varies, what it needs, where it is from."""
     from vitprune import methods

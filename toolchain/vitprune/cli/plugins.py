@@ -22,6 +22,12 @@ class Action(str, Enum):
     info = "info"
 
 
+EXAMPLES = (
+    "plugins build",
+    "plugins info",
+)
+
+
 def command(
     action: Annotated[Action, typer.Argument(help="build the library, or info: what is built and what a build would find.")],
     arch: Annotated[

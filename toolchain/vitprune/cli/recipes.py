@@ -10,14 +10,16 @@ import typer
 from vitprune import console
 from vitprune.errors import VitpruneError
 
+EXAMPLES = (
+    "recipes",
+    "recipes recipe.yaml other.yaml",
+)
+
 
 def command(
     files: Annotated[list[Path] | None, typer.Argument(help="Recipes to check; without any, the shipped ones.")] = None,
 ) -> None:
-    """List the shipped recipes, or check recipe files and exit 2 where one cannot be used.
-
-    Examples: vitprune recipes; vitprune recipes recipe.yaml other.yaml
-    """
+    """List the shipped recipes, or check recipe files and exit 2 where one cannot be used."""
     from vitprune.recipe import Recipe
     from vitprune.support.resources import shipped_recipes
 

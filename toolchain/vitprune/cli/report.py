@@ -10,6 +10,12 @@ import typer
 
 from vitprune import console
 
+EXAMPLES = (
+    "report out --html out.html",
+    "report A B --markdown diff.md",
+    "report result.json --summary",
+)
+
 
 def command(
     sources: Annotated[
@@ -21,10 +27,7 @@ def command(
     sbom: Annotated[Path | None, typer.Option(help="Write a CycloneDX bill of materials of one bundle.")] = None,
     summary: Annotated[bool, typer.Option("--summary", help="Append to the job summary of a GitHub action.")] = False,
 ) -> None:
-    """Write a report on a result or on bundles side by side.
-
-    Examples: vitprune report out --html out.html; vitprune report A B --markdown diff.md; vitprune report result.json --summary
-    """
+    """Write a report on a result or on bundles side by side."""
     from vitprune.bundle import open_bundle, write_atomic
     from vitprune.bundle_parts.output import unwritable
     from vitprune.reports import markdown as text

@@ -20,6 +20,8 @@ from vitprune.cli._common import (
     excluding,
 )
 
+EXAMPLES = ("rewrite dense.onnx -r recipe.yaml -o out",)
+
 
 def command(
     dense: Annotated[Path, typer.Argument(help="Dense ViT as ONNX, from any exporter.", show_default=False)],

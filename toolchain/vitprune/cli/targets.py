@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from vitprune import console
 
+EXAMPLES = ("targets",)
+
 
 def command() -> None:
     """List the targets: what they are, where their runtime comes from, and whether each can be built here."""

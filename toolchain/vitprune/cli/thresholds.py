@@ -10,6 +10,11 @@ import typer
 from vitprune import console
 from vitprune.cli._common import BundleArgument
 
+EXAMPLES = (
+    "thresholds out --data calibration.npz --accuracy 76.5",
+    "thresholds out --data calibration.npz --budget 2.5",
+)
+
 
 def command(
     bundle: BundleArgument,

@@ -10,6 +10,8 @@ import typer
 from vitprune import console
 from vitprune.cli._common import SetOption
 
+EXAMPLES = ("tune deit_small_patch16_224 --data DIR --budget-macs 0.5 -o search",)
+
 
 def command(
     model: Annotated[str, typer.Argument(help="A timm model, a recipe whose model is meant, or a bundle.", show_default=False)],

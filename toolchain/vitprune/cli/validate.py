@@ -11,6 +11,12 @@ from vitprune import console
 from vitprune.cli._common import BundleArgument, DataOption
 from vitprune.errors import RecipeError
 
+EXAMPLES = (
+    "validate out",
+    "validate out --reference torch --data images --junit junit.xml",
+    "validate out --target onnxruntime-cpu --json",
+)
+
 
 def command(
     bundle: BundleArgument,

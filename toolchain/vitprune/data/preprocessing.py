@@ -209,6 +209,19 @@ def of_hugging_face(path: Path) -> dict[str, Any]:
         ) from error  # fmt: skip
 
 
+def side_of_hugging_face(path: Path) -> int:
+    """Pixels of the square images that a preprocessor_config.json makes; errors as `of_hugging_face`."""
+    of_hugging_face(path)
+    config = json.loads(path.read_text(encoding="utf-8"))
+    size = config["crop_size"] if config.get("do_center_crop", False) else config["size"]
+    if isinstance(size, dict) and size["height"] != size["width"]:
+        raise LoadError(
+            621, f"preprocessing '{path}' is not understood", cause="images are cropped to a rectangle",
+            next_step="state model.mean, std, interpolation, crop_pct and image_size in the recipe",
+        )  # fmt: skip
+    return int(size["height"] if isinstance(size, dict) else size)
+
+
 def _list(value: Any) -> list[float]:
     return list(value) if isinstance(value, list) else [value]
 

@@ -2,8 +2,8 @@
 
 Attention is computed by the reference's own blocks with weights read off the graph. What works row by row (norms, MLP, LayerScale) or
 not on tokens at all (patch embedding, classifier) are pieces of the untouched dense graph, run by ONNX Runtime on as many rows as the
-dense model has; rows that have left are filled up and cut off again. A head that averages over tokens is cut at its means, which are
-computed here from the rows that are left. What reads features (a decoder, say) is a piece of the dense graph as a whole: it gets all
+dense model has; rows that have left are filled up and cut off again. A head that averages over tokens, or pools them by attention, is cut there: means
+and pools are computed here from the rows that are left. What reads features (a decoder, say) is a piece of the dense graph as a whole: it gets all
 tokens in their places.
 """
 
@@ -22,6 +22,7 @@ from torch.nn import functional
 
 from vitprune.backends.onnxruntime import make_session
 from vitprune.errors import ExportError
+from vitprune.graph.anatomy.attention_pool import AttentionPool
 from vitprune.graph.anatomy.feed_forward import first_linear, second_linear
 from vitprune.graph.anatomy.find import Anatomy, Block
 from vitprune.graph.anatomy.projections import HeadNorm, Linear, linear_above
@@ -220,8 +221,10 @@ class GraphViT(DenseViT):
             return
         self.means = anatomy.means
         self.averaged = [Piece(graph, [last], mean.tokens) for mean in anatomy.means]
-        self.classifier = Piece(graph, [last, *(mean.output for mean in anatomy.means)], anatomy.outputs[0])
-        self.global_pool = "avg" if anatomy.means else "token"
+        self.pools = [(Piece(graph, [last], pool.tokens), pool) for pool in anatomy.pools]
+        cut = [*(mean.output for mean in anatomy.means), *(pool.projected for pool in anatomy.pools)]
+        self.classifier = Piece(graph, [last, *cut], anatomy.outputs[0])
+        self.global_pool = "map" if anatomy.pools else "avg" if anatomy.means else "token"
 
     def embed(self, image: Tensor) -> Tensor:
         """See `DenseViT.embed`."""
@@ -256,7 +259,19 @@ class GraphViT(DenseViT):
         whole = _filled(tokens, self.tokens, fill)
         share = functional.pad(weight, (0, self.tokens - weight.shape[1]))
         means = [self._mean(piece(whole), share, mean) for piece, mean in zip(self.averaged, self.means, strict=True)]
-        return self.classifier(whole, *means)
+        pools = [self._pooled(piece(whole), share[:, pool.skipped :], pool) for piece, pool in self.pools]
+        return self.classifier(whole, *means, *pools)
+
+    def _pooled(self, rows: Tensor, share: Tensor, pool: AttentionPool) -> Tensor:
+        """[B,L,C'] of rows [B,N,C] with share [B,N] patches each, none on pads."""
+        parts = []
+        for linear in (pool.key, pool.value):
+            weight, bias = _affine(linear)
+            parts.append((rows @ weight + bias).unflatten(2, (pool.heads, pool.head_dim)))
+        logits = torch.einsum("lhd,bnhd->bhln", torch.from_numpy(pool.query), _HeadNorm(pool.key_norm)(parts[0]))
+        weights = (logits + share.log()[:, None, None, :]).softmax(dim=-1)
+        weight, bias = _affine(pool.projection)
+        return torch.einsum("bhln,bnhd->blhd", weights, parts[1]).flatten(2) @ weight + bias
 
     def _mean(self, tokens: Tensor, weight: Tensor, mean: Any) -> Tensor:
         """The mean over live rows along the tensor's own token axis."""

@@ -108,7 +108,8 @@ def rewrite(
     arrays |= {} if inputs.labels is None or recipe.output.features else {"labels": inputs.labels}
     sizes = surgery.geometry(anatomy)
     sites = methods.get(recipe.prune.method).sites(recipe.prune, sizes)
-    source = {"source": {"kind": "onnx", "file": path.name}, "geometry": asdict(sizes)}
+    judge = "reference" if surgery.is_plain(taken.model) else "graph"  # whose results the samples hold
+    source = {"source": {"kind": "onnx", "file": path.name, "samples": judge}, "geometry": asdict(sizes)}
     notes = precision.noted(notes, beyond)
     notes |= features_notes(recipe) | {
         "check": check,

@@ -15,7 +15,7 @@ from vitprune.graph.turning import turned
 from vitprune.graph.types import Tensor, redirect
 
 
-def _head_norm(emit: Emitter, x: Tensor, norm: HeadNorm, label: str) -> Tensor:
+def head_norm(emit: Emitter, x: Tensor, norm: HeadNorm, label: str) -> Tensor:
     """LayerNorm or RMSNorm over the last axis."""
     bias = np.zeros_like(norm.weight) if norm.bias is None else norm.bias
     inputs = [x, emit.constant(norm.weight, FLOAT, f"{label}.weight"), emit.constant(bias, FLOAT, f"{label}.bias")]
@@ -37,7 +37,7 @@ def queries(emit: Emitter, block: Block, h: Tensor, label: str = "q") -> Tensor:
         return emit.linear(h, *scaled_query(block), label)
     flat = emit.linear(h, block.query.weight, block.query.bias, label)
     split = emit.op("Reshape", [flat, emit.constant([0, 0, block.heads, block.head_dim])], f"{label}/split")
-    normed = _head_norm(emit, split, block.query_norm, f"{label}/norm")
+    normed = head_norm(emit, split, block.query_norm, f"{label}/norm")
     scaled = emit.op("Mul", [normed, emit.constant(block.scale, FLOAT)], f"{label}/scale")
     return emit.op("Reshape", [scaled, emit.constant([0, 0, block.heads * block.head_dim])], f"{label}/merge")
 
@@ -48,7 +48,7 @@ def keys(emit: Emitter, block: Block, h: Tensor) -> Tensor:
     if block.key_norm is None:
         return flat
     split = emit.op("Reshape", [flat, emit.constant([0, 0, block.heads, block.head_dim])], "k/split")
-    normed = _head_norm(emit, split, block.key_norm, "k/norm")
+    normed = head_norm(emit, split, block.key_norm, "k/norm")
     return emit.op("Reshape", [normed, emit.constant([0, 0, block.heads * block.head_dim])], "k/merge")
 
 
@@ -87,7 +87,7 @@ def attend(emit: Emitter, block: Block, query: Tensor, key: Tensor, value: Tenso
 def project(emit: Emitter, block: Block, context: Tensor) -> Tensor:
     """The block's output projection of context rows [B,M,H*d], behind a norm where there is one."""
     if block.context_norm is not None:
-        context = _head_norm(emit, context, block.context_norm, "context/norm")
+        context = head_norm(emit, context, block.context_norm, "context/norm")
     return emit.linear(context, block.projection.weight, block.projection.bias, "proj")
 
 

@@ -15,6 +15,7 @@ from vitprune.errors import ExportError, RecipeError
 from vitprune.graph.normal.operators import expand
 from vitprune.graph.normal.operators import opset_of as opset_of
 from vitprune.graph.normal.rows import unflatten
+from vitprune.graph.normal.safe_softmax import unguard
 from vitprune.recipe import Recipe
 from vitprune.support.answers import LISTS
 
@@ -48,8 +49,14 @@ def take_in(model: onnx.ModelProto, recipe: Recipe) -> Intake:
     copy.ir_version = min(max(copy.ir_version, OLDEST_IR), onnx.IR_VERSION)
     recipe = _settle_batch(copy, recipe)
     copy, parted = unflatten(copy)
+    copy, guards = unguard(copy)
     _name_nodes(copy)
-    notes = {"dropped_outputs": dropped, "expanded_operators": expanded, "linear_maps_on_tokens_again": parted}
+    notes = {
+        "dropped_outputs": dropped,
+        "expanded_operators": expanded,
+        "linear_maps_on_tokens_again": parted,
+        "guards_of_softmax_taken_away": guards,
+    }
     return Intake(copy, recipe, {name: value for name, value in notes.items() if value})
 
 

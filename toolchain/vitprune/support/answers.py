@@ -8,10 +8,10 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from itertools import takewhile
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-from numpy.typing import NDArray
+if TYPE_CHECKING:  # device packages read this before they know that there is a numpy
+    from numpy.typing import NDArray
 
 LISTS = ("kept_", "group_")
 
@@ -20,6 +20,8 @@ def joined(parts: Sequence[NDArray[Any]]) -> NDArray[Any]:
     """Outputs [B,...] of one or several heads -> [B,values]; one output [B,classes] stays as it is."""
     if len(parts) == 1 and parts[0].ndim == 2:
         return parts[0]
+    import numpy as np
+
     return np.concatenate([np.asarray(part).reshape(len(part), -1) for part in parts], axis=1)
 
 
@@ -28,6 +30,8 @@ def parted(rows: NDArray[Any], shapes: Sequence[Sequence[int]]) -> list[NDArray[
     sizes = [math.prod(shape) for shape in shapes]
     if sum(sizes) != rows.shape[1]:
         raise ValueError(f"{rows.shape[1]} values are not those of {list(shapes)}")
+    import numpy as np
+
     ends = np.cumsum(sizes)
     return [rows[:, end - size : end].reshape(len(rows), *shape) for end, size, shape in zip(ends, sizes, shapes, strict=True)]
 

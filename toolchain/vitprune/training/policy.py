@@ -44,8 +44,15 @@ def embed(model: Any, images: Tensor) -> Tensor:
     """Images [B,C,H,W] -> tokens [B,N,C] before block 0.
 
     Raises:
-        ExportError: VP311 for blocks whose attention `masked_block` would leave something out of.
+        ExportError: VP311 for blocks whose attention `masked_block` would leave something out of, VP313 for attention pooling.
     """
+    if model.attn_pool is not None:
+        raise ExportError(
+            313,
+            "a model with attention pooling cannot be trained under a mask",
+            cause="the pool would attend to patches that the mask has taken out",
+            next_step="train a model with global_pool='token' or 'avg', or take a method without trained parameters",
+        )
     strange = [index for index, block in enumerate(model.blocks) if why_not(block) or taken_apart(block) is not block]
     if strange:
         raise ExportError(
@@ -61,6 +68,8 @@ def classify(model: Any, tokens: Tensor, policy: Tensor | None) -> Tensor:
     """Normalised tokens [B,N,C] -> logits; average pooling leaves out masked patches."""
     if model.global_pool != "avg" or policy is None:
         return model.forward_head(tokens)
+    if hasattr(model, "weighted_head"):
+        return model.weighted_head(tokens, policy)
     start = 0 if model.pool_include_prefix else model.num_prefix_tokens
     weight = policy[:, start:, None].to(tokens.dtype)
     pooled = (tokens[:, start:] * weight).sum(1) / weight.sum(1).clamp(min=1)

@@ -52,7 +52,12 @@ def validate(
     if module is None:
         arrays, origin = stored, "stored samples"
         arrays = {name: value[: samples or len(value)] for name, value in arrays.items()}
-        label = "stored ONNX Runtime results" if bundle.manifest.model["source"]["kind"] == "onnx" else f"stored samples ({note})"
+        source = bundle.manifest.model["source"]
+        if source["kind"] == "onnx":
+            judged = source.get("samples") == "reference"
+            label = "stored results of the reference built from the graph" if judged else "stored ONNX Runtime results"
+        else:
+            label = f"stored samples ({note})"
     else:
         inputs, origin = _inputs(bundle, stored, data, samples)
         report("running the PyTorch reference")

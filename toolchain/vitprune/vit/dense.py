@@ -23,7 +23,7 @@ class DenseViT(ABC):
 
     Attributes:
         geometry: its sizes. blocks: one object per block. global_pool: "token" where the head reads prefix tokens alone, "avg" where it
-            averages over patches.
+            averages over patches, "map" where it pools them by attention.
     """
 
     geometry: Geometry

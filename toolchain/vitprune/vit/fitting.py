@@ -39,7 +39,7 @@ def load_weights(module: Any, path: Path, resample: int | None = None) -> dict[s
             foreign = any(".encoder.layer." in f".{key}" for key in state)
             advice = "export the Hugging Face model to ONNX and use vitprune rewrite" if foreign else None
             raise _misfit(path, f"it has no '{name}'", advice)
-        _check(name, state[name], value, path.name)
+        check_tensor(name, state[name], value, path.name)
     if (positions := _of_another_grid(module, state, own)) is not None:
         state["pos_embed"], changed = _resampled(module, positions, resample, path)
         facts |= changed
@@ -99,8 +99,15 @@ def _bad(value: Any) -> str:
     return "" if bool(finite.all()) else f"holds {int((~finite).sum())} NaN or infinite of {value.numel()} values"
 
 
-def _check(name: str, value: Any, wanted: Any, file: str) -> None:
-    """Loading would cast integers, drop imaginary parts, and take NaN as it is."""
+def check_tensor(name: str, value: Any, wanted: Any, file: str) -> None:
+    """Refuse what loading would cast (integers), cut (imaginary parts) or take as it is (NaN).
+
+    Args:
+        name: of the tensor. value: of the file. wanted: the model's own. file: its name.
+
+    Raises:
+        ExportError: VP306.
+    """
     import torch
 
     if not isinstance(value, torch.Tensor):

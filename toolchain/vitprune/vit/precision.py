@@ -112,11 +112,18 @@ def _between(mlp: Any) -> Callable[[Tensor], Tensor]:
 
 
 def require_plain_attention(dense: DenseViT) -> None:
-    """Other types than float32 are defined for attention of one packed map, without rotary positions or a gate.
+    """Other types than float32 are defined for attention of one packed map, without rotary positions, a gate, or attention pooling.
 
     Raises:
         ExportError: VP315 for another one.
     """
+    if dense.global_pool == "map":
+        raise ExportError(
+            315,
+            "attention pooling can be had in float32 alone",
+            cause="no reference follows the roundings of a graph with such a head yet",
+            next_step="--set precision.mode=fp32",
+        )
     for block in dense.blocks:
         own = next((part for part in ("rotation", "gate") if getattr(block.attn, part, None) is not None), "")
         if own or not hasattr(block.attn.qkv, "weight"):

@@ -14,7 +14,7 @@ from vitprune.vit.features import Places, joined
 from vitprune.vit.precision import HalfViT
 from vitprune.vit.quantised import QuantViT
 from vitprune.vit.timm_blocks import why_not
-from vitprune.vit.timm_vit import TimmViT
+from vitprune.vit.timm_vit import TimmViT, can_weigh
 from vitprune.vit.tokens import TokenState
 
 
@@ -54,8 +54,9 @@ def check_supported(model: nn.Module, method: methods.Method, by_cls: bool | Non
         )
     if not pooled:
         return
-    if model.attn_pool is not None or model.global_pool not in ("token", "avg", ""):
-        pool = "attention pooling" if model.attn_pool is not None else f"'{model.global_pool}' pooling"
+    pooling = model.attn_pool is not None and not can_weigh(model.attn_pool)
+    if pooling or model.global_pool not in ("token", "avg", "", "map"):
+        pool = f"attention pooling by {type(model.attn_pool).__name__}" if pooling else f"'{model.global_pool}' pooling"
         raise ExportError(
             313,
             f"{pool} is not supported",
@@ -93,6 +94,13 @@ class PrunedViT(nn.Module):
         self.sites = self.method.sites(recipe.prune, self.geometry)
         if self.output.features:
             methods.require_places(self.method, self.output.fill, self.sites)
+        if model.global_pool == "map" and not self.output.features and any(site.options.may_be_empty for site in self.sites):
+            raise ExportError(
+                313,
+                f"{self.method.name} cannot be combined with attention pooling",
+                cause="an image may keep no patch at all, and a softmax over no keys has no value",
+                next_step="choose a method that keeps patches of every image: vitprune methods",
+            )
         self.steps = self.method.reference(self.method, recipe.prune, self.sites, recipe.graph.shapes == "padded")
         self.steps.prepare(model)
         self.kept: list[Tensor] = []

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from vitprune.recipe import OutputSection
 from vitprune.support.attention import Rotation
@@ -22,7 +22,7 @@ class TimmViT(DenseViT):
         self.geometry = geometry(model)
         rotations = rotations_of(model)
         self.blocks = [taken_apart(block, rotation) for block, rotation in zip(model.blocks, rotations, strict=True)]
-        self.global_pool = model.global_pool
+        self.global_pool = model.global_pool if model.attn_pool is None else "map"
 
     def embed(self, image: Tensor) -> Tensor:
         """See `DenseViT.embed`."""
@@ -38,6 +38,14 @@ class TimmViT(DenseViT):
         """See `DenseViT.head`."""
         model = self.model
         x = model.norm(tokens)
+        if hasattr(model, "weighted_head"):
+            read: Tensor = model.weighted_head(x, weight)
+            return read
+        if model.attn_pool is not None:
+            start = 0 if model.pool_include_prefix else self.geometry.prefix
+            counted = weight[:, start:].to(x.dtype).log()[:, None, None, :]  # pads -inf; a row of n patches is n equal keys
+            found: Tensor = model.head(model.head_drop(model.fc_norm(model.attn_pool(x[:, start:], attn_mask=counted))))
+            return found
         if model.global_pool != "avg" or hasattr(model, "head_dist"):
             logits: Tensor = model.forward_head(x)
             return logits
@@ -59,6 +67,13 @@ class TimmViT(DenseViT):
         if output.layout == "map":
             patches = [x.transpose(1, 2).unflatten(2, (rows, columns)) for x in patches]
         return patches + ([x[:, :prefix] for x in every] if output.prefix and prefix else [])
+
+
+def can_weigh(pool: nn.Module) -> bool:
+    """Whether a pool takes a bias on its keys and has no positions of its own, which would have to leave with their tokens."""
+    from timm.layers import AttentionPoolLatent
+
+    return type(pool) is AttentionPoolLatent and pool.pos_embed is None
 
 
 def rotations_of(model: Any) -> list[Rotation | None]:

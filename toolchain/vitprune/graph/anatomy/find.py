@@ -14,6 +14,7 @@ import onnx
 import onnx_graphsurgeon as gs
 
 from vitprune.errors import ExportError
+from vitprune.graph.anatomy.attention_pool import AttentionPool, pools_of
 from vitprune.graph.anatomy.embedding import embedding
 from vitprune.graph.anatomy.layout import prefix_of
 from vitprune.graph.anatomy.mlp import mlp
@@ -22,16 +23,16 @@ from vitprune.graph.anatomy.projections import (
     PASS_THROUGH,
     HeadNorm,
     Linear,
-    data_input,
     fail,
     producer,
     walk_up,
 )
 from vitprune.graph.anatomy.readers import Mean, readers_of
-from vitprune.graph.anatomy.static import over_pairs, scalar_of, static_copy, value_of
+from vitprune.graph.anatomy.static import over_pairs, static_copy, value_of
 from vitprune.graph.anatomy.taps import shape_behind, taps_of, token_output
 from vitprune.graph.anatomy.walking import (
     ancestors_within,
+    attention_product,
     before_moves,
     down_to_projection,
     down_to_residual,
@@ -84,7 +85,7 @@ class Anatomy:
     embed_macs: MACs from the image to the tokens. reads_cls: whether the head reads token 0. means: averages over tokens after the
     last block. slices: nodes behind the last block that take all tokens from one on, with its number. keys: rows of keys
     where they do not follow the tokens, else 0. taps: of features, blocks whose output is read behind the blocks; output_shapes: of
-    the graph's outputs, without the batch.
+    the graph's outputs, without the batch. pools: by attention, behind the last block.
     """
 
     input: str
@@ -102,28 +103,7 @@ class Anatomy:
     keys: int = 0
     taps: tuple[int, ...] = ()
     output_shapes: tuple[tuple[int, ...], ...] = ()
-
-
-def _attention_product(softmax: gs.Node, index: int) -> tuple[gs.Node, float]:
-    """The Q·Kᵀ MatMul above a Softmax and the scale between them."""
-    tensor, scale = softmax.inputs[0], 1.0
-    for _ in range(8):
-        node = producer(tensor)
-        if node is None:
-            break
-        if node.op == "MatMul":
-            return node, scale
-        if node.op in ("Mul", "Div") and any(scalar_of(t) is not None for t in node.inputs):
-            factor = next(s for t in node.inputs if (s := scalar_of(t)) is not None)
-            scale *= factor if node.op == "Mul" else 1 / factor
-            tensor = data_input(node)
-        elif node.op in PASS_THROUGH:
-            tensor = node.inputs[0]
-        elif node.op == "Add" and any((v := value_of(t)) is not None and not v.any() for t in node.inputs):
-            tensor = data_input(node)
-        else:
-            raise fail(index, node, "Q·Kᵀ, scaled, straight before Softmax (masks and position biases are not supported)")
-    raise fail(index, softmax, "a MatMul of queries and keys above Softmax")
+    pools: tuple[AttentionPool, ...] = ()
 
 
 def check_norm(h: Any, x_name: str, index: int) -> None:
@@ -147,7 +127,7 @@ def check_norm(h: Any, x_name: str, index: int) -> None:
 def _block(index: int, softmax: gs.Node, batch: int, opset: int) -> Block:
     shape = [int(size) for size in softmax.outputs[0].shape]
     heads, tokens = shape[1] if len(shape) == 4 else shape[0] // batch, shape[-1]
-    product, scale = _attention_product(softmax, index)
+    product, scale = attention_product(softmax, index)
     reader = only_consumer(softmax.outputs[0], index)
     while reader.op in PASS_THROUGH:
         reader = only_consumer(reader.outputs[0], index)
@@ -245,7 +225,7 @@ def find(model: onnx.ModelProto, features: bool = False) -> Anatomy:
             blocks=blocks, patches=patches, prefix=prefix, width=int(tensors[blocks[0].x].shape[-1]), embed_macs=embed_macs, classes=0,
             reads_cls=prefix > 0, taps=taps, output_shapes=tuple(shape_behind(output) for output in graph.outputs),
         )  # fmt: skip
-    readers = readers_of(graph, tensors[blocks[-1].output], prefix)
+    readers = readers_of(graph, tensors[blocks[-1].output], prefix, pools_of(graph, tensors[blocks[-1].output]))
     if readers.whole:
         raise token_output(readers.whole[0])
     return Anatomy(
@@ -253,4 +233,5 @@ def find(model: onnx.ModelProto, features: bool = False) -> Anatomy:
         blocks=blocks, patches=patches, prefix=prefix, width=int(tensors[blocks[0].x].shape[-1]),
         embed_macs=embed_macs, classes=int(graph.outputs[0].shape[-1]) if graph.outputs[0].shape else 0,
         reads_cls=0 in readers.prefix_rows, means=tuple(readers.means), slices=readers.slices,
+        pools=tuple(readers.pools),
     )  # fmt: skip

@@ -100,15 +100,18 @@ def _selected_third(node: gs.Node, tensor: Any) -> int | None:
     return None
 
 
-def walk_up(tensor: Any, index: int, heads: int, head_dim: int, tokens: int = 0, opset: int = 18) -> Walk:
-    """From an operand of an attention product up to its linear map; rotary positions are looked for where `tokens` is given."""
+def walk_up(tensor: Any, index: int | None, heads: int, head_dim: int, tokens: int = 0, opset: int = 18, parts: int = 3) -> Walk:
+    """From an operand of an attention product up to its linear map, alone or one of `parts` packed ones.
+
+    Rotary positions are looked for where `tokens` is given.
+    """
     scale, norm, part = 1.0, None, None
     rotation: Rotation | None = None
     inner = heads * head_dim
     for _ in range(40):
         linear = linear_above(tensor)
         if linear is not None:
-            return Walk(_section(linear, part, inner, index, tensor), scale, norm, rotation)
+            return Walk(_section(linear, part, inner, index, tensor, parts), scale, norm, rotation)
         node = producer(tensor)
         if node is None:
             break
@@ -119,8 +122,8 @@ def walk_up(tensor: Any, index: int, heads: int, head_dim: int, tokens: int = 0,
         elif node.op in RESHAPING:
             if node.op == "Reshape" and node.outputs[0].shape is not None:
                 shape = list(node.outputs[0].shape)
-                if len(shape) == 5 and shape[3] == 3 and shape[2] == heads and heads != 3:
-                    raise fail(index, node, "packed q, k, v in the order [3, heads, head_dim]")
+                if len(shape) == 5 and shape[3] == parts and shape[2] == heads and heads != parts:
+                    raise fail(index, node, f"packed maps in the order [{parts}, heads, head_dim]")
             tensor = node.inputs[0]
         elif node.op in ("Slice", "Gather", "Split") and (taken := _selected_third(node, tensor)) is not None:
             part, tensor = taken, node.inputs[0]
@@ -142,14 +145,14 @@ def walk_up(tensor: Any, index: int, heads: int, head_dim: int, tokens: int = 0,
     raise fail(index, f"tensor '{tensor.name}'", "a linear map with constant weights above attention")
 
 
-def _section(linear: Linear, part: int | None, inner: int, index: int, tensor: Any) -> Linear:
-    """Cut one third out of a packed projection."""
+def _section(linear: Linear, part: int | None, inner: int, index: int | None, tensor: Any, parts: int) -> Linear:
+    """Cut one part out of a packed projection."""
     width = linear.weight.shape[1]
     if width == inner:
         return linear
-    if width != 3 * inner or part is None or part > 2:
+    if width != parts * inner or part is None or part >= parts:
         raise fail(
-            index, f"tensor '{tensor.name}'", f"a projection to {inner} or a packed one to {3 * inner} columns, found {width}"
+            index, f"tensor '{tensor.name}'", f"a projection to {inner} or a packed one to {parts * inner} columns, found {width}"
         )
     columns = slice(part * inner, (part + 1) * inner)
     return Linear(linear.weight[:, columns], None if linear.bias is None else linear.bias[columns], linear.source)

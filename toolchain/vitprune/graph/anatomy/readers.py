@@ -6,13 +6,15 @@ once would read other tokens, or pad slots, once tokens have left.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 import onnx_graphsurgeon as gs
 
 from vitprune.errors import ExportError
+from vitprune.graph.anatomy.attention_pool import AttentionPool, FoundPool
 from vitprune.graph.anatomy.static import axis_of, scalar_of, sliced, value_of
 
 ELEMENTWISE = {
@@ -46,12 +48,14 @@ class Readers:
 
     prefix_rows: numbers of the prefix tokens that are read. means: see `Mean`. slices: nodes that take all rows from one on, by name,
     with that row: they may count from the end, and must not once tokens leave. whole: graph outputs that hold all tokens.
+    pools: by attention.
     """
 
     prefix_rows: set[int] = field(default_factory=set)
     means: list[Mean] = field(default_factory=list)
     slices: dict[str, int] = field(default_factory=dict)
     whole: list[str] = field(default_factory=list)
+    pools: list[AttentionPool] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -63,11 +67,12 @@ class _Rows:
     rows: tuple[int, ...]
 
 
-def readers_of(graph: gs.Graph, tokens: Any, prefix: int) -> Readers:
+def readers_of(graph: gs.Graph, tokens: Any, prefix: int, pools: Sequence[FoundPool] = ()) -> Readers:
     """Follow the tokens [B,N,C] behind the last block.
 
     Args:
         graph: with fixed batch and shapes. tokens: the last block's output. prefix: number of prefix tokens.
+        pools: those behind it.
 
     Raises:
         ExportError: VP327 when an operator reads the tokens in a way that pruning would change.
@@ -77,11 +82,23 @@ def readers_of(graph: gs.Graph, tokens: Any, prefix: int) -> Readers:
         here = frontier.pop(0)
         if any(here.tensor is output for output in graph.outputs):
             found.whole.append(here.tensor.name)
-        for node in here.tensor.outputs:
+        inside: set[int] = set()
+        for pool in [pool for pool in pools if pool.pool.tokens == here.tensor.name]:
+            found.pools.append(replace(pool.pool, skipped=_skipped(here, prefix, pool.pool)))
+            inside |= pool.nodes
+        for node in [node for node in here.tensor.outputs if id(node) not in inside]:
             if (id(node), id(here.tensor)) not in seen:
                 seen.add((id(node), id(here.tensor)))
                 frontier.extend(_follow(node, here, prefix, found))
     return found
+
+
+def _skipped(here: _Rows, prefix: int, pool: AttentionPool) -> int:
+    """Leading tokens that a pool leaves out; raises ExportError VP327 where its rows are not all patches."""
+    skipped = _patches_behind(here, prefix) if here.axis == 1 and max(here.rows) >= prefix else None
+    if skipped is None:
+        raise refused(here.tensor.outputs[0], f"all patches, with or without prefix tokens, under the pool '{pool.projected}'")
+    return skipped
 
 
 def _follow(node: gs.Node, here: _Rows, prefix: int, found: Readers) -> list[_Rows]:

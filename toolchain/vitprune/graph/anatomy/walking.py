@@ -6,18 +6,27 @@ from typing import Any
 
 import onnx_graphsurgeon as gs
 
-from vitprune.graph.anatomy.projections import PASS_THROUGH, RESHAPING, HeadNorm, Linear, fail, linear_above, producer
-from vitprune.graph.anatomy.static import value_of
+from vitprune.graph.anatomy.projections import (
+    PASS_THROUGH,
+    RESHAPING,
+    HeadNorm,
+    Linear,
+    data_input,
+    fail,
+    linear_above,
+    producer,
+)
+from vitprune.graph.anatomy.static import scalar_of, value_of
 
 
-def only_consumer(tensor: Any, index: int) -> gs.Node:
+def only_consumer(tensor: Any, index: int | None) -> gs.Node:
     """The one node that reads a tensor; more are an error."""
     if len(tensor.outputs) != 1:
         raise fail(index, f"tensor '{tensor.name}'", f"one reader, found {len(tensor.outputs)}")
     return tensor.outputs[0]
 
 
-def down_to_projection(node: gs.Node, index: int) -> tuple[Linear, Any, HeadNorm | None]:
+def down_to_projection(node: gs.Node, index: int | None) -> tuple[Linear, Any, HeadNorm | None]:
     """From A·V down to the projection: linear, output tensor [B,N,C], norm before it."""
     tensor, norm = node.outputs[0], None
     for _ in range(8):
@@ -96,3 +105,25 @@ def ancestors_within(top: Any, bottom: gs.Node) -> set[str]:
                         names.add(output.name)
                         frontier.append(output)
     return names
+
+
+def attention_product(softmax: gs.Node, index: int | None) -> tuple[gs.Node, float]:
+    """The Q·Kᵀ MatMul above a Softmax and the scale between them."""
+    tensor, scale = softmax.inputs[0], 1.0
+    for _ in range(8):
+        node = producer(tensor)
+        if node is None:
+            break
+        if node.op == "MatMul":
+            return node, scale
+        if node.op in ("Mul", "Div") and any(scalar_of(t) is not None for t in node.inputs):
+            factor = next(s for t in node.inputs if (s := scalar_of(t)) is not None)
+            scale *= factor if node.op == "Mul" else 1 / factor
+            tensor = data_input(node)
+        elif node.op in PASS_THROUGH:
+            tensor = node.inputs[0]
+        elif node.op == "Add" and any((v := value_of(t)) is not None and not v.any() for t in node.inputs):
+            tensor = data_input(node)
+        else:
+            raise fail(index, node, "Q·Kᵀ, scaled, straight before Softmax (masks and position biases are not supported)")
+    raise fail(index, softmax, "a MatMul of queries and keys above Softmax")

@@ -7,6 +7,7 @@ import onnx
 from vitprune.graph import canonical as attention
 from vitprune.graph.anatomy.find import Anatomy, find
 from vitprune.graph.families.base import Family
+from vitprune.graph.passes.attention_pooling import AttentionPooling, write_pools
 from vitprune.graph.passes.base import Surgery
 from vitprune.graph.passes.heads import Heads
 from vitprune.graph.passes.outputs import Outputs
@@ -17,6 +18,7 @@ from vitprune.graph.passes.unmerge import Unmerge
 def _canonical(surgery: Surgery) -> None:
     for block in surgery.anatomy.blocks:
         attention.canonical(surgery, block)
+    write_pools(surgery)
 
 
 def _matches(model: onnx.ModelProto) -> bool:
@@ -29,5 +31,12 @@ def _find_dense(model: onnx.ModelProto) -> Anatomy:
 
 
 FAMILY = Family(
-    "ViT", "linear projections", _matches, find, _canonical, (Heads, Pooling, Outputs), _find_dense, (Unmerge, Outputs)
+    "ViT",
+    "linear projections",
+    _matches,
+    find,
+    _canonical,
+    (Heads, Pooling, AttentionPooling, Outputs),
+    _find_dense,
+    (Unmerge, Outputs),
 )

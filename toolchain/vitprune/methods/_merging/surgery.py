@@ -54,11 +54,12 @@ class MergingSurgery(GraphPass):
         Raises:
             ExportError: VP313 for another head.
         """
-        if not surgery.recipe.output.features and not surgery.anatomy.reads_cls and not surgery.anatomy.means:
+        anatomy = surgery.anatomy
+        if not surgery.recipe.output.features and not (anatomy.reads_cls or anatomy.means or anatomy.pools):
             raise ExportError(
                 313,
                 "the head of this graph is not supported",
-                cause="it reads neither the CLS token nor the mean of the tokens (attention pooling, for example)",
+                cause="it reads neither the CLS token nor a mean or a pool of the tokens",
                 next_step="export the model with global_pool='token' or 'avg'",
             )
         return sites_in_graph(surgery)
@@ -83,7 +84,7 @@ class MergingSurgery(GraphPass):
                 surgery.groups[block.index] = self.group
             if site is not None and self.group is not None and trace:
                 surgery.more_outputs[f"group_{block.index}"] = self.group
-        if self.size is not None and surgery.anatomy.means:
+        if self.size is not None and (surgery.anatomy.means or surgery.anatomy.pools):
             surgery.weight = surgery.emitter.child("pool").slice(self.size, surgery.anatomy.prefix, None, 1, "sizes")
         return True
 

@@ -46,8 +46,8 @@ class AvitSurgery(GraphPass):
         """A head that reads prefix tokens alone, and sites behind at least one block."""
         if surgery.anatomy.prefix < 1:
             return "the graph has no CLS token whose halting-weighted sum could be classified"
-        if surgery.anatomy.means:
-            return "the head averages over patches, which have no halting-weighted sum"
+        if surgery.anatomy.means or surgery.anatomy.pools:
+            return "the head averages or pools over patches, which have no halting-weighted sum"
         depth = len(surgery.anatomy.blocks)
         return next((f"compaction before block {s.block} of {depth}" for s in surgery.sites if not 0 < s.block < depth), "")
 

@@ -89,6 +89,13 @@ def load(module_or_name: Any, recipe: Recipe, *, pretrained: bool, seed: int, we
         return LoadedModel(module_or_name.eval(), section.name or "cascade", preprocessing, {"kind": "module"})
     if module_or_name and module_or_name != section.name:
         section = section.model_copy(update={"name": module_or_name})
+    if loading.is_folder_name(section.name or ""):
+        raise ExportError(
+            308,
+            "a cascade cannot be made from a Hugging Face folder",
+            cause="its members are trained together and have weights of their own",
+            next_step="name the timm model of the same sizes, and the cascade's --weights",
+        )
     template = loading.load(section.model_copy(update={"weights": None}), pretrained=False, seed=seed)
     shape = backbone_of(template.module)
     check_grids(keys_of(recipe.prune, Params), shape, template.module.patch_embed.grid_size[0])
