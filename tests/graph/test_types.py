@@ -75,7 +75,12 @@ def test_keys_are_those_of_the_method():
 def test_every_method_is_followed_by_pooling_and_outputs():
     for name in methods.names():
         if name != "dvt":
-            assert [step.name for step in passes(methods.get(name), FAMILY)][1:] == ["heads", "pooling", "outputs"]
+            assert [step.name for step in passes(methods.get(name), FAMILY)][1:] == [
+                "heads",
+                "pooling",
+                "attention_pooling",
+                "outputs",
+            ]
 
 
 def test_the_report_lists_passes_in_the_order_of_their_run():

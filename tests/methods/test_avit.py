@@ -320,7 +320,7 @@ def test_heads_that_average_patches_are_refused(golden):
     with pytest.raises(RecipeError) as error:
         reference(pooled, recipe(compact_at=[1]))
     assert error.value.code == "VP143"
-    with pytest.raises(ExportError, match="averages over patches"):
+    with pytest.raises(ExportError, match="averages or pools over patches"):
         rewrite(export(pooled, (3, 32, 32)), recipe(compact_at=[1]), has_cls=True)
 
 

@@ -215,6 +215,7 @@ class GraphViT(DenseViT):
         self.embedding = Piece(graph, [anatomy.input], first)
         self.blocks = [(SplitBlock if split else GraphBlock)(graph, block) for block in anatomy.blocks]
         self.taps = anatomy.taps
+        self.global_pool = "map" if anatomy.pools else "avg" if anatomy.means else "token"
         self._check_layout(anatomy)
         if self.taps:
             self.behind = Piece(graph, [anatomy.blocks[tap].output for tap in self.taps], *anatomy.outputs)
@@ -224,7 +225,6 @@ class GraphViT(DenseViT):
         self.pools = [(Piece(graph, [last], pool.tokens), pool) for pool in anatomy.pools]
         cut = [*(mean.output for mean in anatomy.means), *(pool.projected for pool in anatomy.pools)]
         self.classifier = Piece(graph, [last, *cut], anatomy.outputs[0])
-        self.global_pool = "map" if anatomy.pools else "avg" if anatomy.means else "token"
 
     def embed(self, image: Tensor) -> Tensor:
         """See `DenseViT.embed`."""
