@@ -13,6 +13,7 @@ from helpers import images, legacy_onnx, tiny
 from vitprune import methods
 from vitprune.errors import ExportError, RecipeError
 from vitprune.exporting import parity
+from vitprune.exporting.dense_twin import dense_of
 from vitprune.graph import surgery
 from vitprune.graph.passes import unmerge
 from vitprune.pipelines import open_bundle, rewrite, validate
@@ -354,6 +355,9 @@ def test_a_timm_model_is_exported_and_validates(model, tmp_path):
     ]
     assert max(one["max_abs"] for one in notes["check"]["features"]) < 1e-4
     assert validate(bundle).passed
+    assert "no_dense_graph" not in notes
+    twin = dense_of(bundle)  # proved by the stored features of the dense model
+    assert [output.name for output in twin.graph.output] == [f"{kind}_{n}" for kind in ("features", "prefix") for n in (1, 2, 3)]
 
 
 def test_rtx_builds_a_graph_with_a_decoder(rewritten):

@@ -202,7 +202,7 @@ def test_values_that_a_score_reads_are_not_smoothed():
     untyped, plan = surgery.untyped(dense(), rules("ats", smoothing={"blocks.1.attn.proj": "n" * 64}), True)
     with pytest.raises(RecipeError) as caught:
         passes.smoothed(untyped, plan)
-    assert caught.value.code == "VP118"
+    assert caught.value.code == "VP138"
 
 
 def test_factors_follow_the_rule():

@@ -91,6 +91,28 @@ def test_a_quantised_graph_cannot_come_in(files, bundle, capsys):
     assert "VP339" in capsys.readouterr().err
 
 
+def test_a_given_graph_needs_no_images_where_the_recipe_has_its_ranges(files, tmp_path):
+    """Seen failing: the graph that was read first, in fp32, was held against a quantised reference."""
+    onnx.save(dense(), str(tmp_path / "dense.onnx"))
+    images = np.random.default_rng(1).uniform(0, 255, (24, 64, 64, 3)).astype(np.uint8)
+    np.savez(tmp_path / "images.npz", images=images)
+    recipe = {
+        "model": {"mean": [0.5], "std": [0.5], "interpolation": "bilinear", "crop_pct": 1.0},
+        "prune": {"method": "topk", "stages": [1], "keep_rate": 0.7}, "precision": {"mode": "int8", "rest": "fp32", "images": 24},
+        "validate": {"samples": 4},
+    }  # fmt: skip
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    begin = ["rewrite", str(tmp_path / "dense.onnx"), "--quiet", "-r"]
+    assert (
+        cli.run([*begin, str(tmp_path / "recipe.yaml"), "-o", str(tmp_path / "first"), "--data", str(tmp_path / "images.npz")])
+        == 0
+    )
+    assert cli.run([*begin, str(tmp_path / "first" / "recipe.yaml"), "-o", str(tmp_path / "again")]) == 0
+    first, again = (onnx.load(str(tmp_path / name / "model.onnx")) for name in ("first", "again"))
+    assert [node.SerializeToString() for node in first.graph.node] == [node.SerializeToString() for node in again.graph.node]
+    assert any(node.op_type == "QuantizeLinear" for node in again.graph.node)
+
+
 def test_orin_does_not_compute_fp8():
     from vitprune import targets
     from vitprune.engines import require_precision

@@ -110,12 +110,21 @@ def test_a_tampered_outline_is_no_danger(dense: Callable[[str], onnx.ModelProto]
     text.value = json.dumps(told)
     _, facts = specialise(model, keep_outputs=True, native=True)
     assert facts["merging"] == len(told) - 1
+    less = {key: value for key, value in told[1]["attributes"].items() if key != "prefix"}
+    text.value = json.dumps([told[0], {**told[1], "attributes": less}])
+    assert specialise(model, keep_outputs=True, native=True)[1]["merging"] == 0
     told[1]["attributes"]["prefix"] = -3
     text.value = json.dumps(told)
     broken, _ = specialise(model, keep_outputs=True, native=True)
     with pytest.raises(Exception, match="negative"):
         session(broken, ort_library)
-    for nonsense in ("{", "[1]", '[{"kind": "PairMerge"}]', '[{"kind": 1, "inputs": {"x": 2}, "outputs": {}, "attributes": {}}]'):
+    for nonsense in (
+        "{",
+        "[1]",
+        "[" * 100_000,
+        '[{"kind": "PairMerge"}]',
+        '[{"kind": 1, "inputs": {"x": 2}, "outputs": {}, "attributes": {}}]',
+    ):
         text.value = nonsense
         assert stored(model) == []
         assert specialise(model, keep_outputs=True, native=True)[1]["merging"] == 0

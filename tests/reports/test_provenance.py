@@ -70,4 +70,4 @@ def test_an_invalid_bill_is_refused(made_bundle, monkeypatch):
     monkeypatch.setattr(JsonV1Dot6, "output_as_string", lambda self, indent: '{"bomFormat": "Other"}')
     with pytest.raises(VitpruneError) as caught:
         sbom(made_bundle)
-    assert caught.value.code == "VP338"
+    assert caught.value.code == "VP341"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 
 import pytest
 
@@ -10,6 +11,7 @@ from vitprune import cli, console
 from vitprune.reports.markdown import markdown
 from vitprune.reports.page import page
 from vitprune.reports.sections import of_document
+from vitprune.support import json_text
 
 GATE = {"name": "decisions", "limit": 0, "seen": 2, "passed": False}
 SPEED = {
@@ -45,6 +47,17 @@ def test_what_a_command_found_is_in_the_report():
     other = markdown(of_document({"command": "doctor", "status": "ok", "deep": {"list": list(range(30)), "key": 1.5}}))
     assert "deep.key" in other
     assert "30 in all" in other
+
+
+def test_a_figure_that_is_not_finite_is_written_as_null_and_reported():
+    text = json_text.written(
+        {"gates": [{**GATE, "seen": math.nan}], "others": (math.inf, 1.5), "command": "validate", "status": "failed"}
+    )
+    document = json_text.parse(text)
+    assert document["gates"][0]["seen"] is None
+    assert document["others"] == [None, 1.5]
+    assert "not finite" in markdown(of_document(document))
+    assert "not finite" in page(of_document(document))
 
 
 def test_bundles_and_results(capsys, made_bundle, bundle_copy, tmp_path, monkeypatch):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import json
 import os
 import re
 import sys
@@ -28,6 +27,7 @@ from rich.table import Table
 from rich.text import Text
 
 from vitprune.errors import VitpruneError
+from vitprune.support import json_text
 
 SCHEMA_VERSION = 1
 # Control characters, which a terminal obeys, and those that turn the direction of text; half surrogate pairs, which cannot be written.
@@ -131,7 +131,7 @@ def document(command: str, body: dict[str, Any]) -> None:
     """
     if settings.json:
         try:
-            sys.stdout.write(json.dumps({"schema_version": SCHEMA_VERSION, "command": command, **body}, indent=2) + "\n")
+            sys.stdout.write(json_text.written({"schema_version": SCHEMA_VERSION, "command": command, **body}))
             sys.stdout.flush()
         except OSError as error:
             raise Closed(error) from error

@@ -65,7 +65,10 @@ float norm_of(const float* row, int64_t width) {
 void keep_heaviest(std::vector<int64_t>& slots, const std::vector<float>& mass, int64_t limit) {
     if (static_cast<int64_t>(slots.size()) <= limit) return;
     std::nth_element(slots.begin(), slots.begin() + limit, slots.end(),
-                     [&](int64_t a, int64_t b) { return mass[a] > mass[b] || (mass[a] == mass[b] && a < b); });
+                     [&](int64_t a, int64_t b) {
+                         const float first = ranked(mass[a]), second = ranked(mass[b]);
+                         return first > second || (first == second && a < b);
+                     });
     slots.resize(limit);
     std::sort(slots.begin(), slots.end());
 }

@@ -4,6 +4,7 @@
 #pragma once
 
 #include <cstdint>
+#include <limits>
 #include <vector>
 
 namespace vitprune {
@@ -37,6 +38,9 @@ struct Merging {
     std::vector<float> mass;
     std::vector<int64_t> kept;
 };
+
+// A value with a place in every order: NaN comes last where the largest comes first.
+inline float ranked(float value) { return value == value ? value : -std::numeric_limits<float>::infinity(); }
 
 // Leaves the `limit` heaviest of ascending slots, ties to the lower one, still ascending.
 void keep_heaviest(std::vector<int64_t>& slots, const std::vector<float>& mass, int64_t limit);

@@ -43,7 +43,7 @@ Merging pair_merging(const PairParameters& parameters, const MergeImage& image, 
     std::iota(merging.into.begin(), merging.into.end(), 0);
     std::vector<int64_t> order(members_a);
     std::iota(order.begin(), order.end(), 0);
-    std::stable_sort(order.begin(), order.end(), [&](int64_t a, int64_t b) { return found.alike[a] > found.alike[b]; });
+    std::stable_sort(order.begin(), order.end(), [&](int64_t a, int64_t b) { return ranked(found.alike[a]) > ranked(found.alike[b]); });
     order.resize(std::min(parameters.pairs, members_a));
     int64_t live = 0;
     for (int64_t slot = 0; slot < image.patches; ++slot) live += image.live(slot);

@@ -101,6 +101,7 @@ std::vector<MergeImage> images_of(const MergeKernel& kernel, OrtKernelContext* c
         const std::vector<int64_t> dims = input_tensor(api, context, first + 3).dims;
         if (dims.size() != 2 || dims[0] != batch) fail(api, ORT_INVALID_ARGUMENT, "group must be [batch, patches]");
         originals = dims[1];
+        if (patch == nullptr && originals < patches) fail(api, ORT_INVALID_ARGUMENT, "group has fewer patches than there are slots");
     }
     for (int64_t at = 0; patch != nullptr && group != nullptr && at < batch * patches; ++at) {
         if (patch[at] < 0 || patch[at] >= originals) fail(api, ORT_INVALID_ARGUMENT, "patch holds a number that is no patch");

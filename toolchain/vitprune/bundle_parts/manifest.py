@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import re
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -16,11 +15,10 @@ from vitprune.recipe_parts.values import ModelArgs
 from vitprune.support import files, json_text
 from vitprune.support.about import VERSION
 from vitprune.support.limits import limits, require
-from vitprune.support.resources import SHIPPED
+from vitprune.support.resources import HUB_NAME, SHIPPED
 
 SCHEMA = 1
 MANIFEST = "manifest.json"
-HUB = re.compile(r"hf:\w[\w.-]*/\w[\w.-]*")
 REQUIRED = ("recipe.yaml", "samples.npz")
 
 Count = Annotated[int, Field(ge=0, le=1 << 40, strict=True)]
@@ -73,7 +71,7 @@ class _Source(_Part):
             if self.name is None or self.weights not in ("folder", "random", "file") or self.image_size is None:
                 raise ValueError("a model of a folder has a name, an image size, and weights: folder, random or file")
             if self.folder is None or not (
-                HUB.fullmatch(self.folder) if self.folder.startswith("hf:") else files.inside(self.folder)
+                HUB_NAME.fullmatch(self.folder) if self.folder.startswith("hf:") else files.inside(self.folder)
             ):
                 raise ValueError(f"the model's folder '{self.folder}' is no name")
         return self

@@ -35,13 +35,12 @@ def command(
     ] = False,
 ) -> None:
     """Compare a bundle with its reference and enforce the recipe's gates; exit 1 when one fails."""
-    import json
-
     from vitprune import targets
     from vitprune.bundle import open_bundle, write_atomic
     from vitprune.cli._render import verdict as render
     from vitprune.pipelines import validate
     from vitprune.reports.junit import junit_xml
+    from vitprune.support import json_text
 
     if reference not in ("auto", "torch", "stored"):
         raise RecipeError(
@@ -63,7 +62,7 @@ def command(
             report=step.update,
         )
     try:
-        opened.write_report("validate.json", json.dumps(outcome.document(), indent=2) + "\n")
+        opened.write_report("validate.json", json_text.written(outcome.document()))
     except RecipeError as error:  # a bundle that cannot be written can be validated all the same
         console.warn(f"the report is not kept: {error.message}: {error.cause}")
     if junit is not None:

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
-import json
 import os
 import shutil
 import sys
@@ -25,7 +24,7 @@ from typing import Any
 
 from vitprune.device.job import Job
 from vitprune.errors import LoadError, TargetError, VitpruneError
-from vitprune.support import temporary
+from vitprune.support import json_text, temporary
 from vitprune.support.about import VERSION
 from vitprune.support.hashing import sha256_of
 from vitprune.support.replacing import replace_folder
@@ -246,7 +245,7 @@ def _validate(job: Job, name: str, session: Any, version: str) -> dict[str, Any]
 
 
 def _write(path: Path, document: dict[str, Any]) -> None:
-    path.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
+    path.write_text(json_text.written(document), encoding="utf-8")
 
 
 def _say(text: str) -> None:

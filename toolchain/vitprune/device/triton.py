@@ -20,7 +20,7 @@ from vitprune.bundle_parts.output import unwritable
 from vitprune.device.pbtxt import TYPES, parsed, written
 from vitprune.errors import ExportError, RecipeError, TargetError
 from vitprune.support import temporary
-from vitprune.support.answers import LISTS
+from vitprune.support.answers import heads_and_lists, joined
 from vitprune.support.replacing import replaced
 
 DELAY_US = 1000  # longest that a request waits for others to share its batch
@@ -155,16 +155,13 @@ def _agrees(stated: dict[str, Any], real: Any, batch: int) -> None:
 
 def _same_answers(bundle: Bundle, file: Path) -> None:
     from vitprune.backends.onnxruntime import make_session
-    from vitprune.support.answers import joined
 
     images = bundle.samples()["images"][: bundle.recipe.graph.static_batch or 2]
     if bundle.recipe.graph.static_batch is not None and len(images) < bundle.recipe.graph.static_batch:
         images = np.resize(images, (bundle.recipe.graph.static_batch, *images.shape[1:]))
-    answers = []
-    for path in (bundle.model_path, file):
-        session = make_session(path.read_bytes())
-        names = [value.name for value in make_session(file.read_bytes()).get_outputs()]
-        answers.append(joined(session.run(names, {session.get_inputs()[0].name: images})))
+    sessions = [make_session(path.read_bytes()) for path in (bundle.model_path, file)]
+    names = [value.name for value in sessions[1].get_outputs()]
+    answers = [joined(session.run(names, {session.get_inputs()[0].name: images})) for session in sessions]
     largest = float(np.abs(answers[0].astype(np.float64) - answers[1]).max())
     scale = max(1.0, float(np.abs(answers[0].astype(np.float64)).max()))
     if not largest <= scale * (1e-5 if bundle.recipe.precision.mode == "fp32" else 1e-2):
@@ -195,7 +192,9 @@ def _engines(bundle: Bundle) -> dict[str, Path]:
 
 def _heads(bundle: Bundle) -> list[dict[str, Any]]:
     """What the manifest says of the outputs that answer: logits or features."""
-    return [entry for entry in bundle.manifest.io["outputs"] if not entry["name"].startswith(LISTS)]
+    outputs = bundle.manifest.io["outputs"]
+    heads, _ = heads_and_lists(str(entry["name"]) for entry in outputs)
+    return list(outputs[: len(heads)])
 
 
 def _engine(bundle: Bundle, name: str, engine: Path, place: Path) -> None:

@@ -10,46 +10,25 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from vitprune import methods
 from vitprune.backends.onnxruntime import make_session
 from vitprune.bundle import Bundle
 from vitprune.errors import LoadError, VitpruneError, first_line
 from vitprune.exporting import parity
-from vitprune.graph import families, surgery
-from vitprune.graph.intake import take_in
+from vitprune.graph import surgery
 from vitprune.graph.lowering.rounding import emulated
-from vitprune.graph.passes.base import Surgery
-from vitprune.graph.precision import passes as precision
-from vitprune.recipe import Recipe
 from vitprune.support.onnx_file import read_model
 
 SKELETON = "dense.skeleton"
 REFERENCE = "in model.onnx: "
 SMALL = 256  # bytes of a tensor that is not worth a reference
-CLOSE = {
-    "fp32": 1e-4
-}  # of the largest logit; a half type computes with other roundings and is held to the direction of its logits
+CLOSE = (
+    1e-4  # of the largest logit in fp32; other types compute with other roundings and are held to the direction of their logits
+)
 COSINE = 0.99
 
 
-def twin(dense: onnx.ModelProto, recipe: Recipe) -> onnx.ModelProto:
-    """The dense graph as the recipe's surgery would write it with nothing to prune: canonical blocks, the recipe's types.
-
-    Raises:
-        ExportError: VP31x, VP32x the graph or its types are not understood. RecipeError: VP11x, VP144 they do not fit.
-    """
-    taken = take_in(dense, recipe)
-    family, method = families.of(taken.model), methods.get(recipe.prune.method)
-    precision.require_available(taken.recipe.precision, family.name, family.blocks)
-    work = Surgery(surgery.working_copy(taken.model), family.find(taken.model), taken.recipe, method, [])
-    family.canonical(work)
-    plan = precision.plan(work, taken.recipe.precision)
-    finished = surgery.finish(work)
-    return finished if plan is None else precision.apply(finished, plan)
-
-
 def skeleton(dense: onnx.ModelProto, pruned: onnx.ModelProto) -> onnx.ModelProto:
-    """A copy of `dense` in which tensors that `pruned` holds too are references to them; `fleshed` is its inverse."""
+    """A copy of `dense` (of `graph.surgery.dense`) in which tensors that `pruned` holds too are references to them; `fleshed` is its inverse."""
     names = {_content(tensor): tensor.name for tensor in pruned.graph.initializer}
     bare = onnx.ModelProto()
     bare.CopyFrom(dense)
@@ -118,13 +97,15 @@ def _given_back(bundle: Bundle) -> onnx.ModelProto:
             ) from error
     from vitprune.backends import torch as torch_backend
     from vitprune.exporting.dense import dense_onnx
+    from vitprune.vit.features import dense_answers
 
     try:
         if why := torch_backend.missing():
             raise _refused(f"it was written without it, and {why}", "export the bundle again")
         channels, height, width = bundle.manifest.preprocessing["input_size"]
         module = torch_backend.dense_module(bundle)
-        return twin(dense_onnx(module, (channels, height, width), bundle.recipe), bundle.recipe)
+        answers = dense_answers(module, bundle.recipe.output)
+        return surgery.dense(dense_onnx(answers, (channels, height, width), bundle.recipe), bundle.recipe)
     except VitpruneError as error:
         raise _refused(error.cause or error.message, "export the bundle again with this version") from error
 
@@ -144,8 +125,8 @@ def _differs(seen: NDArray[np.float32], recorded: NDArray[np.float32], mode: str
     """Why logits [n,classes] are not those recorded, or ""."""
     if seen.shape != recorded.shape or not np.isfinite(seen).all():
         return f"its logits are {list(seen.shape)}, recorded are {list(recorded.shape)}"
-    if (share := CLOSE.get(mode)) is not None:
-        worst, limit = float(np.abs(seen - recorded).max()), share * max(1.0, float(np.abs(recorded).max()))
+    if mode == "fp32":
+        worst, limit = float(np.abs(seen - recorded).max()), CLOSE * max(1.0, float(np.abs(recorded).max()))
         return "" if worst <= limit else f"its logits differ from those recorded by {worst:.3g}, allowed is {limit:.3g}"
     one, other = (values - values.mean(axis=1, keepdims=True) for values in (seen, recorded))
     norms = np.linalg.norm(one, axis=1) * np.linalg.norm(other, axis=1)

@@ -37,12 +37,13 @@ def export(
     ranges.check_early(recipe.precision, oracle.geometry.depth, images)
     report("exporting the dense model to ONNX")
     dense = dense_onnx(dense_module, model.image_shape, recipe)
-    recipe, beyond = precision.settle(dense, recipe, oracle.geometry.has_cls, inputs.pixels)
-    if recipe.precision.quantised:
+    settled, beyond = precision.settle(dense, recipe, oracle.geometry.has_cls, inputs.pixels)
+    if settled.precision.quantised:
         report("finding ranges on the calibration images")
-        recipe = ranges.settle(dense, recipe, oracle.geometry.has_cls, images)
-        recipe = sensitivity.settle(model.module, recipe, images, report)
-    oracle = PrunedViT(model.module, recipe).eval()
+        settled = ranges.settle(dense, settled, oracle.geometry.has_cls, images)
+        settled = sensitivity.settle(model.module, settled, images, report)
+    if settled is not recipe or settled.precision.quantised:  # the first reference was made in fp32
+        recipe, oracle = settled, PrunedViT(model.module, settled).eval()
     report("rewriting the graph")
     pruned, anatomy, notes = surgery.rewrite(dense, recipe, has_cls=oracle.geometry.has_cls)
     report("checking against the PyTorch reference")

@@ -73,7 +73,7 @@ def rewrite(
         settled = ranges.settle(dense, settled, None, images)
         if settled.precision.auto_exclude:
             settled = sensitivity.settle(_dense_vit(taken.model, anatomy), settled, images, report)
-    if settled is not recipe:
+    if settled is not recipe or settled.precision.quantised:  # the first graph was read in fp32
         recipe = settled
         pruned, anatomy, notes = surgery.rewrite(dense, recipe)
     report("checking the canonical graph against the dense one")
@@ -91,8 +91,7 @@ def rewrite(
         )
     check: dict[str, Any] = {"canonical_max_abs": difference}
     if front is not None:
-        named = names
-        check["front_max_abs"] = check_front(full, dense, front, inputs.pixels, batch, named)
+        check["front_max_abs"] = check_front(full, dense, front, inputs.pixels, batch, names)
         notes["warnings"] = [*notes.get("warnings", []), f"the bundle takes preprocessed pixels; the graph took {front.text()}"]
     elif given is not full:
         notes["given_in"] = check["given_in"] = compare_given(given, dense_logits, inputs.pixels, batch, names)

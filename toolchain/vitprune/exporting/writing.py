@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +11,13 @@ from numpy.typing import NDArray
 
 from vitprune.bundle import Bundle, Manifest, folder_in_place, open_bundle, seal
 from vitprune.errors import ExportError, RecipeError
-from vitprune.exporting.dense_twin import SKELETON, skeleton, twin
+from vitprune.exporting.dense_twin import SKELETON, skeleton
+from vitprune.graph import surgery
 from vitprune.graph.anatomy.find import Anatomy
 from vitprune.methods.base import Site
 from vitprune.ops.token_sample import NAME
 from vitprune.recipe import Recipe
+from vitprune.support import json_text
 
 
 def write_bundle(
@@ -26,7 +27,8 @@ def write_bundle(
 ) -> Bundle:  # fmt: skip
     """Write model, recipe, samples, notes and manifest; a bundle that cannot be opened again is removed.
 
-    dense: the dense graph, kept as `dense_twin.SKELETON`; where its twin is refused the bundle has none, and its benchmark no baseline.
+    dense: the dense graph, kept as `dense_twin.SKELETON`; where it is refused the bundle has none, its benchmark no baseline, and the notes
+    say why.
     """
     weights = recipe.model.weights
     portable = weights if weights is None or weights.startswith("shipped:") else Path(weights).name
@@ -49,22 +51,18 @@ def write_bundle(
     )
     with folder_in_place(output, force) as folder:
         onnx.save(model, str(folder / "model.onnx"))
-        if dense is not None and (bare := _skeleton(dense, model, recipe)) is not None:
-            (folder / SKELETON).write_bytes(bare.SerializeToString())
+        if dense is not None:
+            try:
+                (folder / SKELETON).write_bytes(skeleton(surgery.dense(dense, recipe), model).SerializeToString())
+            except (ExportError, RecipeError) as error:
+                notes = {**notes, "no_dense_graph": error.cause or error.message}
         (folder / "recipe.yaml").write_text(stored.to_yaml(), encoding="utf-8")
         np.savez_compressed(folder / "samples.npz", **arrays)  # type: ignore[arg-type]
         (folder / "reports").mkdir()
-        (folder / "reports" / "export.json").write_text(json.dumps(notes, indent=2) + "\n", encoding="utf-8")
+        (folder / "reports" / "export.json").write_text(json_text.written(notes), encoding="utf-8")
         seal(folder, manifest)
         open_bundle(folder)  # what cannot be opened does not take the place of what is there
     return open_bundle(output)
-
-
-def _skeleton(dense: onnx.ModelProto, model: onnx.ModelProto, recipe: Recipe) -> onnx.ModelProto | None:
-    try:
-        return skeleton(twin(dense, recipe), model)
-    except (ExportError, RecipeError):
-        return None
 
 
 def describe_io(model: onnx.ModelProto) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from typing import Any
 import onnx
 
 from vitprune.graph.types import Tensor
+from vitprune.support import json_text
 
 KEY = "vitprune.sites"
 
@@ -57,7 +58,7 @@ def stored(model: onnx.ModelProto) -> list[Outline]:
     """Outlines of a model; none where it has none or they are not as `store` writes them."""
     text = next((entry.value for entry in model.metadata_props if entry.key == KEY), "[]")
     try:
-        return [_read(one) for one in json.loads(text)]
+        return [_read(one) for one in json_text.parse(text)]
     except (ValueError, TypeError, KeyError):
         return []
 

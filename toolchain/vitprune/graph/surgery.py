@@ -136,13 +136,30 @@ def canonical(model: onnx.ModelProto, recipe: Recipe) -> onnx.ModelProto:
     Raises:
         ExportError: VP32x when the graph is not understood. RecipeError: VP144 when the method has no pass for its family.
     """
+    return finish(_canonical(model, recipe))
+
+
+def dense(model: onnx.ModelProto, recipe: Recipe) -> onnx.ModelProto:
+    """The canonical graph in the types of the recipe: what a pruned graph is compared with for its speed.
+
+    Raises:
+        As for `canonical`; RecipeError: VP11x the types do not fit.
+    """
+    surgery = _canonical(model, recipe)
+    plan = precision.plan(surgery, recipe.precision)
+    finished = finish(surgery)
+    return finished if plan is None else precision.apply(finished, plan)
+
+
+def _canonical(model: onnx.ModelProto, recipe: Recipe) -> Surgery:
     taken = take_in(model, recipe)
     model, recipe = taken.model, taken.recipe
     family, method = families.of(model), methods.get(recipe.prune.method)
     _pass_of(method, family)
+    precision.require_available(recipe.precision, family.name, family.blocks)
     surgery = Surgery(working_copy(model), _anatomy(model, family, recipe), recipe, method, [])
     family.canonical(surgery)
-    return finish(surgery)
+    return surgery
 
 
 def is_plain(model: onnx.ModelProto) -> bool:

@@ -10,6 +10,7 @@ from vitprune import methods
 from vitprune.bundle import Bundle
 from vitprune.errors import LoadError
 from vitprune.exporting.inspecting import inspect
+from vitprune.reports.sections import figure
 from vitprune.support import files, json_text
 
 STATES = {"passed": "passed", "failed": "**FAILED**", "undecided": "**undecided**"}
@@ -143,7 +144,10 @@ def _validation(document: dict[str, Any] | None) -> str:
     if (document["status"] == "passed") != all(gate["passed"] is True for gate in gates) or not gates:
         raise ValueError("its status is not that of its gates")
     told = f"The last `vitprune validate` {state}: {_cell(document['backend'])} against {_cell(document['reference'])}, on {_cell(document['data'])} ({_cell(document['evidence'])}).\n\n"
-    rows = [(gate["name"], gate["limit"], gate["seen"], "holds" if gate["passed"] else "**does not hold**") for gate in gates]
+    rows = [
+        (gate["name"], gate["limit"], figure(gate["seen"], ".6g"), "holds" if gate["passed"] else "**does not hold**")
+        for gate in gates
+    ]
     table = _table(("gate", "limit", "seen"), [row[:3] for row in rows])
     lines = table.splitlines()
     heads = ["| gate | limit | seen | |", "|---|---|---|---|"]

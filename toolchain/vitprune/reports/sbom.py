@@ -15,7 +15,7 @@ def sbom(bundle: Bundle) -> str:
 
     Raises:
         TargetError: VP201 cyclonedx-python-lib is not installed. LoadError: VP656 the bundle does not say what made it.
-        ExportError: VP338 the document does not pass CycloneDX's own schema.
+        ExportError: VP341 the document does not pass CycloneDX's own schema.
     """
     try:
         from cyclonedx.model import HashAlgorithm, HashType
@@ -54,7 +54,7 @@ def sbom(bundle: Bundle) -> str:
     text: str = JsonV1Dot6(document).output_as_string(indent=2)
     if (wrong := JsonStrictValidator(SchemaVersion.V1_6).validate_str(text)) is not None:
         raise ExportError(
-            338,
+            341,
             "the bill of materials is not valid",
             cause=str(wrong)[:200],
             next_step="report the bundle's manifest with this message",

@@ -101,6 +101,11 @@ def flat(value: Any, prefix: str = "") -> list[tuple[str, str]]:
     return [(prefix, _text(value))]
 
 
+def figure(value: float | None, form: str) -> str:
+    """A number as text; documents have null where it was not finite."""
+    return "not finite" if value is None else format(value, form)
+
+
 def _gallery(name: str, bundle: Bundle) -> Section:
     """The stored images that keep the fewest patches and the most, and what stays of them after every site."""
     arrays, patches = bundle.samples(), int(bundle.manifest.model["geometry"]["patches"])
@@ -138,7 +143,7 @@ def _gates(document: dict[str, Any]) -> Section:
         interval = gate.get("interval")
         between = f"{interval[0]:.3g} to {interval[1]:.3g}" if interval else ""
         state = "holds" if gate["passed"] else "undecided" if gate.get("undecided") else "broken"
-        rows.append((gate["name"], f"{gate['limit']:g}", f"{gate['seen']:.3g}", between, state))
+        rows.append((gate["name"], f"{gate['limit']:g}", figure(gate["seen"], ".3g"), between, state))
     return Section("Gates", "", ("gate", "limit", "seen", "95 % interval", "state"), tuple(rows))
 
 
@@ -166,15 +171,14 @@ def _accuracy(document: dict[str, Any]) -> Section | None:
 def _numerics(document: dict[str, Any]) -> Section | None:
     evidence = document["comparison"].get("evidence") or {}
     rows = [
-        (str(one["image"]), f"{one['logits_max_abs']:.2g}", str(one["predicted"]), str(one["reference"]), _block(one["differs_from_block"]))
+        (str(one["image"]), figure(one["logits_max_abs"], ".2g"), str(one["predicted"]), str(one["reference"]), _block(one["differs_from_block"]))
         for one in evidence.get("worst_images", [])
     ]  # fmt: skip
     locked, found = evidence.get("locked"), evidence.get("divergence")
     notes = []
     if locked and locked["logits_max_abs"] is not None:
-        notes.append(
-            f"decisions locked: logits within {locked['logits_max_abs']:.2g}; as they fell: within {locked['free_max_abs']:.2g}"
-        )
+        free = figure(locked["free_max_abs"], ".2g")
+        notes.append(f"decisions locked: logits within {locked['logits_max_abs']:.2g}; as they fell: within {free}")
     if found:
         notes.append(found["text"])
     columns = ("image", "logits differ by", "predicted", "reference", "decides otherwise from block")

@@ -1,8 +1,9 @@
-"""JSON as the standard has it: no key twice, no NaN, no nesting that ends the interpreter."""
+"""JSON as the standard has it: no key twice, no NaN, no nesting that ends the interpreter; numbers that are not finite are written as null."""
 
 from __future__ import annotations
 
 import json
+import math
 from typing import Any
 
 DEPTH = 64
@@ -20,6 +21,19 @@ def parse(text: str) -> Any:
         raise ValueError("it is nested too deeply") from error
     _require_shallow(found, DEPTH)
     return found
+
+
+def written(document: Any) -> str:
+    """The text of a document, ending in a newline: what `parse` takes."""
+    return json.dumps(_finite(document), indent=2, allow_nan=False) + "\n"
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {key: _finite(part) for key, part in value.items()}
+    return [_finite(part) for part in value] if isinstance(value, (list, tuple)) else value
 
 
 def _mapping(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

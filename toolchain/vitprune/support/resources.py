@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 SHIPPED = "shipped:"
+HUB_NAME = re.compile(r"hf:\w[\w.-]*/\w[\w.-]*")  # a model of the Hugging Face hub
 
 
 def located(text: str) -> Path:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 
 from vitprune.errors import ExportError
+from vitprune.support.resources import HUB_NAME
 
 SCHEME = "hf:"
 FILES = ["config.json", "preprocessor_config.json", "*.safetensors", "*.safetensors.index.json"]
@@ -40,7 +40,7 @@ def folder_of(name: str, *, fetch: bool = True) -> Path:
 def _cached(repository: str, fetch: bool) -> Path:
     from huggingface_hub import constants, snapshot_download
 
-    if not re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", repository):
+    if not HUB_NAME.fullmatch(f"{SCHEME}{repository}"):
         raise ExportError(
             309, f"'{SCHEME}{repository}' names no model", cause="a model of the hub is owner/name",
             next_step="for example hf:facebook/dinov2-small",

@@ -39,7 +39,7 @@ def _replace(graph: Graph, one: Outline, name: str) -> bool:
         behind = {role: label for role, label in behind.items() if role not in ("group", "patch")}
     needed = {role: label for role, label in one.inputs.items() if role not in OPTIONAL}
     rows = tensors.get(one.outputs.get("rows", ""))
-    known = one.kind in KINDS and rows is not None and {"x", "metric"} <= needed.keys()
+    known = one.kind in KINDS and rows is not None and {"x", "metric"} <= needed.keys() and "prefix" in one.attributes
     if not known or any(label not in tensors for label in (*needed.values(), *behind.values())):
         return False
     if any(tensors[label].dtype != np.float32 for label in needed.values()):

@@ -13,6 +13,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from vitprune.graph.precision.audit import HALF, MOVES, types
+from vitprune.graph.protos import replace_initializers, replace_nodes
 
 
 def emulated(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -46,11 +47,8 @@ def emulated(model: onnx.ModelProto) -> onnx.ModelProto:
             continue
         nodes += _rounded(node, known)
     initializers = [_wide(tensor) if tensor.data_type in HALF else tensor for tensor in graph.initializer]
-    copies = [onnx.NodeProto.FromString(node.SerializeToString()) for node in nodes]
-    kept = [TensorProto.FromString(tensor.SerializeToString()) for tensor in initializers]
-    del graph.node[:], graph.initializer[:]
-    graph.node.extend(copies)
-    graph.initializer.extend(kept)
+    replace_nodes(graph, nodes)
+    replace_initializers(graph, initializers)
     return result
 
 

@@ -13,6 +13,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from vitprune.errors import ExportError
+from vitprune.graph.protos import replace_initializers, replace_nodes
 
 TYPES: dict[str, int] = {"fp16": int(TensorProto.FLOAT16), "bf16": int(TensorProto.BFLOAT16)}
 NUMPY = {"fp16": np.dtype(np.float16), "bf16": np.dtype(ml_dtypes.bfloat16)}
@@ -96,11 +97,8 @@ def cast(model: onnx.ModelProto, nodes: set[str], mode: str) -> onnx.ModelProto:
                 raise ExportError(316, f"output '{name}' is made by a layer in {mode}", cause="outputs are float32")
     kept = [tensor for tensor in graph.initializer if tensor.name not in typed_weights or False in readers[tensor.name]]
     kept += typed_weights.values()
-    replaced = [onnx.NodeProto.FromString(node.SerializeToString()) for node in written]
-    initializers = [TensorProto.FromString(tensor.SerializeToString()) for tensor in kept]
-    del graph.node[:], graph.initializer[:]
-    graph.node.extend(replaced)
-    graph.initializer.extend(initializers)
+    replace_nodes(graph, written)
+    replace_initializers(graph, kept)
     return result
 
 

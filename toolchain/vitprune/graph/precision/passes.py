@@ -13,7 +13,8 @@ from onnx import helper
 from vitprune.errors import ExportError, RecipeError
 from vitprune.graph.passes.base import Surgery
 from vitprune.graph.precision import audit, casting, quantising, roles, smoothing
-from vitprune.graph.precision.linears import LinearMap, linear_maps
+from vitprune.graph.precision.linears import LinearMap, linear_maps, readers
+from vitprune.graph.protos import replace_nodes
 from vitprune.recipe import PrecisionSection
 from vitprune.support.precision import chosen, layer_names, unused
 
@@ -124,7 +125,7 @@ def apply(model: onnx.ModelProto, plan: Plan) -> onnx.ModelProto:
 
     Raises:
         ExportError: VP317 a weight does not fit, VP318 the types clash or something that decides would compute in another type than FP32.
-        RecipeError: VP117 a layer to quantise has no range, VP118 smoothing of a layer that cannot be smoothed.
+        RecipeError: VP117 a layer to quantise has no range, VP138 smoothing of a layer that cannot be smoothed.
     """
     half = plan.half_nodes(model)
     if plan.quantised:
@@ -149,14 +150,14 @@ def smoothed(model: onnx.ModelProto, plan: Plan) -> onnx.ModelProto:
     """The float32 model with the plan's factors moved.
 
     Raises:
-        RecipeError: VP118.
+        RecipeError: VP138.
     """
     places = smoothing.sites(model, plan.maps(model))
     channels = {site.layer: len(smoothing.row_maxima(model, site)) for site in places}
     for layer, text in plan.letters.items():
         if channels.get(layer) != len(text):
             raise RecipeError(
-                118,
+                138,
                 f"precision.smoothing names {layer}, which cannot be smoothed so",
                 cause=f"it has {channels[layer]} input channels, the recipe {len(text)} factors" if layer in channels
                 else "in this graph something else reads its input channels, or no norm and no values stand before it",
@@ -180,25 +181,20 @@ def _round_results(model: onnx.ModelProto, plan: Plan) -> dict[str, str]:
     """Queries, keys and values of quantised maps become numbers of the half type; changes the model, returns the nodes that do it."""
     maps = {node.name for node in audit.quantised_products(model)}
     added: dict[str, str] = {}
-    readers: dict[str, list[onnx.NodeProto]] = {}
-    for node in model.graph.node:
-        for name in node.input:
-            readers.setdefault(name, []).append(node)
+    below = readers(model)
     written = []
     for node in model.graph.node:
         written.append(node)
         layer = plan.nodes.get(node.name, "")
         last = node.name in maps and not any(
-            one.op_type == "Add" and one.name in plan.nodes for one in readers.get(node.output[0], [])
+            one.op_type == "Add" and one.name in plan.nodes for one in below.get(node.output[0], [])
         )
         if layer in plan.quantised and layer.endswith("attn.qkv") and (last or node.op_type == "Add"):
             result, exact = node.output[0], f"{node.output[0]}/exact"
             node.output[0] = exact
             written.append(helper.make_node("Identity", [exact], [result], name=f"{result}/{plan.floats}"))
             added[written[-1].name] = layer
-    copies = [onnx.NodeProto.FromString(node.SerializeToString()) for node in written]
-    del model.graph.node[:]
-    model.graph.node.extend(copies)
+    replace_nodes(model.graph, written)
     return added
 
 

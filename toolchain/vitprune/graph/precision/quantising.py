@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from vitprune.graph.precision.linears import LinearMap
+from vitprune.graph.protos import drop_unread, replace_nodes
 from vitprune.support.precision import LARGEST
 
 TYPES = {"int8": int(TensorProto.INT8), "fp8": int(TensorProto.FLOAT8E4M3FN)}
@@ -81,10 +82,7 @@ def insert(model: onnx.ModelProto, maps: Sequence[LinearMap], ranges: Mapping[st
         if node.name in wanted:
             node.input[0], node.input[1] = data(wanted[node.name]), weights(wanted[node.name])
         written.append(node)
-    copies = [onnx.NodeProto.FromString(node.SerializeToString()) for node in written]
-    read = {name for node in copies for name in node.input}
-    kept = [TensorProto.FromString(tensor.SerializeToString()) for tensor in graph.initializer if tensor.name in read]
-    del graph.node[:], graph.initializer[:]
-    graph.node.extend(copies)
-    graph.initializer.extend([*kept, *made.values()])
+    replace_nodes(graph, written)
+    graph.initializer.extend(made.values())
+    drop_unread(graph)
     return result

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from vitprune.graph.precision.linears import ROWS, LinearMap, constants, makers, readers, source_of
+from vitprune.graph.protos import drop_unread
 from vitprune.support.precision import exponents
 
 VALUES = {"Reshape", "Transpose"}
@@ -202,8 +203,5 @@ def fold(model: onnx.ModelProto, places: Sequence[Site], letters: Mapping[str, s
             axis = next(one.out_axis for one in site.after if one.node in users)
             replaced(name, factor[:, None] if axis == 1 else factor, layer, users)
     graph.initializer.extend(made)
-    read = {name for node in graph.node for name in node.input}
-    kept = [TensorProto.FromString(tensor.SerializeToString()) for tensor in graph.initializer if tensor.name in read]
-    del graph.initializer[:]
-    graph.initializer.extend(kept)
+    drop_unread(graph)
     return result

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -30,6 +29,7 @@ from vitprune.methods.dvt.single import NAME as SINGLE
 from vitprune.methods.dvt.single import single_graph
 from vitprune.methods.dvt.validating import compare, gates_of, reference_arrays
 from vitprune.recipe import Recipe
+from vitprune.support import json_text
 from vitprune.vit.loading import LoadedModel
 
 
@@ -158,6 +158,6 @@ def _write(
         (folder / "recipe.yaml").write_text(stored.to_yaml(), encoding="utf-8")
         np.savez_compressed(folder / "samples.npz", **arrays)  # type: ignore[arg-type]
         (folder / "reports").mkdir()
-        (folder / "reports" / "export.json").write_text(json.dumps(notes, indent=2) + "\n", encoding="utf-8")
+        (folder / "reports" / "export.json").write_text(json_text.written(notes), encoding="utf-8")
         seal(folder, manifest)
     return open_bundle(output)
