@@ -36,7 +36,7 @@ def attention_score(emit: Emitter, surgery: Surgery, block: Block, h: Tensor, ke
     if everyone:
         row = received(surgery, emit, block, h, key)
     else:
-        row = cls_attention(emit, block, h, key, surgery.bias)
+        row = cls_attention(surgery, emit, block, h, key, surgery.bias)
     mean = emit.reduce("ReduceMean", row, 2, "cls_row/mean")
     return emit.slice(mean, surgery.anatomy.prefix, None, 1, "score")
 
@@ -87,16 +87,17 @@ class FixedRateSurgery(GraphPass):
         key, value = turned(surgery, emit, block, keys(emit, block, h), "k"), values(emit, block, h)
         score = attention_score(scoring, surgery, block, h, key, site.options.score == "mean_attention")
         rows = track(surgery, scoring, top_k(scoring, score, site.options.keep))
-        query = turned(surgery, emit, block, queries(emit, block, emit.take_rows(h, rows, "h/kept")), "q")
-        context = attend(emit, block, query, key, value)
-        replace_attention(surgery, block, project(emit, block, context), scoring.take_rows(x, rows, "x/kept"))
+        kept = emit.take_rows(h, rows, "h/kept")
+        query = turned(surgery, emit, block, queries(emit, block, kept), "q")
+        context = attend(surgery, emit, block, query, key, value)
+        replace_attention(surgery, block, project(emit, block, context), scoring.take_rows(x, rows, "x/kept"), kept)
 
     def _combine(self, surgery: Surgery, block: Block, site: Site[FixedRateOptions]) -> None:
         emit = surgery.emitter.child(f"block{block.index}/attn")
         scoring = surgery.emitter.child(f"block{block.index}/prune")
         h = surgery.tensors[block.h]
         key, value = turned(surgery, emit, block, keys(emit, block, h), "k"), values(emit, block, h)
-        weights = probabilities(emit, block, turned(surgery, emit, block, queries(emit, block, h), "q"), key)
+        weights = probabilities(surgery, emit, block, turned(surgery, emit, block, queries(emit, block, h), "q"), key)
         replace_attention(surgery, block, project(emit, block, weigh(emit, block, weights, value)))
         if site.options.score != "columns":
             score = attention_score(scoring, surgery, block, h, key, site.options.score == "mean_attention")
