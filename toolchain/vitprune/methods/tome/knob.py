@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from vitprune.calibration.bench import Bench
     from vitprune.methods.base import Geometry
 
-FALLING = (0.5, 1.0, 2.0, 4.0)  # powers of the share of stages that are still to come
+FALLING = (0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 4.0)  # powers of the share of stages that are still to come
 
 
 class MergedPairs(Knob):
@@ -29,7 +29,7 @@ class MergedPairs(Knob):
         self.power = power
 
     def forms(self, schedule: str) -> list[Knob]:
-        """See `Knob.forms`: even, four falling ones, or all of them."""
+        """See `Knob.forms`: even, the falling ones, or all of them."""
         powers = {"constant": (0.0,), "falling": FALLING, "best": (0.0, *FALLING)}[schedule]
         return [MergedPairs(power) for power in powers]
 
