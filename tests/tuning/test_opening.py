@@ -63,6 +63,17 @@ def test_what_is_neither_is_named(tmp_path):
 
 
 def test_a_search_on_a_bundle_writes_recipes_that_name_its_weights(model, bundle, tmp_path):
-    call = ["tune", str(bundle[0]), "--weights", bundle[1], "--data", str(model[1]), "--budget-macs", "0.7", "-o", str(tmp_path / "s")]
+    call = [
+        "tune",
+        str(bundle[0]),
+        "--weights",
+        bundle[1],
+        "--data",
+        str(model[1]),
+        "--budget-macs",
+        "0.7",
+        "-o",
+        str(tmp_path / "s"),
+    ]
     assert cli([*call, "--trials", "2", "--samples", "32", "--method", "pomt", "--quiet"]) == 0
     assert Recipe.load(tmp_path / "s" / "recipe.yaml").model.weights == bundle[1]

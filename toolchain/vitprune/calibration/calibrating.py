@@ -110,9 +110,10 @@ def _best(
 
 def _solved(bench: Bench, knob: Knob, macs: float | None, tokens: float | None, report: Callable[[str], None]) -> dict[str, Any]:
     """The setting within the one budget that is given."""
+    enough = Bench(bench.module, bench.recipe, bench.images[:1]) if knob.constant else bench
 
     def spent(prune: dict[str, Any]) -> float:
-        measured = bench.measure(prune)
+        measured = enough.measure(prune)
         return measured.macs if macs is not None else measured.tokens
 
     aim = macs if macs is not None else tokens

@@ -48,14 +48,16 @@ class Knob(ABC):
     """One number.
 
     Class attributes:
-        integer: only whole numbers make sense. rising: the cost rises with the number. schedules: how the method can spread its
-            reduction over the blocks, by name; empty = there is one way only.
+        integer: only whole numbers make sense. rising: the cost rises with the number. constant: every image keeps the same counts, so
+            that one image says what a value costs. schedules: how the method can spread its reduction over the blocks, by name;
+            empty = there is one way only.
     """
 
     schedules: ClassVar[tuple[str, ...]] = ()
 
     integer: ClassVar[bool] = False
     rising: ClassVar[bool] = True
+    constant: ClassVar[bool] = False
 
     @abstractmethod
     def bounds(self, bench: Bench) -> tuple[float, float]:

@@ -56,4 +56,3 @@ def fitting(recipe: Recipe, preprocessing: dict[str, Any], expected: Geometry, p
             next_step="give recipes for the same model and images",
         )  # fmt: skip
     return made.module
-

@@ -25,6 +25,7 @@ class KeepRate(Knob):
 
     integer: ClassVar[bool] = False
     rising: ClassVar[bool] = True
+    constant: ClassVar[bool] = True
 
     def bounds(self, bench: Bench) -> tuple[float, float]:
         """From one patch to all."""

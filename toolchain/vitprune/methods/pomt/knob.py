@@ -16,6 +16,7 @@ class Removed(Knob):
 
     integer: ClassVar[bool] = True
     rising: ClassVar[bool] = False
+    constant: ClassVar[bool] = True
 
     def bounds(self, bench: Bench) -> tuple[float, float]:
         """From none to all but one."""

@@ -23,6 +23,7 @@ class MergedPairs(Knob):
 
     integer: ClassVar[bool] = True
     rising: ClassVar[bool] = False
+    constant: ClassVar[bool] = True
     schedules: ClassVar[tuple[str, ...]] = ("constant", "falling", "best")
 
     def __init__(self, power: float = 0.0) -> None:
@@ -32,6 +33,10 @@ class MergedPairs(Knob):
         """See `Knob.forms`: even, the falling ones, or all of them."""
         powers = {"constant": (0.0,), "falling": FALLING, "best": (0.0, *FALLING)}[schedule]
         return [MergedPairs(power) for power in powers]
+
+    def beginnings(self) -> list[tuple[dict[str, Any], Knob]]:
+        """See `Knob.beginnings`: a few powers, since a search varies them too."""
+        return [({}, MergedPairs(power)) for power in (0.0, *FALLING[1::2])]
 
     def bounds(self, bench: Bench) -> tuple[float, float]:
         """Up to the point where hardly anything is left to merge."""
