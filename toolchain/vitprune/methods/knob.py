@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 if TYPE_CHECKING:
     from vitprune.calibration.bench import Bench
-    from vitprune.methods.base import Geometry
+    from vitprune.methods.base import Geometry, Site
 
 
 @dataclass(frozen=True)
@@ -42,6 +42,12 @@ def places(geometry: Geometry, first: int = 1) -> list[Dimension]:
 def falling(stages: Sequence[int], power: float) -> list[float]:
     """For every stage the share of stages from it on, to a power: 1 for the first, falling to the last; 0 = all 1."""
     return [float(((len(stages) - place) / len(stages)) ** power) for place in range(len(stages))]
+
+
+def leaving(sites: Sequence[Site[Any]], rows: Sequence[int]) -> list[int]:
+    """How many rows leave at every site so that `rows` of them are left."""
+    before = [sites[0].patches, *rows]
+    return [max(0, one - other) for one, other in zip(before, rows, strict=False)]
 
 
 class Knob(ABC):
@@ -82,6 +88,10 @@ class Knob(ABC):
     def shaped(self, chosen: dict[str, Any], geometry: Geometry) -> tuple[dict[str, Any], Knob]:
         """Method keys for a value of every dimension, and the knob that then meets a budget."""
         return {}, self
+
+    def with_rows(self, params: Any, sites: Sequence[Site[Any]], rows: Sequence[int]) -> dict[str, Any]:
+        """Method keys with which the sites of `params` leave so many rows behind the prefix; none where the method has no constant counts."""
+        return {}
 
     def show(self, value: float) -> str:
         """A value, for people."""

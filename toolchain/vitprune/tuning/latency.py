@@ -40,6 +40,7 @@ class CpuLatency:
     batch: int = 1
     slack: float = 0.07
     direct: bool = False
+    curve: None = None
     _dense: dict[int, tuple[onnx.ModelProto, Any]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:

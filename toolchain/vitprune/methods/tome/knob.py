@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from vitprune.methods.base import keys_of
-from vitprune.methods.knob import Dimension, Knob
+from vitprune.methods.knob import Dimension, Knob, leaving
 from vitprune.methods.tome.keys import Params
 
 if TYPE_CHECKING:
     from vitprune.calibration.bench import Bench
-    from vitprune.methods.base import Geometry
+    from vitprune.methods.base import Geometry, Site
 
 FALLING = (0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 4.0)  # powers of the share of stages that are still to come
 
@@ -58,6 +59,10 @@ class MergedPairs(Knob):
         """See `Knob.shaped`."""
         keys = {"stages": list(range(chosen["first"], geometry.depth)), "prop_attn": chosen["prop_attn"]}
         return keys, MergedPairs(chosen["power"])
+
+    def with_rows(self, params: Any, sites: Sequence[Site[Any]], rows: Sequence[int]) -> dict[str, Any]:
+        """See `Knob.with_rows`."""
+        return {"r": leaving(sites, rows), "inflect": 0.0}
 
     def show(self, value: float) -> str:
         """See `Knob.show`."""
