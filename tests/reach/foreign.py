@@ -22,7 +22,14 @@ import numpy as np
 import onnx
 import torch
 
-SIZES = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 64, "image_size": 48, "patch_size": 8}
+SIZES = {
+    "hidden_size": 32,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 2,
+    "intermediate_size": 64,
+    "image_size": 48,
+    "patch_size": 8,
+}
 EXPORTERS = ("torchscript", "dynamo 18", "dynamo 20")
 
 
@@ -103,7 +110,11 @@ def exported(model: torch.nn.Module, exporter: str) -> onnx.ModelProto:
     with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
         warnings.simplefilter("ignore")
         if exporter == "torchscript":
-            names: dict[str, Any] = {"input_names": ["image"], "output_names": ["out"], "dynamic_axes": {"image": {0: "batch"}, "out": {0: "batch"}}}
+            names: dict[str, Any] = {
+                "input_names": ["image"],
+                "output_names": ["out"],
+                "dynamic_axes": {"image": {0: "batch"}, "out": {0: "batch"}},
+            }
             torch.onnx.export(model, (image,), target, dynamo=False, opset_version=17, **names)
             return onnx.load_from_string(target.getvalue())
         shapes = ({0: torch.export.Dim("batch", min=1, max=64)},)
@@ -138,11 +149,14 @@ def check(model: torch.nn.Module, graph: onnx.ModelProto, method: str, features:
     got = make_session(pruned.SerializeToString()).run(None, {name: x.numpy()})[0].reshape(3, -1)
     whole = make_session(canonical(graph, recipe).SerializeToString()).run(None, {name: x.numpy()})[0].reshape(3, -1)
     scale = max(1.0, float(np.abs(plain).max()))
-    return {key: float(np.abs(a - b).max()) / scale for key, a, b in (("parity", got, ours), ("noop", whole, plain), ("pruned", ours, plain))}
+    return {
+        key: float(np.abs(a - b).max()) / scale
+        for key, a, b in (("parity", got, ours), ("noop", whole, plain), ("pruned", ours, plain))
+    }
 
 
 def attempt(label: str, exporter: str, implementation: str, method: str) -> str:
-    """"" where a case passes, else what happened."""
+    """ "" where a case passes, else what happened."""
     from vitprune.errors import VitpruneError
 
     make, features = MODELS[label]
@@ -177,7 +191,10 @@ def main() -> None:
                     if args.only in label:
                         began = time.time()
                         said = attempt(label, exporter, how, method)
-                        print(f"{label:20} {exporter:12} {how:6} {method:5} {time.time() - began:5.1f} s  {said or 'passes'}", flush=True)
+                        print(
+                            f"{label:20} {exporter:12} {how:6} {method:5} {time.time() - began:5.1f} s  {said or 'passes'}",
+                            flush=True,
+                        )
 
 
 if __name__ == "__main__":
