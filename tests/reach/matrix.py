@@ -268,10 +268,10 @@ def forms(stored: dict[str, Any] | None = None) -> dict[str, list[str]]:
 
 
 def cases(groups: dict[str, list[str]], only: str, methods: list[str], shapes: list[str]) -> Iterator[tuple[str, str, str, str]]:
-    """All cases, in such an order that a run that is cut off has seen every form."""
+    """All cases, in such an order that a run that is cut off has seen every form, those with most names first."""
     turns = [(method, (shapes + shapes)[turn + place % 2]) for turn in range(len(shapes)) for place, method in enumerate(methods)]
     for method, shape in turns:
-        for label, members in groups.items():
+        for label, members in sorted(groups.items(), key=lambda item: -len(item[1])):
             if only in label or only in members:
                 yield label, members[0], method, shape
 
