@@ -70,7 +70,7 @@ def test_a_wrong_graph_fails(bundle_copy, made_bundle):
     bundle.add_files(["samples.npz"])
     verdict = validate(open_bundle(bundle_copy), reference="stored")
     assert not verdict.passed
-    document = ElementTree.fromstring(junit_xml(verdict))
+    document = ElementTree.fromstring(junit_xml([verdict.document()]))
     assert document.attrib["failures"] == "1"
     assert [case.attrib["name"] for case in document.iter("testcase") if case.find("failure") is not None] == ["logits_max_abs"]
 

@@ -95,8 +95,10 @@ def _show(document: dict[str, Any]) -> None:
         console.warn(text)
     where = document["runtime"]
     name = where["target"] or where["backend"]
-    for entry in document["results"]:
-        console.info(speed_up(entry) + f" on {console.plain(name)}, {document['rounds']} rounds")
+    *others, last = [speed_up(entry) + f" on {console.plain(name)}, {document['rounds']} rounds" for entry in document["results"]]
+    for line in others:
+        console.info(line)
+    console.result(last)
 
 
 def speed_up(entry: dict[str, Any]) -> str:
@@ -133,7 +135,7 @@ def _compare(paths: tuple[Path, Path], tolerance: float, models: list[str] | Non
         console.info(f"  {console.plain(note)}")
     colour = {"passed": "green", "failed": "red", "undecided": "yellow"}[found["status"]]
     worst = max(found["changes"], key=lambda one: float(one["change"]))
-    console.info(
+    console.result(
         f"[bold {colour}]{found['status'].upper()}[/] largest change {100 * (worst['change'] - 1):+.1f} %, "
         f"a slowdown of {100 * tolerance:g} % must not get through"
     )
@@ -164,4 +166,5 @@ def _profile(
         ]
         console.table(f"milliseconds, batch {batch}", ["tokens", "block", "rest", *part.sites], rows)
     console.info(f"next: vitprune tune MODEL --data DIR --budget-latency 0.8 --latency-table {console.plain(output)} -o FOLDER")
+    console.result(f"table [bold]{console.plain(output)}[/bold]: {len(part.block.tokens)} token counts, {len(part.sites)} sites")
     console.document("benchmark", {"status": "ok", "exit_code": 0, "table": str(output), **table.model_dump(mode="json")})

@@ -140,15 +140,15 @@ def command(
             force=force,
             report=step.update,
         )
-    size = document["engine_bytes"] / 2**20
-    files = document["engine"] if isinstance(document["engine"], list) else [document["engine"]]
-    console.info(
-        f"engine {console.plain(opened.engine_path(chosen.name))}/{', '.join(files)} ({size:.1f} MiB, {document['seconds']} s, {console.plain(document['facts']['runtime'])})"
-    )
     console.info(
         "evidence: the builder accepts the graph; nothing was run on a GPU"
         if chosen.backend.startswith("tensorrt")
         else "evidence: the runtime loads the graph"
+    )
+    size = document["engine_bytes"] / 2**20
+    files = document["engine"] if isinstance(document["engine"], list) else [document["engine"]]
+    console.result(
+        f"engine {console.plain(opened.engine_path(chosen.name))}/{', '.join(files)} ({size:.1f} MiB, {document['seconds']} s, {console.plain(document['facts']['runtime'])})"
     )
     console.document("build-engine", {"status": "ok", "exit_code": 0, "engine": document})
 

@@ -67,7 +67,7 @@ def command(
         console.warn(f"the report is not kept: {error.message}: {error.cause}")
     if junit is not None:
         try:
-            write_atomic(junit, junit_xml(outcome).encode())
+            write_atomic(junit, junit_xml([{"command": "validate", **outcome.document()}]).encode())
         except OSError as error:
             raise RecipeError(
                 107, f"cannot write '{junit}'", cause=error.strerror or str(error), next_step="choose another --junit"

@@ -50,6 +50,33 @@ def report_on(sources: Sequence[Path]) -> Report:
         ) from error
 
 
+def documents(sources: Sequence[Path]) -> list[dict[str, Any]]:
+    """The result that a file holds, or the last validations of bundles.
+
+    Raises:
+        LoadError: VP655 no result; VP658 a bundle that was not validated.
+    """
+    found = []
+    for source in sources:
+        document = _read(source / "reports" / "validate.json" if source.is_dir() else source)
+        if document is None and source.is_dir():
+            raise LoadError(
+                658,
+                f"'{source}' was not validated",
+                cause="it holds no reports/validate.json",
+                next_step=f"vitprune validate {source}",
+            )
+        if document is None:
+            raise LoadError(
+                655,
+                f"'{source}' is no result",
+                cause="it is not there, or no JSON document of a command",
+                next_step="vitprune COMMAND --json > FILE",
+            )
+        found.append(document)
+    return found
+
+
 def _read(path: Path) -> dict[str, Any] | None:
     try:
         document = json_text.parse(files.read_text(path))
