@@ -19,7 +19,7 @@ CLOCKS = ("cpu", "wall")
 
 def run(
     paths: Sequence[str], *, target: str | None, backend: str, batches: Sequence[int], rounds: int, threads: int, clock: str | None,
-    data: Path | None, dense: bool, require_locked: bool, foreign_code: bool, output: Path | None, force: bool,
+    data: Path | None, dense: bool, oracle: bool, memory: bool, most: int | None, require_locked: bool, foreign_code: bool, output: Path | None, force: bool,
     report: Callable[[int, int, str], None],
 ) -> dict[str, Any]:  # fmt: skip
     """Open the bundles, measure them, write the document where asked.
@@ -34,7 +34,18 @@ def run(
     opened = {name: open_bundle(path, foreign_code) for name, path in _named(paths).items()}
     where = subjects.runtime(target, backend, threads)
     plain = where.backend == subjects.ONNXRUNTIME and threads == 1  # one thread of this process does all the work
-    plan = suite.Plan(where, tuple(sorted(set(batches))), rounds, clock or ("cpu" if plain else "wall"), dense, 0, require_locked)
+    plan = suite.Plan(
+        where,
+        tuple(sorted(set(batches))),
+        rounds,
+        clock or ("cpu" if plain else "wall"),
+        dense,
+        0,
+        require_locked,
+        most,
+        oracle,
+        memory,
+    )
     pixels = {
         name: bundle.samples()["images"]
         if data is None
