@@ -12,6 +12,7 @@ from vitprune.bundle import open_bundle
 from vitprune.bundle_parts.output import require_new_file, unwritable
 from vitprune.data import images as image_data
 from vitprune.errors import RecipeError
+from vitprune.support import json_text
 from vitprune.support.files import write_atomic
 
 CLOCKS = ("cpu", "wall")
@@ -53,6 +54,12 @@ def run(
         for name, bundle in opened.items()
     }
     document = suite.benchmark(opened, plan, pixels, report)
+    for name, bundle in opened.items():
+        own = {**document, "results": [entry for entry in document["results"] if entry["bundle"] == name]}
+        try:
+            bundle.write_report("benchmark.json", json_text.written(own))
+        except RecipeError as error:  # a bundle that cannot be written can be timed all the same
+            document["warnings"].append(f"the result is not kept in '{name}': {error.message}: {error.cause}")
     if output is not None:
         try:
             write_atomic(output, (json.dumps(document, indent=1) + "\n").encode())

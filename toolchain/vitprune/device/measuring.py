@@ -42,13 +42,11 @@ def in_passes(
     passes: list[Samples] = []
     while True:
         variants, done = make(), len(passes)
-        planned = max(count, done + 1)
-        passes.append(
-            sample(
-                variants, rounds=size, seed=seed + done, clock=ticks,
-                report=lambda now, _, done=done, planned=planned: report(done * size + now, planned * size),
-            )
-        )  # fmt: skip
+
+        def progress(now: int, _: int, done: int = done) -> None:
+            report(done * size + now, max(count, done + 1) * size)
+
+        passes.append(sample(variants, rounds=size, seed=seed + done, clock=ticks, report=progress))
         if len(passes) < count:
             continue
         timings = summaries(variants, passes)

@@ -8,7 +8,8 @@ from typing import Any
 
 from vitprune.bundle import open_bundle
 from vitprune.errors import LoadError
-from vitprune.reports.sections import Report, of_bundles, of_document
+from vitprune.reports.parts import Report
+from vitprune.reports.sections import of_bundles, of_document
 from vitprune.support import files, json_text
 
 
@@ -23,7 +24,9 @@ def report_on(sources: Sequence[Path]) -> Report:
         names = [str(source) if keys.count(key) > 1 else key for source, key in zip(sources, keys, strict=True)]
         bundles = {name: open_bundle(source) for name, source in zip(names, sources, strict=True)}
         results = {name: _read(bundle.path / "reports" / "validate.json") for name, bundle in bundles.items()}
-        return of_bundles(bundles, {name: result for name, result in results.items() if result is not None})
+        speeds = {name: _read(bundle.path / "reports" / "benchmark.json") for name, bundle in bundles.items()}
+        there = [{name: one for name, one in found.items() if one is not None} for found in (results, speeds)]
+        return of_bundles(bundles, *there)
     if len(sources) > 1:
         raise LoadError(
             655,

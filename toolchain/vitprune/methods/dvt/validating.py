@@ -171,6 +171,13 @@ def _live(bundle: Bundle, reference: str, data: Any, weights: str | None) -> tup
     """The live cascade, or None and the reason why stored samples serve."""
     from vitprune.backends import torch as torch_backend
 
+    if reference not in ("auto", "torch", "stored"):
+        raise RecipeError(
+            199,
+            f"--reference '{reference}'",
+            cause="exits of a cascade are compared with PyTorch's or the stored ones",
+            next_step="--reference stored",
+        )
     if reference == "stored":
         return None, "asked for"
     try:
