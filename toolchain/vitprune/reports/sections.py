@@ -8,6 +8,7 @@ from typing import Any
 from vitprune.bundle import Bundle
 from vitprune.bundle_parts.provenance import PROVENANCE
 from vitprune.exporting.inspecting import inspect
+from vitprune.reports import tokens as galleries
 from vitprune.reports.parts import Report, Section
 from vitprune.support import files, json_text
 
@@ -68,7 +69,7 @@ def of_bundles(
     if len(names) == 1 and names[0] in speeds:
         sections += [part for part in (_speed(speeds[names[0]]), _clocks(speeds[names[0]])) if part is not None]
     for name, bundle in bundles.items():
-        sections += tokens.sections(name, bundle)
+        sections += galleries.sections(name, bundle)
     sections.append(
         Section("Precision", "what computes in which type", ("model", "what", "value"), tuple(_precision(bundles, found)))
     )
