@@ -63,14 +63,14 @@ def test_a_capacity_that_is_too_small(made_bundle, tiny_dense, tmp_path):
     onnx.save(tiny_dense, str(tmp_path / "dense.onnx"))
     from vitprune.backends.onnxruntime import make_session
 
-    pixels = (
-        np.random.default_rng(0).standard_normal((200, 3, 64, 64)).astype(np.float32)
-        * np.linspace(0.2, 3, 200, dtype=np.float32)[:, None, None, None]
-    )
+    pictures = np.random.default_rng(0).integers(0, 256, (200, 64, 64, 3), dtype=np.uint8)
+    pixels = ((pictures / np.float32(255) - np.float32(0.5)) / np.float32(0.05)).astype(np.float32).transpose(0, 3, 1, 2)
     session = make_session(tiny_dense.SerializeToString())
-    labels = np.concatenate([session.run(None, {"image": part})[0].argmax(1) for part in np.split(pixels, 25)])
-    np.savez(tmp_path / "data.npz", images=pixels, labels=labels)
-    stated = {"model": {"mean": [0.0] * 3, "std": [1.0] * 3, "interpolation": "bicubic", "crop_pct": 1.0}}
+    labels = np.concatenate(
+        [session.run(None, {"image": part})[0].argmax(1) for part in np.split(np.ascontiguousarray(pixels), 25)]
+    )
+    np.savez(tmp_path / "data.npz", images=pictures, labels=labels)
+    stated = {"model": {"mean": [0.5] * 3, "std": [0.05] * 3, "interpolation": "bicubic", "crop_pct": 1.0}}
     gates = {"validate": {"samples": 200, "gates": {"top1_drop": 5.0}}}
     found = {}
     for name, capacity in (("enough", 30), ("small", 2)):

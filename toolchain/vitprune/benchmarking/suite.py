@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -79,7 +80,7 @@ def benchmark(
                 report(number * planned + done, len(plan.batches) * planned, f"batch {size}, round {done} of {planned}")
 
             timings, counts = measuring.in_passes(
-                lambda size=size: _variants(bundles, files, plan, images, size),  # type: ignore[misc]
+                partial(_variants, bundles, files, plan, images, size),
                 rounds=plan.rounds, most=plan.most or plan.rounds, seed=plan.seed + 1000 * number, clock=plan.clock, report=progress,
             )  # fmt: skip
             made = max(made, counts, key=lambda one: one["rounds"])

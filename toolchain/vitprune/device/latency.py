@@ -6,6 +6,7 @@ The document is that of `vitprune benchmark`: two of them, of one device on two 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from vitprune.device import measuring
@@ -44,11 +45,7 @@ def benchmark(
     results, made = [], {"rounds": 0, "passes": 0}
     for size in sorted({job.batch[0], job.batch[1]}):
         timings, counts = measuring.in_passes(
-            lambda size=size: _variants(openers, images, size),
-            rounds=rounds,
-            most=4 * rounds,
-            seed=size,
-            clock="wall",  # type: ignore[misc]
+            partial(_variants, openers, images, size), rounds=rounds, most=4 * rounds, seed=size, clock="wall"
         )
         made = max(made, counts, key=lambda one: one["rounds"])
         results.append(_result(job, backend, size, {timing.name: timing for timing in timings}))
@@ -69,7 +66,7 @@ def _variants(openers: dict[str, Callable[[], Callable[[Any], object]]], images:
     made = []
     for name, opener in openers.items():
         run = opener()
-        first, *more = [lambda batch=batch, run=run: run(batch) for batch in batches]  # type: ignore[misc]
+        first, *more = [partial(run, batch) for batch in batches]
         made.append(Variant(name, size, first, more, against=REFERENCE if REFERENCE in openers else ""))
     return made
 

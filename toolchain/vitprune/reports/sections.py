@@ -92,7 +92,7 @@ def judged(document: dict[str, Any]) -> list[Section]:
 
 def _precision(bundles: dict[str, Bundle], found: dict[str, dict[str, Any]]) -> list[tuple[str, str, str]]:
     """The recipe's type of every bundle, and what engines were read back to compute with."""
-    rows = []
+    rows: list[tuple[str, str, str]] = []
     for name, bundle in bundles.items():
         section = bundle.recipe.precision
         rows.append((name, "type of the graph", section.mode))
