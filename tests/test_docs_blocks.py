@@ -172,7 +172,7 @@ def base(tmp_path_factory):
         (folder / "recipes" / f"{method}_deit_small.yaml").write_text(tiny(method))
     (folder / "recipes" / "targets").symlink_to(ROOT / "recipes" / "targets")
     (folder / "recipes" / "fashion_mnist").mkdir()
-    (folder / "recipes" / "fashion_mnist" / "dynamicvit.yaml").write_text(tiny("dynamicvit"))
+    (folder / "recipes" / "fashion_mnist" / "dynamicvit.yaml").write_text(tiny("dynamicvit", predictor="random"))
     images, labels = np.random.default_rng(0).integers(0, 255, (16, 16, 16), dtype=np.uint8), np.arange(16) % 3
     np.savez(folder / "recipes" / "fashion_mnist" / "test_images.npz", images=images, labels=labels)
     for name in ("recipe.yaml", "my.yaml"):
