@@ -383,3 +383,25 @@ def test_a_followed_image_counts_with_the_decisions_it_was_computed_with():
     assert (alone.logits_compared, alone.top1_agreement) == (1, 0.5)
     wrong = compare(Result(ran.logits, [np.array([[0, 1], [1, 2]])]), reference, [1], gates)
     assert wrong.sites[0].illegal_flips == 1  # patch 0, whose margin is 9
+
+
+def test_a_gate_that_is_off_is_found_within_the_margin_of_halting_scores():
+    """A-ViT's margin follows the gate's size. Planted: a graph whose gate is off by two percent."""
+    from vitprune import methods
+    from vitprune.methods.base import Geometry
+
+    sizes = Geometry(**{**vars(PrunedViT(model(), recipe("avit")).geometry), "depth": 8})
+    scales = [
+        methods.get("avit").score_scale(recipe("avit").with_("prune.gate_center", value).prune, sizes)
+        for value in (1.0, 5.0, 75.0)
+    ]
+    assert scales == [1.0, 4.375, 65.625]
+    rules = recipe("avit").with_("prune.gate_scale", 20.0).with_("prune.gate_center", 8.0)
+    oracle = PrunedViT(model(), rules).eval()
+    arrays = parity.reference_arrays(oracle, samples(), parity.module_logits(model(), pixels()), None)
+    right, _, _ = surgery.rewrite(dense(), rules, has_cls=True)
+    assert all(site["illegal_flips"] == 0 for site in parity.check(right, arrays, rules, oracle)["sites"])
+    wrong, _, _ = surgery.rewrite(dense(), rules.with_("prune.gate_center", 8.16), has_cls=True)
+    with pytest.raises(ExportError, match="disagree") as caught:
+        parity.check(wrong, arrays, rules, oracle)
+    assert "decisions" in caught.value.cause

@@ -126,15 +126,6 @@ def test_orin_does_not_compute_fp8():
     require_precision(targets.load("jetson-orin"), "int8")
 
 
-def test_cascades_refuse_int8():
-    from vitprune.recipe_parts.precision import require_floats
-
-    with pytest.raises(RecipeError) as caught:
-        require_floats(settled().precision, "a cascade")
-    assert caught.value.code == "VP115"
-    require_floats(settled().with_("precision.mode", "fp16").precision, "a cascade")
-
-
 def test_the_layer_that_was_made_to_suffer_is_the_dearest():
     """Planted: one layer has an outlier channel and no smoothing. It is found, and leaving it out meets the gate."""
     from quantised_support import calibrated

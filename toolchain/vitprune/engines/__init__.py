@@ -7,6 +7,7 @@ import os
 import platform
 import shutil
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -250,10 +251,17 @@ def float32_layers(bundle: Bundle, name: str) -> list[str]:
 
 
 def _together(parts: list[dict[str, Any]]) -> dict[str, Any]:
-    """Entries of engine.json for a bundle of several models."""
+    """Entries of engine.json for a bundle of several models; layers are counted over all of them."""
+    counts: dict[str, dict[str, int]] = {}
+    for key in ("layers_by_precision", "quantising_layers"):
+        total: Counter[str] = Counter()
+        for part in parts:
+            total.update(part["facts"].get(key, {}))
+        counts |= {key: dict(sorted(total.items()))} if total else {}
     return {
         "engine": [part["engine"] for part in parts], "engine_bytes": sum(part["engine_bytes"] for part in parts),
-        "seconds": round(sum(part["seconds"] for part in parts), 2), "facts": {"runtime": parts[0]["facts"]["runtime"]}, "parts": parts,
+        "seconds": round(sum(part["seconds"] for part in parts), 2), "parts": parts,
+        "facts": {"runtime": parts[0]["facts"]["runtime"], **counts},
     }  # fmt: skip
 
 

@@ -7,7 +7,6 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from vitprune.errors import RecipeError
 from vitprune.model_section import Section
 from vitprune.support.precision import QUANTISED
 
@@ -84,18 +83,3 @@ class PrecisionSection(Section):
         usual = PrecisionSection(mode=self.mode)
         always = ("mode", "keep_fp32")
         return {key: value for key, value in plain.items() if key in always or value != getattr(usual, key)}
-
-
-def require_floats(precision: PrecisionSection, what: str) -> None:
-    """Refuse int8 and FP8 where ranges are not found.
-
-    Raises:
-        RecipeError: VP115.
-    """
-    if precision.quantised:
-        raise RecipeError(
-            115,
-            f"{precision.mode} is not available for {what}",
-            cause="ranges of its layers would have to be found model by model, which is not built",
-            next_step="--set precision.mode=fp16",
-        )
