@@ -405,3 +405,35 @@ def test_a_gate_that_is_off_is_found_within_the_margin_of_halting_scores():
     with pytest.raises(ExportError, match="disagree") as caught:
         parity.check(wrong, arrays, rules, oracle)
     assert "decisions" in caught.value.cause
+
+
+@pytest.mark.parametrize(("method", "blocks"), [("topk", {0, 3}), ("avit", {0, 1})])
+def test_softmax_in_half_where_nothing_decides(method, blocks):
+    """Blocks that prune keep theirs; a reference that does not round there is told from the graph."""
+    rules = recipe(method, softmax="half")
+    pruned, _, check = checked(rules)
+    known, plain = audit.types(pruned), audit.types(surgery.rewrite(dense(), recipe(method), has_cls=True)[0])
+    named = {f"vitprune/block{number}/attn/probabilities" for number in range(4)}
+    outputs = {node.output[0]: int(node.name[len("vitprune/block")]) for node in pruned.graph.node if node.name in named}
+    assert {number for name, number in outputs.items() if name in known} == blocks
+    assert not set(outputs) & set(plain)
+    assert audit.half_decisions(pruned) == []
+    assert all(site["illegal_flips"] == 0 for site in check["sites"])
+
+
+def test_the_reference_rounds_what_goes_into_a_half_softmax():
+    from vitprune.vit.blocks import attention
+
+    q, k = torch.randn(1, 1, 4, 8).half() * 3, torch.randn(1, 1, 6, 8).half() * 3
+    bias = torch.linspace(0, 1, 6)[None, None, None]
+    found = attention(q, k, bias, torch.float16)
+    logits = ((q.float() @ k.float().transpose(-2, -1)).half().float() + bias).half().float()
+    assert torch.equal(found, logits.softmax(-1).half().float())
+    assert not torch.equal(found, attention(q, k, bias))
+
+
+def test_softmax_in_half_is_refused_where_every_block_merges():
+    with pytest.raises(RecipeError) as caught:
+        surgery.rewrite(dense(), recipe("tome", softmax="half"), has_cls=True)
+    assert caught.value.code == "VP115"
+    assert caught.value.next_step

@@ -25,7 +25,7 @@ from vitprune.support.locking import locked
 from vitprune.support.replacing import replaced
 from vitprune.support.suggestions import did_you_mean
 from vitprune.support.versions import Version
-from vitprune.targets import Choice, Precision, Target
+from vitprune.targets import SINCE, Choice, Precision, Target, lacking
 
 
 def require_backend(target: Target) -> Any:
@@ -77,6 +77,14 @@ def require_precision(target: Target, mode: str, asked: str | None = None) -> No
             f"'{target.name}' does not compute with {wanted}",
             cause=f"its hardware has {', '.join(target.precisions)}",
             next_step="vitprune export MODEL -r RECIPE -o BUNDLE --set precision.mode=fp16",
+        )
+    capabilities = [] if target.architectures == "auto" else target.architectures
+    if target.backend.startswith("tensorrt") and capabilities and lacking(wanted, capabilities) == capabilities:
+        raise TargetError(
+            246,
+            f"SM {', '.join(capabilities)} does not compute with {wanted}",
+            cause=f"{wanted} needs SM {SINCE[wanted]}",
+            next_step="vitprune export MODEL -r RECIPE -o BUNDLE --set precision.mode=fp16, or --sm of another device",
         )
     if asked is not None and asked != mode:
         raise RecipeError(

@@ -25,6 +25,7 @@ class TypedAttention(nn.Module):
     def __init__(self, attn: Any, types: LayerTypes) -> None:
         super().__init__()
         self.heads, self.dtype = attn.heads, types.dtype("attn.qkv")
+        self.softmax = self.dtype if types.precision.softmax == "half" else None
         width = attn.proj.in_features
         scale = 1.0 / (width // attn.heads) ** 0.5
         self.qkv, self.proj = smoothed_maps(attn.qkv, attn.proj, types, scale, width)
@@ -37,7 +38,8 @@ class TypedAttention(nn.Module):
         logits = product(query, key.transpose(-2, -1)).float()
         if relation is not None:
             logits = logits + relation
-        context = weigh(logits.softmax(-1), value)
+        seen = logits if self.softmax is None else logits.to(self.softmax).float()
+        context = weigh(seen.softmax(-1), value)  # which rounds the probabilities to the products' type
         return self.proj(context.transpose(1, 2).flatten(2)).float(), logits
 
 
