@@ -189,6 +189,44 @@ def test_a_score_branch_in_fp16_is_found(label):
     assert any(label in node for node in audit.half_decisions(wrong))
 
 
+def deciders(pruned):
+    """Names of the nodes that compute what a decision reads, one per decision, nearest first."""
+    makers = {name: node for node in pruned.graph.node for name in node.output}
+    computes = {
+        "Add",
+        "Sub",
+        "Mul",
+        "Div",
+        "Sigmoid",
+        "Sqrt",
+        "Softmax",
+        "ReduceSum",
+        "ReduceMax",
+        "ReduceMean",
+        "MatMul",
+        "Where",
+        "Neg",
+    }
+    integers = {tensor.name for tensor in pruned.graph.initializer if tensor.data_type in (TensorProto.INT64, TensorProto.BOOL)}
+    for node in pruned.graph.node:
+        above = makers.get(node.input[0]) if node.op_type in audit.DECIDES else None
+        while above is not None and above.op_type in audit.MOVES:
+            above = makers.get(above.input[0])
+        axes = above is not None and above.op_type.startswith("Reduce")
+        if above is not None and above.op_type in computes and (axes or not integers & set(above.input)):
+            yield above.name
+
+
+@pytest.mark.parametrize("method", PRUNE)
+def test_every_methods_own_decision_in_fp16_is_found(method):
+    pruned, _, _ = surgery.rewrite(dense(), recipe(method), has_cls=True)
+    assert audit.half_decisions(pruned) == []
+    named = list(deciders(pruned))
+    assert named
+    for name in (named[0], named[-1]):
+        assert name in audit.half_decisions(casting.cast(pruned, {name}, "fp16"))
+
+
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory):
     path = tmp_path_factory.mktemp("half") / "bundle"
