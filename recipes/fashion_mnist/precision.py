@@ -175,7 +175,7 @@ def evaluate(
             dense, here, True, lambda most: calibration_images(data, min(most, CALIBRATION), model.preprocessing)
         )
         graph, anatomy, notes = surgery.rewrite(dense, here, True)
-        result = run(make_session(emulated(graph).SerializeToString()), pixels, anatomy.patches)
+        result = run(make_session(emulated(graph).SerializeToString(), threads=1, spin=False), pixels, anatomy.patches)
         blocks = [int(value.name.removeprefix("kept_")) for value in graph.graph.output if value.name.startswith("kept_")]
         full = full or result
         found["modes"][mode] = {

@@ -75,7 +75,7 @@ def through(cascade: Sequence[Member], pixels: NDArray[np.float32]) -> list[NDAr
 
 def runnable(graph: Any) -> Member:
     """A member's graph as a function of arrays."""
-    session = make_session(emulated(graph).SerializeToString())
+    session = make_session(emulated(graph).SerializeToString(), threads=1, spin=False)
     names = [value.name for value in session.get_outputs()]
     return lambda feeds: dict(zip(names, session.run(None, dict(feeds)), strict=True))
 
