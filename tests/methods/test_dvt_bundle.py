@@ -230,7 +230,7 @@ def test_instance_whose_graphs_disagree_is_refused(cascade, tmp_path, monkeypatc
     """The parity check at export looks at every exit; nothing is written when it fails."""
     from vitprune.methods.dvt import exporting
 
-    def wrong(module, chosen, report):
+    def wrong(module, chosen, report, dense):
         return ["first", "second", "third"]
 
     def shifted(graphs, static):

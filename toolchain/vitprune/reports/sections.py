@@ -49,7 +49,7 @@ def of_bundles(
             f"{found[name]['macs']['pruned'] / 1e6:.1f} M ({found[name]['macs']['ratio']:.2f}x)" for name in names
         ],
         "model.onnx": [f"{found[name]['files'].get('model.onnx', 0) / 2**20:.2f} MiB" for name in names],
-        "engines": [", ".join(found[name]["engines"]) or "none" for name in names],
+        "engines": ["; ".join(_engine(*one) for one in found[name]["engines"].items()) or "none" for name in names],
         "last validation": [str(results.get(name, {}).get("status", "none")) for name in names],
         "top-1 accuracy": [_top1(results.get(name, {})) for name in names],
         "written by vitprune": [bundles[name].manifest.tool_version for name in names],
@@ -85,6 +85,7 @@ def of_bundles(
     return Report(" against ".join(names), states[0] if len(names) == 1 else "", tuple(sections))
 
 
+<<<<<<< HEAD
 def judged(document: dict[str, Any]) -> list[Section]:
     """The sections that a document gives: error, parity, tokens, accuracy, worst images, speed, changes, clocks, MACs."""
     return [section for key, make in MAKERS if document.get(key) and (section := make(document)) is not None]
@@ -129,6 +130,15 @@ def _provenance(bundles: dict[str, Bundle]) -> list[tuple[str, str, str]]:
             rows += [(name, package, version) for package, version in told.get("packages", {}).items()]
         rows += [(name, f"sha256 of {file}", digest) for file, digest in bundle.manifest.files.items()]
     return rows
+=======
+def _engine(target: str, engine: dict[str, Any]) -> str:
+    """An engine's size, and how many products and convolutions of it compute in which type, where its builder says so."""
+    size, counts = engine.get("engine_bytes"), engine.get("facts", {}).get("layers_by_precision")
+    parts = [f"{size / 2**20:.1f} MiB"] if isinstance(size, int) else []
+    if isinstance(counts, dict):
+        parts += [f"{count} products in {kind}" for kind, count in counts.items()]
+    return f"{target} ({', '.join(parts)})" if parts else target
+>>>>>>> main
 
 
 def flat(value: Any, prefix: str = "") -> list[tuple[str, str]]:
