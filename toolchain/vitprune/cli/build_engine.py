@@ -140,16 +140,8 @@ def command(
             force=force,
             report=step.update,
         )
-<<<<<<< HEAD
-=======
-    size = document["engine_bytes"] / 2**20
-    files = document["engine"] if isinstance(document["engine"], list) else [document["engine"]]
-    console.info(
-        f"engine {console.plain(opened.engine_path(chosen.name))}/{', '.join(files)} ({size:.1f} MiB, {document['seconds']} s, {console.plain(document['facts']['runtime'])})"
-    )
     for line in types_of(document["facts"]):
         console.info(line)
->>>>>>> main
     console.info(
         "evidence: the builder accepts the graph; nothing was run on a GPU"
         if chosen.backend.startswith("tensorrt")

@@ -85,7 +85,6 @@ def of_bundles(
     return Report(" against ".join(names), states[0] if len(names) == 1 else "", tuple(sections))
 
 
-<<<<<<< HEAD
 def judged(document: dict[str, Any]) -> list[Section]:
     """The sections that a document gives: error, parity, tokens, accuracy, worst images, speed, changes, clocks, MACs."""
     return [section for key, make in MAKERS if document.get(key) and (section := make(document)) is not None]
@@ -130,7 +129,8 @@ def _provenance(bundles: dict[str, Bundle]) -> list[tuple[str, str, str]]:
             rows += [(name, package, version) for package, version in told.get("packages", {}).items()]
         rows += [(name, f"sha256 of {file}", digest) for file, digest in bundle.manifest.files.items()]
     return rows
-=======
+
+
 def _engine(target: str, engine: dict[str, Any]) -> str:
     """An engine's size, and how many products and convolutions of it compute in which type, where its builder says so."""
     size, counts = engine.get("engine_bytes"), engine.get("facts", {}).get("layers_by_precision")
@@ -138,7 +138,6 @@ def _engine(target: str, engine: dict[str, Any]) -> str:
     if isinstance(counts, dict):
         parts += [f"{count} products in {kind}" for kind, count in counts.items()]
     return f"{target} ({', '.join(parts)})" if parts else target
->>>>>>> main
 
 
 def flat(value: Any, prefix: str = "") -> list[tuple[str, str]]:
