@@ -38,7 +38,7 @@ def cls_bias(surgery: Surgery, emit: Emitter, block: Block, key: Tensor, label: 
 def _between(surgery: Surgery, known: PositionBias, asking: Rows, asked: Rows) -> Tensor:
     """Biases [B or 1,H,M,N]; blocks with the same table and the same rows share them."""
     digest = hashlib.sha256(known.table.tobytes()).hexdigest()
-    key = (digest, *(id(part) for rows in (asking, asked) for part in (rows.patch, rows.members)))
+    key = (digest, id(asking.patch), id(asking.members), id(asked.patch), id(asked.members))
     if key not in surgery.biases:
         emit = surgery.emitter.child(f"positions{len(surgery.biases)}")
         surgery.biases[key] = _made(surgery, emit, known, asking, asked)
@@ -54,9 +54,9 @@ def _made(surgery: Surgery, emit: Emitter, known: PositionBias, asking: Rows, as
         table = emit.constant(known.table[None], FLOAT)
         half = emit.op("MatMul", [left, table], "means/asking")
         return emit.op("MatMul", [half, emit.op("Unsqueeze", [columns, emit.constant([1])], "asked")], "means")
-    table = known.extended()
-    side = table.shape[-1]
-    flat = np.ascontiguousarray(table.transpose(1, 2, 0).reshape(side * side, -1))
+    wide = known.extended()
+    side = wide.shape[-1]
+    flat = np.ascontiguousarray(wide.transpose(1, 2, 0).reshape(side * side, -1))
     first = emit.op("Mul", [_tokens(surgery, asking, known.prefix), emit.constant(side)], "asking/start", dtype=INT64)
     at = emit.op(
         "Add",

@@ -33,12 +33,12 @@ def at_size(module: Any, side: int | None = None) -> Any:
     from timm.models.vision_transformer import VisionTransformer
 
     embeds, block = module.embeds, module.blocks[0]
-    patch = tuple(int(side) for side in embeds.patch_size)
+    patch = (int(embeds.patch_size[0]), int(embeds.patch_size[1]))
     given = getattr(module, "pretrained_cfg", None) or {}
     height, width = (side, side) if side else tuple(given.get("input_size", (3, 384, 384))[1:])
     if height % patch[0] or width % patch[1]:
         raise _refused(f"images of {height} x {width} are no whole number of patches of {patch[0]} x {patch[1]}")
-    attn = getattr(block, "attn", None)
+    attn: Any = getattr(block, "attn", None)
     if getattr(module, "rope", None) is not None or type(block).__name__ != "Block" or type(attn).__name__ != "Attention":
         raise _refused("its blocks are not timm's standard ones, or it has rotary positions")
     if embeds.norm_input is not None:
@@ -65,8 +65,8 @@ def at_size(module: Any, side: int | None = None) -> Any:
     difference = float((theirs - ours).abs().max())
     if not difference <= CLOSE * max(1.0, float(theirs.abs().max())):
         raise _refused(f"as a VisionTransformer its logits differ by {difference:.2g}")
-    made.pretrained_cfg = {**given, "input_size": (channels, height, width)}
-    return made.eval()
+    object.__setattr__(made, "pretrained_cfg", {**given, "input_size": (channels, height, width)})
+    return made
 
 
 def _taken(module: Any) -> Any:

@@ -29,11 +29,12 @@ class TimmViT(DenseViT):
         """See `DenseViT.embed`."""
         model = self.model
         if not hasattr(model, "_pos_embed"):  # Beit, VisionTransformerRelPos
-            patches = model.patch_embed(image)
+            patches: Tensor = model.patch_embed(image)
             if model.cls_token is not None:
                 patches = torch.cat([model.cls_token.expand(len(patches), -1, -1), patches], dim=1)
             added = getattr(model, "pos_embed", None)
-            return patches if added is None else patches + added
+            whole: Tensor = patches if added is None else patches + added
+            return whole
         placed = model._pos_embed(model.patch_embed(image))
         if hasattr(model, "rope"):  # Eva: tokens and tables
             rows: Tensor = model.norm_pre(placed[0])
@@ -104,7 +105,8 @@ def position_biases_of(model: Any) -> list[PositionBias | None]:
     of_all = getattr(model, "shared_rel_pos", None)
     found: list[PositionBias | None] = []
     for block in model.blocks:
-        attn, tables = getattr(block, "attn", None), []
+        attn: Any = getattr(block, "attn", None)
+        tables: list[Tensor] = []
         with torch.no_grad():
             if shared is not None:
                 tables.append(shared())
@@ -114,7 +116,7 @@ def position_biases_of(model: Any) -> list[PositionBias | None]:
                 tables.append(attn.rel_pos.get_bias())
             elif of_all is not None:
                 tables.append(of_all.get_bias())
-        whole = sum(table.detach().float().cpu() for table in tables) if tables else None
+        whole = torch.stack([table.detach().float().cpu() for table in tables]).sum(dim=0) if tables else None
         found.append(
             None if whole is None else PositionBias(whole.reshape(-1, *whole.shape[-2:]).numpy(), model.num_prefix_tokens)
         )

@@ -63,7 +63,7 @@ class Surgery:
     members: Tensor | None = None
     tables: dict[tuple[str, int, int], tuple[Tensor, Tensor]] = field(default_factory=dict)
     rows_of: dict[str, Rows] = field(default_factory=dict)
-    biases: dict[tuple[str | int, ...], Tensor] = field(default_factory=dict)
+    biases: dict[tuple[str, int, int, int, int], Tensor] = field(default_factory=dict)
     numbers: dict[int, Tensor] = field(default_factory=dict)
     kept: list[Tensor | None] = field(default_factory=list)
     groups: dict[int, Tensor] = field(default_factory=dict)
