@@ -172,6 +172,14 @@ VP_API int32_t vp_token_score_sample_cuda(const VpTokenScoreAttributes* score_at
                                           size_t workspace_bytes, float* score, int64_t* index, uint8_t* keep,
                                           int64_t* count, void* stream);
 
+/* PruneSite on device memory: two launches, after a memset of four bytes per image where the score is computed. `count` int64 scalar in
+ * device memory. Not padded, K is the largest count of the batch, and outputs have room for the largest possible one. */
+VP_API int32_t vp_prune_site_workspace(const VpPruneSiteAttributes* attributes, const VpPruneSiteSizes* sizes, size_t* bytes);
+
+VP_API int32_t vp_prune_site_cuda(const VpPruneSiteAttributes* attributes, const VpPruneSiteSizes* sizes,
+                                  const VpPruneSiteTensors* tensors, void* workspace, size_t workspace_bytes, int64_t* count,
+                                  void* stream);
+
 #ifdef __cplusplus
 }
 #endif
