@@ -35,7 +35,12 @@ class Tensors(ctypes.Structure):
 
 def site(rng: np.random.Generator, form: str, combine: str, mode: str, patches: int, batch: int = 3) -> dict[str, Any]:
     """A random site: `attributes`, `sizes` and the arrays it reads."""
-    heads, width, depth, prefix = int(rng.integers(1, 4)), int(rng.integers(1, 40)), int(rng.integers(1, 300)), int(rng.integers(1, 3))
+    heads, width, depth, prefix = (
+        int(rng.integers(1, 4)),
+        int(rng.integers(1, 40)),
+        int(rng.integers(1, 300)),
+        int(rng.integers(1, 3)),
+    )
     tokens = prefix + patches
     ranking = combine != "nothing"
 
@@ -53,7 +58,9 @@ def site(rng: np.random.Generator, form: str, combine: str, mode: str, patches: 
     }  # fmt: skip
     keep = int(rng.integers(1, patches + 1))
     padded = ranking or bool(rng.integers(2))
-    sample = Sample(mode.encode(), int(rng.integers(1, 2 * patches + 1)), -3.4e38 if ranking else 0.0, keep if padded else 0, 0, padded)
+    sample = Sample(
+        mode.encode(), int(rng.integers(1, 2 * patches + 1)), -3.4e38 if ranking else 0.0, keep if padded else 0, 0, padded
+    )
     attributes = Attributes(sample, form.encode(), combine.encode(), heads, prefix, patches)
     second = arrays["h"]
     return {"attributes": attributes, "sizes": Sizes(batch, patches, depth, 0 if second is None else 17, width), "arrays": arrays}

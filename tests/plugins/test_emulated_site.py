@@ -49,7 +49,11 @@ def test_the_twin_decides_as_the_specification(form: str, library: PluginLibrary
 def test_what_makes_no_sense_is_refused(library: PluginLibrary) -> None:
     one = site(np.random.default_rng(0), "mean", "nothing", "threshold", 9)
     null_pointer, unknown_form, bad_heads, unknown_combine = 1, 9, 11, 16
-    for key, value, status in (("form", b"nonsense", unknown_form), ("combine", b"nonsense", unknown_combine), ("heads", 0, bad_heads)):
+    for key, value, status in (
+        ("form", b"nonsense", unknown_form),
+        ("combine", b"nonsense", unknown_combine),
+        ("heads", 0, bad_heads),
+    ):
         old = getattr(one["attributes"], key)
         setattr(one["attributes"], key, value)
         assert run(library.raw.vp_prune_site_cpu, one)[0] == status
