@@ -39,7 +39,7 @@ def fuse_linear(graph: Graph, handed: dict[int, Tensor]) -> int:
             continue
         width = dims(weight)[1]
         assert isinstance(width, int)
-        flat = types.variable(f"{name}/flat", dtype=np.float32, shape=["rows", width])
+        flat = types.variable(f"{name}/flat", dtype=np.float32, shape=[f"{name}/flat", width])
         full = shapes.behind(x, width)
         graph.nodes += [
             types.node("Gemm", name=f"{name}/gemm", inputs=[shapes.rows(x), weight, bias], outputs=[flat]),
@@ -61,7 +61,10 @@ def _bias_of(matmul: Node) -> Tensor | None:
 
 
 class _Shapes:
-    """Ways from [B,N,C] to rows [B*N,C] and back, each written once."""
+    """Ways from [B,N,C] to rows [B*N,C] and back, each written once.
+
+    Every number of rows has a name of its own: ONNX Runtime lets tensors whose dimensions have the same name share memory.
+    """
 
     def __init__(self, graph: Graph, handed: dict[int, Tensor]) -> None:
         self.graph, self.handed = graph, handed
@@ -77,7 +80,7 @@ class _Shapes:
         if above is not None and above.op == "Reshape" and len(dims(above.inputs[0])) == 2 and dims(above.inputs[0])[1] == width:
             return above.inputs[0]
         if id(x) not in self._rows:
-            rows = types.variable(f"{x.name}/rows", dtype=np.float32, shape=["rows", width])
+            rows = types.variable(f"{x.name}/rows", dtype=np.float32, shape=[f"{x.name}/rows", width])
             minus = types.constant(f"{x.name}/rows_shape", np.array([-1, width], np.int64))
             self.graph.nodes.append(types.node("Reshape", name=f"{x.name}/to_rows", inputs=[x, minus], outputs=[rows]))
             self._rows[id(x)] = rows
