@@ -216,7 +216,8 @@ def finish(surgery: Surgery) -> onnx.ModelProto:
         result.functions.extend(surgery.functions.values())
     result.ir_version = min(MAX_IR, max(result.ir_version, 8))
     result.producer_name = "vitprune"
-    outlines.store(result, surgery.outlines)
+    biased = any(getattr(block, "position_bias", None) is not None for block in surgery.anatomy.blocks)
+    outlines.store(result, [] if biased else surgery.outlines)  # operators of whole sites know no biases of positions
     refused = forbidden(result)
     if refused:
         raise ExportError(
