@@ -52,7 +52,7 @@ def site(rng: np.random.Generator, form: str, combine: str, mode: str, patches: 
         "x": normal(batch, tokens, depth), "h": normal(batch, tokens, 17) if rng.integers(2) else None,
         "query": None if given else normal(batch, heads * width), "key": None if given else normal(batch, tokens, heads * width),
         "value": None if given else normal(batch, tokens, heads * width), "score": normal(batch, patches) if given else None,
-        "theta": np.float32(0.1).reshape(()) if mode == "threshold" and not ranking else None,
+        "theta": np.array(0.1, np.float32) if mode == "threshold" and not ranking else None,
         "valid": rng.random((batch, patches)) < 0.7 if rng.integers(2) and not ranking else None,
         "patch": rng.integers(0, patches + 2, (batch, patches)) if rng.integers(2) else None,
     }  # fmt: skip
