@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tarfile
 from pathlib import Path
 
 import pytest
@@ -34,15 +35,17 @@ def test_a_block_with_a_site_costs_in_proportion_to_its_macs() -> None:
     assert found == {"rest": 1.0, "block": 2.0, "tome": pytest.approx(1.0)}
 
 
-def test_a_package_measures_a_table_without_torch(bundle: Bundle, tmp_path: Path, unpack, monkeypatch) -> None:
+def test_a_package_measures_a_table_without_torch(bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(packing, "token_counts", lambda sizes, wanted: [sizes.tokens // 2, sizes.tokens])
     more = packing.profile_files(bundle, (1, 2))
     assert packing.profile_files(bundle, (1, 2)) == more, "the same bytes again"
     graphs = sum(len(value) for name, value in more.items() if name.endswith(".pb") and "weights" not in name)
     assert graphs < len(more["profile/weights.pb"]), "weights are there once"
     target = targets.load(TARGET)
-    write_package(bundle, target, job_of(bundle, target, (1, 2, 8), None), tmp_path / "p.tar", more)
-    package = unpack(tmp_path / "p.tar", tmp_path / "place")
+    manifest = write_package(bundle, target, job_of(bundle, target, (1, 2, 8), None), tmp_path / "p.tar", more)
+    with tarfile.open(tmp_path / "p.tar") as archive:
+        archive.extractall(tmp_path / "place", filter="data")
+    package = tmp_path / "place" / manifest["name"]
     block = tmp_path / "block"
     block.mkdir()
     (block / "sitecustomize.py").write_text(
