@@ -45,7 +45,7 @@ CASES = [
     ({"method": "pomt", "stages": [1], "remove": 8}, [11]),
     ({"method": "tome", "r": [4, 3, 2, 1]}, [11, 11, 11, 11]),
     ({"method": "ward_merge", "counts": "fixed", "r": [4, 3, 6]}, [11, 11, 5]),
-    ({"method": "tome_threshold", "tau": 0.5, "r_max": 5, "capacity": [12, 9, 5, 4]}, [11, 11, 5, 5]),
+    ({"method": "tome_threshold", "tau": 0.5, "r_max": 5, "capacity": [12, 12, 11, 10]}, [11, 11, 11, 11]),
 ]
 
 
@@ -62,6 +62,15 @@ def test_padded_counts_of_every_kind_lie_on_knees(model, prune, rows):
     straight = bench.method.sites(bench.with_prune(snapped(bench, prune, SLOPE)).prune, bench.geometry)
     before = bench.method.sites(bench.recipe.prune, bench.geometry)
     assert [site.limit for site in straight] == [site.limit for site in before]
+
+
+def test_counts_that_cannot_be_reached_stay(model):
+    """Six rows would go down to four, which three merges cannot reach from nine."""
+    cliff = Curve(tokens=[2, 5, 6, 17], milliseconds=[1.0, 1.0, 3.0, 3.01])
+    assert on_knee(cliff, 7, 10) == 5
+    prune = {"method": "tome_threshold", "tau": 0.5, "r_max": 3, "capacity": [13, 10, 9, 6]}
+    bench = Bench(model[2], Recipe.load(Recipe.load(model[0]).to_dict() | {"prune": prune}), pixels(2))
+    assert snapped(bench, prune, cliff) == prune
 
 
 def test_adaptive_counts_without_capacities_stay(model):
@@ -84,4 +93,5 @@ def test_a_search_in_padded_shapes_writes_counts_on_knees(model, tmp_path):
     assert cli(call) == 0
     made = Recipe.load(tmp_path / "s" / "recipe.yaml")
     assert made.prune.keep
-    assert set(made.prune.keep) <= {5, 11}
+    assert set(made.prune.keep) <= {5, 11, 16}, "16: all patches, where the curve ends"
+    assert set(made.prune.keep) & {5, 11}

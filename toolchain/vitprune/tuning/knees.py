@@ -10,6 +10,7 @@ from typing import Any
 
 from vitprune import methods
 from vitprune.calibration.bench import Bench
+from vitprune.errors import RecipeError
 from vitprune.tuning.table import Curve
 
 STEEP = 4.0  # a step is this many times the mean slope of its curve
@@ -50,7 +51,7 @@ def on_knee(curve: Curve, tokens: int, most: int) -> int:
 
 
 def snapped(bench: Bench, prune: dict[str, Any], curve: Curve) -> dict[str, Any]:
-    """Method keys whose constant counts lie on knees; the keys as they are where the method has none.
+    """Method keys whose constant counts lie on knees; the keys as they are where the method has none, or cannot get there.
 
     Args:
         bench: model and recipe. prune: method keys of padded shapes. curve: a block's time by tokens, prefix included.
@@ -62,8 +63,13 @@ def snapped(bench: Bench, prune: dict[str, Any], curve: Curve) -> dict[str, Any]
     for site in sites:
         most = on_knee(curve, min(most, round(blocks[site.block].mlp)), most)
         rows.append(most - prefix)
-    capacity = getattr(recipe.prune, "capacity", None)
-    if capacity is not None:
-        return prune | {"capacity": rows}
     knob = methods.get(recipe.prune.method).knob
-    return prune | (knob.with_rows(recipe.prune, sites, rows) if knob is not None else {})
+    if getattr(recipe.prune, "capacity", None) is not None:
+        changed = prune | {"capacity": rows}
+    else:
+        changed = prune | (knob.with_rows(recipe.prune, sites, rows) if knob is not None else {})
+    try:
+        bench.method.sites(bench.with_prune(changed).prune, bench.geometry)
+    except RecipeError:  # so few rows cannot be reached from where an earlier site was moved to
+        return prune
+    return changed
