@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 import tarfile
 from pathlib import Path
 
@@ -66,3 +68,11 @@ def test_a_package_without_models_says_so(unpacked: Path) -> None:
     done = run_sh(unpacked, "--rehearse", "--profile-tokens")
     assert done.returncode == 2
     assert "error VP251" in done.stderr
+
+
+def test_engines_are_built_without_pydantic(unpacked: Path) -> None:
+    """What a device imports to build an engine is there without the packages that only the host has."""
+    blocked = "import sys; sys.modules.update(dict.fromkeys(('torch', 'timm', 'onnx', 'pydantic', 'yaml', 'typer', 'rich')))"
+    code = f"{blocked}; sys.path.insert(0, {str(unpacked / 'lib')!r}); import vitprune.engines.building, vitprune.graph.lowering.logits"
+    done = subprocess.run([sys.executable, "-B", "-P", "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
