@@ -237,7 +237,12 @@ def markdown(runs: list[Run], plots: list[str], half: dict[str, Any] | None = No
         *(
             [
                 "## Ward merging against ToMe on its best falling schedule",
-                "Both calibrated on the same images; trained: one epoch with merging on, at half of the MACs. "
+                "Both calibrated on the same images"
+                + (
+                    "; trained: one epoch with merging on, at half of the MACs. "
+                    if "ward_merge-50" in named
+                    else "; not trained yet. "
+                )
                 + ward_verdict(named),
                 table(["runs", "top-1 at share", "points", ""], paired(named)),
             ]
