@@ -120,7 +120,7 @@ def test_half_types_are_compared_image_by_image():
     assert found["agreement"][0] == pytest.approx(75.0)
     assert [(site["images"], site["patches"], site["of"]) for site in found["sites"]] == [(1, 2, 4), (1, 1, 3)]
     assert found["logits_max_abs"] == pytest.approx(0.5)
-    assert precision.members(np.array([[2, 0, -1], [-1, -1, -1]]), 3).tolist() == [[True, False, True], [False] * 3]
+    assert precision.listed_patches(np.array([[2, 0, -1], [-1, -1, -1]]), 3).tolist() == [[True, False, True], [False] * 3]
 
 
 def test_a_drop_is_decided_by_its_interval():
@@ -136,6 +136,7 @@ def test_every_method_of_the_half_types_has_a_recipe():
     assert len(precision.METHODS) >= 5
 
 
+<<<<<<< HEAD
 def outcome(name, agreement, spent, kind="calibrated", number=0):
     return {
         "number": number,
@@ -180,3 +181,10 @@ def test_ward_merging_is_judged_against_the_best_schedule_of_tome():
     assert "at .50 no, worse; at .40 no, inside the interval" in text
     assert "without the weighting by the CLS token it gains 15.00 [" in text
     assert "not measured" in report.ward_verdict({})
+=======
+def test_exits_of_two_runs_are_compared_where_they_part_first():
+    import precision_cascade
+
+    found = precision_cascade.at_exits(np.array([1, 2, 3, 3, 1]), np.array([1, 1, 3, 2, 3]))
+    assert found == [{"block": 1, "images": 2}, {"block": 2, "images": 1}]
+>>>>>>> main

@@ -90,21 +90,29 @@ def _work(job: Job, work: Path, options: argparse.Namespace) -> dict[str, Any]:
     differs = "" if options.rehearse else job.differs(backend.version())
     if differs:
         _say(f"note: {differs}")
+    openers: dict[str, Callable[[], Callable[[Any], object]]] = {}
     if options.rehearse:
         session = backend.Session(job)
     else:
         engine = _engine(job, work, options, plugin)
-        session = backend.Session(job, engine=work / "engine" / job.target["engine_file"])
+        file = work / "engine" / job.target["engine_file"]
+        session = backend.Session(job, engine=file)
+        openers = {runtime: lambda: backend.Session(job, engine=file).run}
     verdict = _validate(job, runtime, session, backend.version())
     _write(work / "validate.json", verdict)
     if engine is not None:
         _write(work / "engine" / "engine.json", {**engine, "validated": verdict["status"]})
     _say("timing")
+<<<<<<< HEAD
     calls = {} if runtime == "onnxruntime" else {runtime: session.run}
     _write(work / "benchmark.json", benchmark(job, calls, options.rounds, _say))
     if options.profile_tokens:
         _say("timing blocks and sites by token count")
         _write(work / "latency-table.json", _table(job, work, options, runtime, backend, plugin))
+=======
+    timed = benchmark(job, openers, backend.version(), options.rounds, _say, options.require_locked_clocks)
+    _write(work / "benchmark.json", timed)
+>>>>>>> main
     return {
         "status": verdict["status"], "exit_code": verdict["exit_code"], "runtime": f"{runtime} {backend.version()}",
         "evidence": verdict["evidence"], "plugin": plugin, "engine": engine, "differs": differs,
