@@ -136,7 +136,6 @@ def test_every_method_of_the_half_types_has_a_recipe():
     assert len(precision.METHODS) >= 5
 
 
-<<<<<<< HEAD
 def outcome(name, agreement, spent, kind="calibrated", number=0):
     return {
         "number": number,
@@ -181,10 +180,10 @@ def test_ward_merging_is_judged_against_the_best_schedule_of_tome():
     assert "at .50 no, worse; at .40 no, inside the interval" in text
     assert "without the weighting by the CLS token it gains 15.00 [" in text
     assert "not measured" in report.ward_verdict({})
-=======
+
+
 def test_exits_of_two_runs_are_compared_where_they_part_first():
     import precision_cascade
 
     found = precision_cascade.at_exits(np.array([1, 2, 3, 3, 1]), np.array([1, 1, 3, 2, 3]))
     assert found == [{"block": 1, "images": 2}, {"block": 2, "images": 1}]
->>>>>>> main

@@ -103,16 +103,11 @@ def _work(job: Job, work: Path, options: argparse.Namespace) -> dict[str, Any]:
     if engine is not None:
         _write(work / "engine" / "engine.json", {**engine, "validated": verdict["status"]})
     _say("timing")
-<<<<<<< HEAD
-    calls = {} if runtime == "onnxruntime" else {runtime: session.run}
-    _write(work / "benchmark.json", benchmark(job, calls, options.rounds, _say))
+    timed = benchmark(job, openers, backend.version(), options.rounds, _say, options.require_locked_clocks)
+    _write(work / "benchmark.json", timed)
     if options.profile_tokens:
         _say("timing blocks and sites by token count")
         _write(work / "latency-table.json", _table(job, work, options, runtime, backend, plugin))
-=======
-    timed = benchmark(job, openers, backend.version(), options.rounds, _say, options.require_locked_clocks)
-    _write(work / "benchmark.json", timed)
->>>>>>> main
     return {
         "status": verdict["status"], "exit_code": verdict["exit_code"], "runtime": f"{runtime} {backend.version()}",
         "evidence": verdict["evidence"], "plugin": plugin, "engine": engine, "differs": differs,

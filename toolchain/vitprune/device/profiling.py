@@ -59,7 +59,7 @@ def parts(sizes: Sizes, tokens: int, times: Mapping[str, float], blocks: Mapping
         sizes, tokens: of the small model, prefix included. times: of "rest", "dense" and every method's graph. blocks: token counts of
             the methods' blocks. Rows that a site has taken away are charged in proportion to those of a whole block.
     """
-    block = (times["dense"] - times["rest"]) / DEPTH
+    block = max(0.0, (times["dense"] - times["rest"]) / DEPTH)  # below nothing by noise alone
     found = {"rest": times["rest"], "block": block}
     for name, counts in blocks.items():
         found[name] = times[name] - times["rest"] - sum(block_time(sizes, one, lambda n: block * n / tokens) for one in counts)

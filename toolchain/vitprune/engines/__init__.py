@@ -24,14 +24,10 @@ from vitprune.support.locking import locked
 from vitprune.support.replacing import replaced
 from vitprune.support.suggestions import did_you_mean
 from vitprune.support.versions import Version
-<<<<<<< HEAD
 
 if TYPE_CHECKING:  # a device package builds engines where there is no pydantic
     from vitprune.bundle import Bundle
     from vitprune.targets import Choice, Target
-=======
-from vitprune.targets import SINCE, Choice, Precision, Target, lacking
->>>>>>> main
 
 
 def require_backend(target: Target) -> Any:
@@ -68,7 +64,7 @@ def require_precision(target: Target, mode: str, asked: str | None = None) -> No
     Raises:
         TargetError: VP246 the hardware lacks it. RecipeError: VP116 the bundle has another precision, or there is no such precision.
     """
-    from vitprune.targets import Precision
+    from vitprune.targets import SINCE, Precision, lacking
 
     known = get_args(Precision)
     if asked is not None and asked not in known:

@@ -133,19 +133,7 @@ def graphs_of(
         recipes[name] = candidate.with_keys({"stages": [0]})
     dense = dense_onnx(small, shape, plain)
     graphs = {"rest": without_blocks(dense, plain), "dense": surgery.canonical(dense, plain)}
-<<<<<<< HEAD
     return graphs | {name: surgery.rewrite(dense, recipe)[0] for name, recipe in recipes.items()}, recipes
-=======
-    graphs |= {name: surgery.rewrite(dense, recipe)[0] for name, recipe in recipes.items()}
-    variants = [Variant(name, batch, _call(graph, images)) for name, graph in graphs.items()]
-    times = {one.name: one.median_ms for one in measure(variants, rounds=rounds, clock=time.process_time)}
-    block = max(0.0, (times["dense"] - times["rest"]) / DEPTH)  # below nothing by noise alone, as in `_curve`
-    found = {"rest": times["rest"], "block": block}
-    for name, recipe in recipes.items():
-        kept = run(small, recipe, images).counts.max(axis=0)
-        found[name] = times[name] - times["rest"] - _blocks(sizes, block, name, recipe, [float(value) for value in kept])
-    return found
->>>>>>> main
 
 
 def tokens_of(small: Any, sizes: Geometry, name: str, recipe: Recipe, pixels: Any) -> list[Tokens]:
