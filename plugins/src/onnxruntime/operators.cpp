@@ -5,6 +5,8 @@
 #include "host/token_sample.h"
 #include "host/token_score.h"
 #include "onnxruntime/merge_operators.h"
+#include "onnxruntime/pool.h"
+#include "onnxruntime/site_operator.h"
 
 namespace vitprune {
 namespace {
@@ -127,6 +129,7 @@ OrtCustomOpDomain* make_domain(const OrtApi& api) {
     check(api.CustomOpDomain_Add(domain, &sample));
     check(api.CustomOpDomain_Add(domain, &score_sample));
     add_merge_operators(api, domain);
+    add_site_operators(api, domain);
 #if VITPRUNE_FEATURES & 1
     static const Operator sample_cuda("TokenSample", "CUDAExecutionProvider", false, compute_sample_cuda);
     check(api.CustomOpDomain_Add(domain, &sample_cuda));
@@ -140,6 +143,7 @@ extern "C" VP_API OrtStatus* RegisterCustomOps(OrtSessionOptions* options, const
     const OrtApi* api = base->GetApi(vitprune::kOrtApi);
     if (api == nullptr) return base->GetApi(1)->CreateStatus(ORT_FAIL, "vitprune: ONNX Runtime 1.16 or newer is needed");
     return vitprune::guarded(*api, [&] {
+        vitprune::find_pool(base);
         static OrtCustomOpDomain* const domain = make_domain(*api);
         vitprune::check(api->AddCustomOpDomain(options, domain));
     });

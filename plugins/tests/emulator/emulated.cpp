@@ -10,6 +10,8 @@
 #include <vector>
 
 #include "cuda/entry.cpp"
+#include "cuda/prune_site.cu"
+#include "cuda/site_entry.cpp"
 #include "cuda/token_sample.cu"
 #include "cuda/token_score.cu"
 

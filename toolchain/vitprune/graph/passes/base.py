@@ -13,7 +13,7 @@ from vitprune.errors import ExportError
 from vitprune.graph.anatomy.find import Anatomy
 from vitprune.graph.emit import Emitter
 from vitprune.graph.outlines import Outline
-from vitprune.graph.types import Graph, Tensor, given, redirect
+from vitprune.graph.types import Graph, Shape, Tensor, given, redirect
 from vitprune.methods.base import Method, Site
 from vitprune.recipe import Recipe
 
@@ -82,6 +82,12 @@ class Surgery:
     def slots(self) -> Slots:
         """`valid` and `patch` behind `graph.canonical.start`, which makes them."""
         return Slots(given(self.valid), given(self.patch))
+
+    def rows_shape(self, block: int, patches: int | None) -> Shape:
+        """Shape [B,M,C] of the rows that a site leaves, for whoever infers shapes behind it; patches: slots that stay, None = not constant."""
+        batch = self.recipe.graph.static_batch
+        tokens = f"tokens_block{block}" if patches is None else self.anatomy.prefix + patches
+        return ["batch" if batch is None else batch, tokens, self.anatomy.width]
 
     def replace(self, old: Tensor, new: Tensor) -> None:
         """Let every reader of `old` read `new`."""

@@ -21,16 +21,25 @@ def head_indicator(block: Block) -> np.ndarray:
     return np.repeat(np.eye(block.heads, dtype=np.float32), block.head_dim, axis=0)
 
 
-def cls_attention(emit: Emitter, block: Block, h: Tensor, key: Tensor, bias: Tensor | None) -> Tensor:
+def cls_query(emit: Emitter, block: Block, h: Tensor) -> Tensor:
+    """Scaled query of the CLS token, [B,H*d], or [B,1,H*d] behind a query norm."""
+    if block.query_norm is None:
+        return emit.linear(emit.op("Gather", [h, emit.constant(0)], "cls", axis=1), *scaled_query(block), "cls_query")
+    return queries(emit, block, emit.slice(h, 0, 1, 1, "cls"), "cls_query")
+
+
+def cls_attention(
+    emit: Emitter, block: Block, h: Tensor, key: Tensor, bias: Tensor | None, query: Tensor | None = None
+) -> Tensor:
     """CLS row of the attention probabilities, [B,N,H], by its own small product so that the main chain has no second reader.
 
-    The product runs on flat keys [B,N,H*d] against a block-diagonal query, which spares a transposed copy of the keys.
+    The product runs on flat keys [B,N,H*d] against a block-diagonal query, which spares a transposed copy of the keys. query: what
+    `cls_query` made, None = make it here.
     """
+    flat = cls_query(emit, block, h) if query is None else query
     if block.query_norm is None:
-        flat = emit.linear(emit.op("Gather", [h, emit.constant(0)], "cls", axis=1), *scaled_query(block), "cls_query")
         column = emit.op("Unsqueeze", [flat, emit.constant([2])], "cls_query/column")
     else:
-        flat = queries(emit, block, emit.slice(h, 0, 1, 1, "cls"), "cls_query")
         column = emit.op("Transpose", [flat], "cls_query/column", perm=[0, 2, 1])
     spread = emit.op("Mul", [column, emit.constant(head_indicator(block), FLOAT)], "cls_query/heads")
     logits = emit.op("MatMul", [key, spread], "cls_logits")
@@ -92,13 +101,21 @@ SCORES = {"per_head": _per_head, "pooled": _pooled, "attention": _attention}
 
 
 def score(
-    emit: Emitter, surgery: Surgery, block: Block, form: str, h: Tensor, key: Tensor, value: Tensor, asking: str = "cls"
+    emit: Emitter,
+    surgery: Surgery,
+    block: Block,
+    form: str,
+    h: Tensor,
+    key: Tensor,
+    value: Tensor,
+    asking: str = "cls",
+    query: Tensor | None = None,
 ) -> Tensor:
     """Significance score [B,P'] of the patches present, by the named form; asking: "cls", or "all" tokens that are there."""
     if asking == "all":
         row = received(surgery, emit, block, h, key)
     else:
-        row = cls_attention(emit, block, h, key, surgery.bias)
+        row = cls_attention(emit, block, h, key, surgery.bias, query)
     return emit.slice(SCORES[form](emit, block, row, value), surgery.anatomy.prefix, None, 1, "score")
 
 
