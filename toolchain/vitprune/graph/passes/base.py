@@ -25,6 +25,13 @@ class Slots(NamedTuple):
     patch: Tensor
 
 
+class Rows(NamedTuple):
+    """Whose positions rows have: patch int64 [B,K], None while all patches are there; members float32 [B,K,P] where rows merge."""
+
+    patch: Tensor | None
+    members: Tensor | None
+
+
 @dataclass
 class Surgery:
     """A graph under rewriting.
@@ -37,7 +44,7 @@ class Surgery:
         each slot stands for, None = one each. kept: per site, the output tensor of kept patch numbers, None where a site is bypassed.
         groups: per block with a site of a method that merges, int64 [B,P]: for every patch the one that represents it.
         members: float32 [B,K,P], shares of the original patches in the rows that are there, where rows merge and positions are rotary.
-        tables: of rotary positions, see `graph.turning`.
+        tables: of rotary positions, see `graph.turning`. rows_of, biases, numbers: of position biases, see `graph.biasing`.
         more_outputs: further outputs of the method, by name.
         functions: model-local functions to attach. outlines: what sites do as one operator. notes: facts for the export report.
     """
@@ -55,6 +62,9 @@ class Surgery:
     weight: Tensor | None = None
     members: Tensor | None = None
     tables: dict[tuple[str, int, int], tuple[Tensor, Tensor]] = field(default_factory=dict)
+    rows_of: dict[str, Rows] = field(default_factory=dict)
+    biases: dict[tuple[str, int, int, int, int], Tensor] = field(default_factory=dict)
+    numbers: dict[int, Tensor] = field(default_factory=dict)
     kept: list[Tensor | None] = field(default_factory=list)
     groups: dict[int, Tensor] = field(default_factory=dict)
     more_outputs: dict[str, Tensor] = field(default_factory=dict)

@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import DTypeLike
 
 from vitprune.graph.anatomy.find import Block
+from vitprune.graph.biasing import cls_bias
 from vitprune.graph.canonical import probabilities, queries, scaled_query
 from vitprune.graph.emit import BOOL, FLOAT, INT64, Emitter
 from vitprune.graph.passes.base import Surgery
@@ -29,7 +30,7 @@ def cls_query(emit: Emitter, block: Block, h: Tensor) -> Tensor:
 
 
 def cls_attention(
-    emit: Emitter, block: Block, h: Tensor, key: Tensor, bias: Tensor | None, query: Tensor | None = None
+    surgery: Surgery, emit: Emitter, block: Block, h: Tensor, key: Tensor, bias: Tensor | None, query: Tensor | None = None
 ) -> Tensor:
     """CLS row of the attention probabilities, [B,N,H], by its own small product so that the main chain has no second reader.
 
@@ -43,6 +44,8 @@ def cls_attention(
         column = emit.op("Transpose", [flat], "cls_query/column", perm=[0, 2, 1])
     spread = emit.op("Mul", [column, emit.constant(head_indicator(block), FLOAT)], "cls_query/heads")
     logits = emit.op("MatMul", [key, spread], "cls_logits")
+    if block.position_bias is not None:
+        logits = emit.op("Add", [logits, cls_bias(surgery, emit, block, key, "cls_positions")], "cls_placed")
     if bias is not None:
         logits = emit.op(
             "Add",
@@ -61,7 +64,7 @@ def received(surgery: Surgery, emit: Emitter, block: Block, h: Tensor, key: Tens
     """Mean attention every token receives from those that are there, [B,N,H], by products of its own; keys with their positions."""
     every = emit.child("all")
     query = turned(surgery, every, block, queries(every, block, h), "q")
-    weights = probabilities(every, block, query, key, surgery.bias)
+    weights = probabilities(surgery, every, block, query, key, surgery.bias)
     if surgery.valid is None or surgery.single:
         mean = every.reduce("ReduceMean", weights, 2, "received")
     else:
@@ -115,7 +118,7 @@ def score(
     if asking == "all":
         row = received(surgery, emit, block, h, key)
     else:
-        row = cls_attention(emit, block, h, key, surgery.bias, query)
+        row = cls_attention(surgery, emit, block, h, key, surgery.bias, query)
     return emit.slice(SCORES[form](emit, block, row, value), surgery.anatomy.prefix, None, 1, "score")
 
 

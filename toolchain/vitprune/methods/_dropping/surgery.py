@@ -37,7 +37,7 @@ def attention_score(
 ) -> tuple[Tensor, Roles]:
     """Mean over heads of the CLS row, or of the attention from all tokens, prefix columns cut off: [B,P']; and what it is made of."""
     query = None if everyone else cls_query(emit, block, h)
-    row = received(surgery, emit, block, h, key) if everyone else cls_attention(emit, block, h, key, surgery.bias, query)
+    row = received(surgery, emit, block, h, key) if everyone else cls_attention(surgery, emit, block, h, key, surgery.bias, query)
     mean = emit.reduce("ReduceMean", row, 2, "cls_row/mean")
     score = emit.slice(mean, surgery.anatomy.prefix, None, 1, "score")
     return score, {"score": score} if everyone else {"query": query, "key": key}
@@ -99,8 +99,8 @@ class FixedRateSurgery(GraphPass):
         shape = surgery.rows_shape(block.index, site.options.keep)
         taken, left = emit.take_rows(h, rows, "h/kept", shape), scoring.take_rows(x, rows, "x/kept", shape)
         query = turned(surgery, emit, block, queries(emit, block, taken), "q")
-        context = attend(emit, block, query, key, value)
-        replace_attention(surgery, block, project(emit, block, context), left)
+        context = attend(surgery, emit, block, query, key, value)
+        replace_attention(surgery, block, project(emit, block, context), left, taken)
         leaving = {"rows": left, "rows2": taken, "index": index, **left_behind(surgery)}
         describe_ranking(surgery, site.options.keep, form_of(roles), block.heads, entered, leaving)
 
@@ -109,7 +109,7 @@ class FixedRateSurgery(GraphPass):
         scoring = surgery.emitter.child(f"block{block.index}/prune")
         h = surgery.tensors[block.h]
         key, value = turned(surgery, emit, block, keys(emit, block, h), "k"), values(emit, block, h)
-        weights = probabilities(emit, block, turned(surgery, emit, block, queries(emit, block, h), "q"), key)
+        weights = probabilities(surgery, emit, block, turned(surgery, emit, block, queries(emit, block, h), "q"), key)
         replace_attention(surgery, block, project(emit, block, weigh(emit, block, weights, value)))
         if site.options.score != "columns":
             score, roles = attention_score(scoring, surgery, block, h, key, site.options.score == "mean_attention")

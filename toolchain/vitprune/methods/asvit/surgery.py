@@ -116,10 +116,12 @@ class AsvitSurgery(GraphPass):
         scoring = surgery.emitter.child(f"block{block.index}/score")
         h = surgery.tensors[block.h]
         key, value = turned(surgery, emit, block, keys(emit, block, h), "k"), values(emit, block, h)
-        context = attend(emit, block, turned(surgery, emit, block, queries(emit, block, h), "q"), key, value, surgery.bias)
+        context = attend(
+            surgery, emit, block, turned(surgery, emit, block, queries(emit, block, h), "q"), key, value, surgery.bias
+        )
         replace_attention(surgery, block, project(emit, block, context))
         asking = cls_query(scoring, block, h)
-        row = cls_attention(scoring, block, h, key, surgery.bias, asking)
+        row = cls_attention(surgery, scoring, block, h, key, surgery.bias, asking)
         score = head_weighted(scoring, block, row, context) if weighted else head_mean(scoring, block, row)
         roles: Roles = {"query": asking, "key": key, **({"value": context} if weighted else {})}
         return scoring.slice(score, surgery.anatomy.prefix, None, 1, "score"), roles

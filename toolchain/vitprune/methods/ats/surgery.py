@@ -71,8 +71,8 @@ class AtsSurgery(GraphPass):
         shape = surgery.rows_shape(block.index, site.limit if surgery.padded else None)
         taken, left = emit.take_rows(h, rows, "h/kept", shape), scoring.take_rows(x, rows, "x/kept", shape)
         query = turned(surgery, emit, block, queries(emit, block, taken), "q")
-        context = attend(emit, block, query, key, value, bias)
-        replace_attention(surgery, block, project(emit, block, context), left)
+        context = attend(surgery, emit, block, query, key, value, bias)
+        replace_attention(surgery, block, project(emit, block, context), left, taken)
         leaving = {"rows": left, "rows2": taken, "index": index, "keep": keep, **left_behind(surgery)}
         describe_sampling(surgery, site, FORMS[site.options.score] if by_cls else "given", block.heads, entered, leaving)
 
