@@ -267,7 +267,7 @@ def test_calibrate_learns_first_that_its_output_has_no_place(
     def never(*_: object, **__: object) -> None:
         raise AssertionError("the model was loaded first")
 
-    monkeypatch.setattr("vitprune.pipelines.calibrate._opened", never)
+    monkeypatch.setattr("vitprune.pipelines.calibrate.opened", never)
     monkeypatch.setattr("vitprune.pipelines.calibrate.require_torch", never)
     np.savez(tmp_path / "images.npz", images=np.zeros((2, 3, 32, 32), np.uint8))
     data = ["--data", tmp_path / "images.npz", "--mean-tokens", 6]

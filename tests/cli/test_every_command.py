@@ -47,6 +47,7 @@ RUNS: dict[str, tuple[str, int]] = {
     "report to the screen": ("report out merged", 0),
     "package": ("package out --triton models", 0),
     "methods": ("methods", 0),
+    "models": ("models", 0),
     "targets": ("targets", 0),
     "recipes": ("recipes", 0),
     "doctor": ("doctor", 0),

@@ -200,6 +200,7 @@ class Siglip(torch.nn.Module):
             hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64, image_size=48, patch_size=8,
             attn_implementation=implementation,
         )  # fmt: skip
+        torch.manual_seed(3)
         self.net = transformers.SiglipVisionModel(config)
         generator = torch.Generator().manual_seed(3)
         for parameter in self.parameters():

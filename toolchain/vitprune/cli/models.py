@@ -43,4 +43,8 @@ def command(
         }
         for row in found
     ]
-    console.document("models", {"timm": stored["timm"], "forms": listed, "names": models.shares(stored)})
+    every = sum(len(row.names) for row in found)
+    console.result(f"{len(found)} forms of timm {stored['timm']}, {every} names")
+    console.document(
+        "models", {"status": "ok", "exit_code": 0, "timm": stored["timm"], "forms": listed, "names": models.shares(stored)}
+    )

@@ -116,9 +116,10 @@ def dense_onnx(module: Any, image_shape: tuple[int, int, int], recipe: Recipe) -
     static = recipe.graph.static_batch
     image = torch.zeros(static or 2, *image_shape)
     dynamic = None if static else ({0: torch.export.Dim("batch", min=1, max=4096)},)
-    logger = logging.getLogger("torch.onnx")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
     try:
         with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()), written_out(module):
             warnings.simplefilter("ignore")
@@ -140,7 +141,8 @@ def dense_onnx(module: Any, image_shape: tuple[int, int, int], recipe: Recipe) -
             next_step="try another torch version, or export the ONNX yourself and use vitprune rewrite",
         ) from error
     finally:
-        logger.setLevel(level)
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
     assert program is not None
     model = program.model_proto
     for node in model.graph.node:
