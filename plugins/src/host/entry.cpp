@@ -48,6 +48,7 @@ const char* vp_status_string(int32_t status) {
         case VP_BAD_SCALE: return "scale must be finite and not negative; 0 means 1/sqrt(head width)";
         case VP_OUT_OF_MEMORY: return "out of host memory";
         case VP_CUDA_ERROR: return "CUDA refused a launch";
+        case VP_BAD_ENDS: return "ends of images must rise from 0 to the number of rows";
         default: return "unknown status";
     }
 }

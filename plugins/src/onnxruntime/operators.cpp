@@ -5,6 +5,7 @@
 #include "host/token_sample.h"
 #include "host/token_score.h"
 #include "onnxruntime/merge_operators.h"
+#include "onnxruntime/packed_operator.h"
 
 namespace vitprune {
 namespace {
@@ -118,7 +119,7 @@ Operator::Operator(const char* name_, const char* provider_, bool fused_, Comput
 namespace {
 
 // Lives as long as the process: sessions refer to it.
-OrtCustomOpDomain* make_domain(const OrtApi& api) {
+OrtCustomOpDomain* make_domain(const OrtApi& api, const OrtApi* threads) {
     using namespace vitprune;
     static const Operator sample("TokenSample", nullptr, false, compute_sample);
     static const Operator score_sample("TokenScoreSample", nullptr, true, compute_score_sample);
@@ -127,6 +128,7 @@ OrtCustomOpDomain* make_domain(const OrtApi& api) {
     check(api.CustomOpDomain_Add(domain, &sample));
     check(api.CustomOpDomain_Add(domain, &score_sample));
     add_merge_operators(api, domain);
+    add_packed_operator(api, threads, domain);
 #if VITPRUNE_FEATURES & 1
     static const Operator sample_cuda("TokenSample", "CUDAExecutionProvider", false, compute_sample_cuda);
     check(api.CustomOpDomain_Add(domain, &sample_cuda));
@@ -140,7 +142,7 @@ extern "C" VP_API OrtStatus* RegisterCustomOps(OrtSessionOptions* options, const
     const OrtApi* api = base->GetApi(vitprune::kOrtApi);
     if (api == nullptr) return base->GetApi(1)->CreateStatus(ORT_FAIL, "vitprune: ONNX Runtime 1.16 or newer is needed");
     return vitprune::guarded(*api, [&] {
-        static OrtCustomOpDomain* const domain = make_domain(*api);
+        static OrtCustomOpDomain* const domain = make_domain(*api, base->GetApi(vitprune::kThreadsApi));
         vitprune::check(api->AddCustomOpDomain(options, domain));
     });
 }

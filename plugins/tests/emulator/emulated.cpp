@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "cuda/entry.cpp"
+#include "cuda/packed_attention.cu"
 #include "cuda/token_sample.cu"
 #include "cuda/token_score.cu"
 
