@@ -10,7 +10,7 @@ import onnx_graphsurgeon as gs
 
 from vitprune import methods
 from vitprune.errors import ExportError, RecipeError
-from vitprune.graph import families, outlines
+from vitprune.graph import families, outlines, ragged
 from vitprune.graph.anatomy.find import Anatomy
 from vitprune.graph.families.base import Family
 from vitprune.graph.intake import take_in
@@ -214,6 +214,7 @@ def finish(surgery: Surgery) -> onnx.ModelProto:
     result.ir_version = min(MAX_IR, max(result.ir_version, 8))
     result.producer_name = "vitprune"
     outlines.store(result, surgery.outlines)
+    ragged.store(result, surgery.anatomy.prefix, surgery.anatomy.blocks[0].x, surgery.ragged)
     refused = forbidden(result)
     if refused:
         raise ExportError(

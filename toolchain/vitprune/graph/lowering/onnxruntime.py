@@ -16,6 +16,7 @@ import onnx_graphsurgeon as gs
 from vitprune.graph import types
 from vitprune.graph.anatomy.static import scalar_of, value_of
 from vitprune.graph.lowering.merging import native_merging
+from vitprune.graph.lowering.packed import pack
 from vitprune.graph.types import Graph, Node, Tensor, dims
 from vitprune.ops.function import Valid, function
 from vitprune.ops.token_sample import DOMAIN, NAME
@@ -23,13 +24,16 @@ from vitprune.ops.token_sample import DOMAIN, NAME
 CONTRIB = "com.microsoft"
 
 
-def specialise(model: onnx.ModelProto, keep_outputs: bool, native: bool = False) -> tuple[onnx.ModelProto, dict[str, Any]]:
+def specialise(
+    model: onnx.ModelProto, keep_outputs: bool, native: bool = False, packed: bool = False
+) -> tuple[onnx.ModelProto, dict[str, Any]]:
     """Fuse for ONNX Runtime.
 
     Args:
         model: a pruned (or dense, canonical) model written by vitprune; not changed.
         keep_outputs: keep the kept-patch outputs.
         native: leave TokenSample to the operator of the native library; else its function is written out.
+        packed: lay the token rows of a batch behind each other (`lowering.packed`); needs the native library, too.
 
     Returns:
         The specialised model and how many of each fusion were made; `native`: operators that need the library.
@@ -42,7 +46,10 @@ def specialise(model: onnx.ModelProto, keep_outputs: bool, native: bool = False)
         graph.cleanup(remove_unused_graph_inputs=False)
     merging = native_merging(graph, model) if native else 0
     _sort_integers(graph)
-    facts = {"attention": _fuse_attention(graph), "gelu": _fuse_gelu(graph), "gemm": _fuse_gemm(graph)}
+    facts = {"attention": _fuse_attention(graph), "gelu": _fuse_gelu(graph)}
+    if packed:
+        facts["packed"] = pack(graph, model)
+    facts["gemm"] = _fuse_gemm(graph)
     graph.cleanup(remove_unused_graph_inputs=False).toposort()
     facts["merging"] = merging
     facts["native"] = sum(node.domain == DOMAIN for node in graph.nodes)

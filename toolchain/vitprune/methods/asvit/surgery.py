@@ -138,6 +138,8 @@ class AsvitSurgery(GraphPass):
             index, keep = token_sample(emit, surgery, site, excess)
         rows = update(surgery, emit, index, keep)
         splice(surgery, block.x, lambda x: emit.take_rows(x, rows, "x/kept"))
+        if site.options.infer != "batch_topk":  # which keeps as many in every image
+            surgery.born(keep, surgery.tensors[block.x])
         return emit.op("GatherElements", [score, index], "score/kept", axis=1)
 
     def ensures(self, surgery: Surgery) -> str:

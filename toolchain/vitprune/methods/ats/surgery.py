@@ -61,9 +61,11 @@ class AtsSurgery(GraphPass):
         index, keep = token_sample(scoring, surgery, site, significance)
         bias = surgery.bias  # keys are still those of all tokens that entered
         rows = update(surgery, scoring, index, keep)
-        query = turned(surgery, emit, block, queries(emit, block, emit.take_rows(h, rows, "h/kept")), "q")
+        asking, staying = emit.take_rows(h, rows, "h/kept"), scoring.take_rows(x, rows, "x/kept")
+        surgery.born(keep, asking, staying)
+        query = turned(surgery, emit, block, queries(emit, block, asking), "q")
         context = attend(emit, block, query, key, value, bias)
-        replace_attention(surgery, block, project(emit, block, context), scoring.take_rows(x, rows, "x/kept"))
+        replace_attention(surgery, block, project(emit, block, context), staying)
 
     def ensures(self, surgery: Surgery) -> str:
         """One TokenSample per live site and one clean attention chain per block."""
