@@ -23,6 +23,7 @@ from vitprune.recipe_parts.values import read_profile
 
 EXAMPLES = (
     "build-engine out --target onnxruntime-cpu",
+    "build-engine out --target onnxruntime-cpu --batching packed",
     "build-engine out --target jetson-orin --package",
 )
 
@@ -43,6 +44,12 @@ def command(
         str,
         typer.Option(help="The native library: auto (TensorRT builds it, onnxruntime-cpu takes a built one), none, or its path."),
     ] = "auto",
+    batching: Annotated[
+        str,
+        typer.Option(
+            help="onnxruntime-cpu: padded, or packed: token rows of a batch without pads, for methods whose counts vary."
+        ),
+    ] = "padded",
     embed_plugin: Annotated[bool, typer.Option("--embed-plugin", help="TensorRT: put the plugin into the engine.")] = False,
     kept_outputs: Annotated[bool, typer.Option("--kept-outputs", help="The engine also returns the kept patches.")] = False,
     timeout: Annotated[float, typer.Option(help="Seconds.")] = 1800.0,
@@ -86,7 +93,9 @@ def command(
             next_step="add --remote",
         )
     if wants_package(chosen) or (chosen.builds_on == "device" and (package or place is not None)):
-        ignored = {"--plugin": plugin != "auto", "--embed-plugin": embed_plugin, "--kept-outputs": kept_outputs}
+        ignored = {
+            "--plugin": plugin != "auto", "--batching": batching != "padded", "--embed-plugin": embed_plugin, "--kept-outputs": kept_outputs,
+        }  # fmt: skip
         if given := [name for name, value in ignored.items() if value]:
             raise RecipeError(
                 199,
@@ -134,6 +143,7 @@ def command(
             batch=profile,
             workspace_mib=memory,
             plugin=plugin,
+            batching=batching,
             embed_plugin=embed_plugin,
             kept_outputs=kept_outputs,
             timeout=timeout,

@@ -47,7 +47,11 @@ def stored(model: onnx.ModelProto) -> tuple[int, list[Ragged]]:
     try:
         told = json_text.parse(text)
         prefix, places = told["prefix"], [Ragged(**one) for one in told["places"]]
-        if type(prefix) is not int or prefix < 0 or not all(type(name) is str for one in places for name in (one.tokens, one.keep)):
+        if (
+            type(prefix) is not int
+            or prefix < 0
+            or not all(type(name) is str for one in places for name in (one.tokens, one.keep))
+        ):
             return 0, []
     except (ValueError, TypeError, KeyError):
         return 0, []

@@ -15,6 +15,7 @@ import onnx_graphsurgeon as gs
 
 from vitprune.graph import types
 from vitprune.graph.anatomy.static import scalar_of, value_of
+from vitprune.graph.lowering.constants import direct
 from vitprune.graph.lowering.merging import native_merging
 from vitprune.graph.lowering.packed import pack
 from vitprune.graph.types import Graph, Node, Tensor, dims
@@ -41,6 +42,7 @@ def specialise(
     opened = _native_sampling(model) if native else _shorter_sampling(model)
     flat = onnx.shape_inference.infer_shapes(onnx.inliner.inline_local_functions(opened))
     graph: Graph = gs.import_onnx(flat)
+    direct(graph)
     if not keep_outputs:
         graph.outputs = graph.outputs[:1]
         graph.cleanup(remove_unused_graph_inputs=False)

@@ -54,7 +54,9 @@ def pack(graph: Graph, model: onnx.ModelProto) -> dict[str, int]:
             packing.step(node, wanted, tensors)
         packing.finish()
         graph.cleanup(remove_unused_graph_inputs=False).toposort()
-        packing.counts["unpacked"] = sum(node.name.startswith("packed/") and node.name.endswith("/padded") for node in graph.nodes)
+        packing.counts["unpacked"] = sum(
+            node.name.startswith("packed/") and node.name.endswith("/padded") for node in graph.nodes
+        )
     return packing.counts
 
 
@@ -114,7 +116,11 @@ class _Packing:
 
     def _gathered_from(self, node: Node) -> Rows | None:
         """What a gather of token rows reads from, where its layout is known and the node is not needed for itself."""
-        if node.op != "GatherND" or node.attrs.get("batch_dims") != 1 or any(node.outputs[0] is one for one in self.graph.outputs):
+        if (
+            node.op != "GatherND"
+            or node.attrs.get("batch_dims") != 1
+            or any(node.outputs[0] is one for one in self.graph.outputs)
+        ):
             return None
         return self.known.get(id(node.inputs[0]))
 
@@ -285,11 +291,11 @@ def _gemm(graph: Graph, matmul: Node) -> None:
     weight, readers = value_of(matmul.inputs[1]), matmul.outputs[0].outputs
     if weight is None or weight.ndim != 2 or len(readers) != 1 or readers[0].op != "Add":
         return
-    bias = next((t for t in readers[0].inputs if (v := value_of(t)) is not None and v.ndim == 1 and v.size == weight.shape[1]), None)
+    bias = next(
+        (t for t in readers[0].inputs if (v := value_of(t)) is not None and v.ndim == 1 and v.size == weight.shape[1]), None
+    )
     if bias is None:
         return
     output = readers[0].outputs[0]
     readers[0].outputs.clear()
     graph.nodes.append(types.node("Gemm", f"{matmul.name}/gemm", [*matmul.inputs, bias], [output]))
-
-
