@@ -114,7 +114,8 @@ def test_packed_is_padded(case: str, dense: Callable[..., onnx.ModelProto], ort_
     x = varied(6)
     together = run(packed, x)
     counts = [(one >= 0).sum(axis=1) for one in together[1:] if one.dtype == np.int64]
-    assert any(len(set(one.tolist())) > 1 for one in counts), "the images of this test keep as many tokens each"
+    if "capacity" not in prune:
+        assert any(len(set(one.tolist())) > 1 for one in counts), "the images of this test keep as many tokens each"
     for order in ([0, 1, 2, 3, 4, 5], [5, 0], [3, 3, 1], *([one] for one in range(6))):
         found = run(packed, x[order])
         same(found, run(padded, x[order]))
