@@ -18,7 +18,7 @@ from vitprune.graph.emit import FLOAT, INT64, Emitter
 from vitprune.graph.lowering.layouts import Layout
 from vitprune.graph.lowering.row_wise import by_rows, constant_axes
 from vitprune.graph.ragged import Ragged, stored
-from vitprune.graph.types import Graph, Node, Tensor, given, redirect
+from vitprune.graph.types import Graph, Node, Tensor, dims, given, redirect
 from vitprune.ops.packed_attention import NAME
 from vitprune.ops.token_sample import DOMAIN
 
@@ -207,7 +207,7 @@ class _Packing:
     def _attention(self, node: Node) -> bool:
         """MultiHeadAttention of rows whose layouts are known -> PackedAttention; not where every image has all of its rows."""
         query, key, value = node.inputs[:3]
-        if any(id(tensor) not in self.known for tensor in (query, key, value)):
+        if any(id(tensor) not in self.known or self.known[id(tensor)].rank != 3 for tensor in (query, key, value)):
             return False
         asked, seen = self.known[id(query)].layout, self.known[id(key)].layout
         if self.known[id(value)].layout is not seen or (asked.keep is None and seen.keep is None):
@@ -234,7 +234,7 @@ class _Packing:
         if mask is None and wide is None:
             return True, None
         flat = _below_mask(mask) if mask is not None else _below_expand(given(wide))
-        if flat is None:
+        if flat is None or len(dims(flat)) not in (0, 2):
             return False, None
         if seen.keep is not None and _hides_only(flat, seen.keep):
             return True, None

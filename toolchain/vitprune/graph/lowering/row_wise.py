@@ -53,6 +53,8 @@ def by_rows(node: Node, ranks: Sequence[int]) -> Change | None:
     if not ranks or not ranks[0] or any(ranks[1:]):
         return None
     rank = ranks[0]
+    if rank <= OUTER and node.op in ("LayerNormalization", "Softmax", "MatMul"):
+        return None  # the last axis is that of the tokens
     if node.op == "LayerNormalization" and node.attrs.get("axis", -1) in (-1, rank - 1) and len(node.outputs) == 1:
         return Change(rank, {"axis": -1})
     if node.op == "Softmax" and node.attrs.get("axis", -1) in (-1, rank - 1):
