@@ -47,11 +47,11 @@ def all_methods(path: Path) -> list[str]:
     document = json.loads(path.read_text())
     lines = [
         f"## All methods against their slice oracles ({path.name})", "",
-        f"{document['model']}, 197 tokens, ONNX Runtime {document['machine']['onnxruntime']}; {PROTOCOL}. Recipes are the shipped ones except where "
+        f"{document['model']}, ONNX Runtime {document['machine']['onnxruntime']}; {PROTOCOL}. Recipes are the shipped ones except where "
         "keys are named; those keys belong to trained weights. A pass makes its sessions anew; the medians of all passes are "
         "shown, because on a shared machine they differ by more than their quartiles say. Native: with operators of the native library.", "",
-        "| method | batch | patch slots behind each site | dense / pruned time | pruned / oracle (quartiles) | medians of passes | goal | met | native / oracle | rounds |",
-        "|---|---|---|---|---|---|---|---|---|---|",
+        "| method | tokens | batch | patch slots behind each site | dense / pruned time | pruned / oracle (quartiles) | medians of passes | goal | met | native / oracle | rounds |",
+        "|---|---|---|---|---|---|---|---|---|---|---|",
     ]  # fmt: skip
     for row in document["rows"]:
         low, high = row["pruned_over_oracle_iqr"]
@@ -59,7 +59,7 @@ def all_methods(path: Path) -> list[str]:
         native = f"{row['native_over_oracle']:.3f}" if "native_over_oracle" in row else "–"
         name = row["method"] + (f" ({', '.join(row['settings'])})" if row["settings"] else "")
         lines.append(
-            f"| {name} | {row['batch']} | {', '.join(map(str, row['kept']))} | {row['dense_over_pruned']:.2f} | "
+            f"| {name} | {row['tokens']} | {row['batch']} | {', '.join(map(str, row['kept']))} | {row['dense_over_pruned']:.2f} | "
             f"{row['pruned_over_oracle']:.3f} ({low:.3f}–{high:.3f}) | {passes} | {row['goal']:.2f} | {'yes' if row['met'] else 'no'} | "
             f"{native} | {row['rounds']} |"
         )

@@ -83,10 +83,35 @@ def questions(runs: dict[str, Run]) -> list[list[str]]:
 
 # Pairs of runs at one share, judged image by image where both stored which they got right.
 PAIRED = [
-    (f"{first}-{share}", f"tome_falling-untrained-{share}")
-    for first in ("ward_merge-untrained", "ward_merge-fixed-untrained")
+    (f"{first}-{share}", f"{second}-{share}")
+    for first, second in (
+        ("ward_merge-untrained", "tome_falling-untrained"),
+        ("ward_merge-fixed-untrained", "tome_falling-untrained"),
+        ("ward_merge", "tome_falling"),
+    )
     for share in (80, 65, 50, 40)
 ]
+
+
+def ward_verdict(runs: dict[str, Run]) -> str:
+    """Whether Ward merging is better than ToMe off the shelf at half of the MACs and less, and what the ablation says about why."""
+    words = []
+    for share in (50, 40):
+        one, other = runs.get(f"ward_merge-untrained-{share}"), runs.get(f"tome_falling-untrained-{share}")
+        if one is None or other is None:
+            return "Whether it is better at half of the MACs and less was not measured."
+        points, half = difference(one, other)
+        words.append("yes" if points > half else "no, worse" if points < -half else "no, inside the interval")
+    text = f"Better than ToMe off the shelf, beyond the interval: at .50 {words[0]}; at .40 {words[1]}."
+    base, parts = runs.get("ward_merge-untrained-50"), []
+    for name, what in (("q0", "without the weighting by the CLS token"), ("rounds1", "with one round")):
+        other = runs.get(f"ward_merge-{name}-untrained-50")
+        if base is not None and other is not None and difference(other, base)[0] > difference(other, base)[1]:
+            points, half = difference(other, base)
+            parts.append(f"{what} it gains {points:.2f} [{points - half:.2f}, {points + half:.2f}] points at .50")
+    if parts and set(words) != {"yes"}:
+        text += f" The ablation below says why: {', '.join(parts)}; the keys that serve a self-supervised backbone do not suit this small trained one."
+    return text
 
 
 def paired(runs: dict[str, Run]) -> list[list[str]]:
@@ -193,6 +218,8 @@ def markdown(runs: list[Run], plots: list[str], half: dict[str, Any] | None = No
         *(
             [
                 "## Ward merging against ToMe on its best falling schedule",
+                "Both calibrated on the same images; trained: one epoch with merging on, at half of the MACs. "
+                + ward_verdict(named),
                 table(["runs", "top-1 at share", "points", ""], paired(named)),
             ]
             if paired(named)

@@ -20,6 +20,9 @@ DATA = Path("/usr/share/datasets/fashion-mnist")  # Debian package dataset-fashi
 METHODS = sorted(path.stem for path in (HERE / "training").glob("*.yaml"))
 NEEDS_TRAINING = ("avit", "dvt", "dynamicvit")
 ADAPTIVE = ("ats", "ats_merge", "asvit", "avit", "dvt", "tome_threshold")  # also at what 0.70 x the dense MACs allow
+# `calibrate --schedule` of a method that is measured on its best one; and shares of a method whose one schedule gets no lower.
+SCHEDULES = {"tome_falling": "falling"}
+SHARES = {"tome": (0.8, 0.65, 0.5)}
 # The papers' ablations: method -> name and key, both with trained weights and off the shelf.
 VARIANTS = {"ats": ("plain_scores", "prune.value_norm=false"), "asvit": ("plain_heads", "prune.head_weight=false")}
 
@@ -50,8 +53,11 @@ def evaluate(method: str, run: Path) -> None:
     for name, recipe in sources.items():
         python(HERE / "results.py", recipe, "--name", name, *([] if name == method else ["--rounds", 0]))
         more = ["--samples", 5000] if method == "dvt" else []  # accuracy is part of what is solved there
+        more += ["--schedule", SCHEDULES[method]] if method in SCHEDULES else []
         if run / "recipe.yaml" == recipe and method in ADAPTIVE:
-            more += ["--shares", 0.8, 0.69, 0.65, 0.5]
+            more += ["--shares", 0.8, 0.69, 0.65, 0.5, 0.4]
+        elif method in SHARES:
+            more += ["--shares", *SHARES[method]]
         python(HERE / "sweep.py", recipe, "--name", name, "--rounds", 0, *more)
         if method in VARIANTS:
             label, key = VARIANTS[method]

@@ -239,11 +239,12 @@ def main() -> None:
     else:
         recipe = Recipe.load(args.recipe, args.overrides)
         beside = Path(args.recipe).parent / "train.json"
+        trained = beside.is_file() or (args.weights or recipe.model.weights) != dense_recipe.model.weights
         name = args.name or recipe.prune.method
         found = {
             "name": name,
             "method": recipe.prune.method,
-            "trained": beside.is_file(),
+            "trained": trained,
             "prune": recipe.prune.portable().model_dump(mode="json"),
         }
         found |= measure(recipe, dense_recipe, args)

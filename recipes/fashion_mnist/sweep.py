@@ -1,6 +1,6 @@
 """One run at several shares of the dense MACs: `vitprune calibrate` on training images, then `results.py` on the test images.
 
-python recipes/fashion_mnist/sweep.py RUN/recipe.yaml --name ats            # stores ats-80, ats-65 and ats-50
+python recipes/fashion_mnist/sweep.py RUN/recipe.yaml --name ats            # stores ats-80, ats-65, ats-50 and ats-40
 python recipes/fashion_mnist/sweep.py training/ats.yaml --name ats-untrained
 """
 
@@ -14,7 +14,7 @@ from pathlib import Path
 
 HERE = Path(__file__).parent
 DATA = Path("/usr/share/datasets/fashion-mnist")  # Debian package dataset-fashion-mnist
-SHARES = (0.8, 0.65, 0.5)
+SHARES = (0.8, 0.65, 0.5, 0.4)
 
 
 def swept(recipe: Path, name: str, share: float, data: Path, samples: int, keys: list[str], more: list[str],

@@ -16,7 +16,7 @@ from vitprune.calibration.calibrating import calibrate
 from vitprune.cli import run as cli
 from vitprune.errors import RecipeError
 from vitprune.methods.asvit.knob import between
-from vitprune.methods.tome.knob import spread
+from vitprune.methods.tome.knob import FALLING, spread
 from vitprune.recipe import Recipe
 from vitprune.vit import loading
 
@@ -130,10 +130,22 @@ def test_the_schedule_that_agrees_best_is_kept():
     found = calibrate(one, macs=0.8, tokens=None, quantile=None, report=lines.append, schedule="best")
     assert found.measured.macs <= 0.8
     tried = [tuple(float(word) for word in re.findall(r"([\d.]+) %.* ([\d.]+)$", line)[0]) for line in lines if "cosine" in line]
-    assert len(tried) == 5
+    assert len(tried) == 1 + len(FALLING)
     same, near = one.agreement(found.prune)
     assert max(tried) == (pytest.approx(100 * same, abs=0.06), pytest.approx(near, abs=6e-6))
     assert one.agreement({"r": 0}) == (1.0, pytest.approx(1.0))
+
+
+def test_schedules_that_cannot_get_as_cheap_are_passed_over():
+    one = bench("tome")
+    even = one.measure({"r": spread(one.geometry.patches - 2, one.geometry.depth, 0.0, one.geometry.patches)}).macs
+    steep = one.measure({"r": spread(one.geometry.patches - 2, one.geometry.depth, 4.0, one.geometry.patches)}).macs
+    budget = (even + steep) / 2
+    with pytest.raises(RecipeError, match="VP171"):
+        calibrate(one, macs=budget, tokens=None, quantile=None, report=silent, schedule="constant")
+    assert calibrate(one, macs=budget, tokens=None, quantile=None, report=silent, schedule="best").measured.macs <= budget
+    with pytest.raises(RecipeError, match="VP171"):
+        calibrate(one, macs=steep / 2, tokens=None, quantile=None, report=silent, schedule="best")
 
 
 def test_fixed_counts_follow_the_mean_of_adaptive_ones():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ CASES: dict[str, dict[str, Any]] = {
     "ward, three rounds, sketch, no power": {
         "method": "ward_merge", "mu": 1.5, "rounds": 3, "sketch": 16, "importance_power": 0.0, "trace": True,
     },
+    "ward, sketch of sums of unlike length": {"method": "ward_merge", "mu": 0.6, "sketch": 20},
     "ward, fixed": {"method": "ward_merge", "counts": "fixed", "r": [4, 9, 3], "trace": True},
     "ward, capacity": {"method": "ward_merge", "mu": 0.6, "capacity": [14, 9, 5], "trace": True},
     "ward, no sizes": {"method": "ward_merge", "mu": 0.6, "prop_attn": False},
@@ -93,6 +95,56 @@ def test_the_operator_does_what_the_plain_nodes_do(
                 np.testing.assert_array_equal(one, other, err_msg=value.name)
             else:
                 np.testing.assert_allclose(one, other, atol=2e-5, err_msg=value.name)
+
+
+def test_nothing_of_a_site_is_left_beside_its_operator(dense: Callable[[str], onnx.ModelProto]) -> None:
+    """Neither a second CLS row, nor the sketch's pieces, nor a bias spread over the queries."""
+    wanted = vitprune.Recipe.load({"prune": {"method": "ward_merge", "mu": 0.6, "sketch": 16}})
+    native, _ = specialise(surgery.rewrite(dense("token"), wanted)[0], keep_outputs=False, native=True)
+    plain, _ = specialise(surgery.canonical(dense("token"), wanted), keep_outputs=False)
+    more = Counter(node.op_type for node in native.graph.node) - Counter(node.op_type for node in plain.graph.node)
+    assert more["SignedSums"] == more["WardMerge"] == 3
+    assert more["MatMul"] == 3, "one product of sketches a site"
+    assert not {"Softmax", "ReduceSum", "Expand", "Gemm", "Mul", "Add"} & set(more)
+
+
+def test_an_older_outline_still_serves(dense: Callable[[str], onnx.ModelProto], ort_library: Path) -> None:
+    """One without queries and heads: the row of the CLS token is taken from the plain nodes."""
+    model, *_ = surgery.rewrite(dense("token"), vitprune.Recipe.load({"prune": CASES["ward"]}))
+    plain, _ = specialise(model, keep_outputs=True)
+    text = next(entry for entry in model.metadata_props if entry.key == KEY)
+    told = json.loads(text.value)
+    for one in told:
+        for role in ("query", "key", "asked_bias"):
+            one["inputs"].pop(role, None)
+        one["attributes"].pop("heads")
+    text.value = json.dumps(told)
+    older, facts = specialise(model, keep_outputs=True, native=True)
+    assert facts["merging"] == len(told)
+    x = images(3, (3, SIDE, SIDE), seed=3)
+    ours, theirs = session(older, ort_library), session(plain, ort_library)
+    for one, other in zip(ours.run(None, {"image": x}), theirs.run(None, {"image": x}), strict=True):
+        np.testing.assert_allclose(one, other, atol=2e-5)
+
+
+@pytest.mark.parametrize(("role", "said"), [("query", "a query needs keys|query must be"), ("key", "key has a wrong shape")])
+def test_inputs_of_a_wrong_form_are_refused(
+    role: str, said: str, dense: Callable[[str], onnx.ModelProto], ort_library: Path
+) -> None:
+    """A query or keys that are of other rows end the run with a reason; nothing is read beyond them."""
+    model, *_ = surgery.rewrite(dense("token"), vitprune.Recipe.load({"prune": CASES["ward"]}))
+    native, _ = specialise(model, keep_outputs=False, native=True)
+    site = next(node for node in native.graph.node if node.op_type == "WardMerge")
+    place = 7 if role == "query" else 8
+    native.graph.node.insert(0, onnx.helper.make_node("Concat", [site.input[place]] * 2, ["twice"], axis=1))
+    moved = native.graph.node[0]
+    del native.graph.node[0]
+    at = next(number for number, node in enumerate(native.graph.node) if node.name == site.name)
+    native.graph.node.insert(at, moved)
+    native.graph.node[at + 1].input[place] = "twice"
+    broken = session(native, ort_library)
+    with pytest.raises(Exception, match=said):
+        broken.run(None, {"image": images(2, (3, SIDE, SIDE))})
 
 
 def test_half_types_keep_their_nodes(dense: Callable[[str], onnx.ModelProto]) -> None:

@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
+#include "host/dispatch.h"
 #include "host/merging.h"
 
 #include <algorithm>
@@ -11,6 +12,11 @@ namespace {
 constexpr float kShortest = 1e-12f;
 constexpr float kHidden = -1e4f;
 
+// out += share * (row - own)
+VP_WIDE void move_towards(float* out, const float* row, const float* own, float share, int64_t width) {
+    for (int64_t c = 0; c < width; ++c) out[c] += share * (row[c] - own[c]);
+}
+
 // The mean of a row and those that join it.
 void mean_row(const MergeImage& image, const Merging& merging, Mean mean, int64_t slot, const std::vector<int64_t>& members,
               float* out) {
@@ -21,8 +27,7 @@ void mean_row(const MergeImage& image, const Merging& merging, Mean mean, int64_
     std::copy(own, own + image.width, out);
     for (const int64_t one : members) {
         const float share = weight(one) / total;
-        const float* row = image.row(one);
-        for (int64_t c = 0; c < image.width; ++c) out[c] += share * (row[c] - own[c]);
+        move_towards(out, image.row(one), own, share, image.width);
     }
     if (mean == Mean::kSizes) return;
     float largest = norm_of(own, image.width);
@@ -49,7 +54,7 @@ void write_group(const MergeImage& image, const Merging& merging, bool loses, in
 
 }  // namespace
 
-float norm_of(const float* row, int64_t width) {
+VP_WIDE float norm_of(const float* row, int64_t width) {
     constexpr int64_t kLanes = 16;
     float lanes[kLanes] = {};
     int64_t c = 0;
@@ -60,6 +65,21 @@ float norm_of(const float* row, int64_t width) {
     float total = 0.0f;
     for (const float lane : lanes) total += lane;
     return std::sqrt(total);
+}
+
+VP_WIDE void signed_sums(const float* rows, int64_t count, int64_t width, const float* signs, int64_t sums, float* out) {
+    for (int64_t row = 0; row < count; ++row, rows += width, out += sums) {
+        for (int64_t c = 0; c < sums; ++c) out[c] = c < width ? rows[c] * signs[c] : 0.0f;
+        for (int64_t from = sums; from < width; from += sums) {
+            const int64_t here = std::min(sums, width - from);
+            for (int64_t c = 0; c < here; ++c) out[c] += rows[from + c] * signs[from + c];
+        }
+    }
+}
+
+void write_mask(const MergeOutput& out, int64_t prefix, float* mask) {
+    const int64_t tokens = prefix + out.count;
+    for (int64_t query = 0; query < tokens; ++query) std::copy(out.bias, out.bias + tokens, mask + query * tokens);
 }
 
 void keep_heaviest(std::vector<int64_t>& slots, const std::vector<float>& mass, int64_t limit) {

@@ -60,6 +60,9 @@ struct MergeOutput {
 // Length of a row, the sum in lanes.
 float norm_of(const float* row, int64_t width);
 
+// Where the bias of the later keys is wanted once for every query: [prefix + count, prefix + count], or null.
+void write_mask(const MergeOutput& out, int64_t prefix, float* mask);
+
 void write_merged(const MergeImage& image, const Merging& merging, Mean mean, bool loses, const MergeOutput& out);
 
 // Ward merging (docs/methods/ward_merge.md): reciprocal pairs of least damage, in rounds.
@@ -78,6 +81,21 @@ struct Attention {
     const float* values = nullptr;  // null: not asked for
     int64_t heads = 1;
 };
+
+// What the first token asks, of one image: its query against the keys of all tokens [tokens, width], and what is added to the logits
+// of each (null: nothing).
+struct Asking {
+    const float* query;
+    const float* key;
+    const float* bias;
+    int64_t tokens, width, heads;
+};
+
+// Attention that the first token gives every token, summed over the heads.
+std::vector<float> cls_attention(const Asking& asking);
+
+// Sums of the channels of rows [count, width] with signs: channel c counts in sum c mod sums; out [count, sums].
+void signed_sums(const float* rows, int64_t count, int64_t width, const float* signs, int64_t sums, float* out);
 
 // gram: inner products of the slots' rows, or of what stands for their channels [patches, patches]; damages are between directions.
 Merging ward_merging(const WardParameters& parameters, const MergeImage& image, const float* gram, const Attention& attention);

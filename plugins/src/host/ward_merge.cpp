@@ -4,6 +4,7 @@
 #include <limits>
 #include <numeric>
 
+#include "host/dispatch.h"
 #include "host/merging.h"
 
 namespace vitprune {
@@ -28,16 +29,32 @@ std::vector<float> masses(const WardParameters& parameters, const MergeImage& im
 }
 
 // The least of some values, in lanes: a plain minimum is not vectorised without -ffast-math.
-float least_of(const std::vector<float>& values) {
+inline float least_of(const float* values, size_t count) {
     constexpr size_t kLanes = 16;
     float lanes[kLanes];
     std::fill(lanes, lanes + kLanes, kNone);
     size_t at = 0;
-    for (; at + kLanes <= values.size(); at += kLanes) {
+    for (; at + kLanes <= count; at += kLanes) {
         for (size_t lane = 0; lane < kLanes; ++lane) lanes[lane] = values[at + lane] < lanes[lane] ? values[at + lane] : lanes[lane];
     }
-    for (; at < values.size(); ++at) lanes[0] = std::min(lanes[0], values[at]);
+    for (; at < count; ++at) lanes[0] = std::min(lanes[0], values[at]);
     return *std::min_element(lanes, lanes + kLanes);
+}
+
+// Damages of one slot with all others, and the least of them. own, length: squared lengths; inverse: of the masses.
+VP_WIDE float damages(const float* product, float own, float own_inverse, const float* length, const float* inverse, int64_t slot,
+                      int64_t count, float* damage) {
+    for (int64_t j = 0; j < count; ++j) damage[j] = (own - 2.0f * product[j] + length[j]) / (own_inverse + inverse[j]);
+    damage[slot] = kNone;
+    return least_of(damage, static_cast<size_t>(count));
+}
+
+VP_WIDE void scaled(const float* row, float own, const float* factor, int64_t count, float* out) {
+    for (int64_t j = 0; j < count; ++j) out[j] = row[j] * own * factor[j];
+}
+
+VP_WIDE void moved(float* own, const float* other, float share, int64_t count) {
+    for (int64_t j = 0; j < count; ++j) own[j] += share * (other[j] - own[j]);
 }
 
 // Products of rows as products of directions.
@@ -45,10 +62,7 @@ std::vector<float> of_directions(const MergeImage& image, const float* gram) {
     const int64_t count = image.patches;
     std::vector<float> factor(count), products(count * count);
     for (int64_t slot = 0; slot < count; ++slot) factor[slot] = 1.0f / std::max(norm_of(image.row(slot), image.width), kShortest);
-    for (int64_t slot = 0; slot < count; ++slot) {
-        const float own = factor[slot];
-        for (int64_t j = 0; j < count; ++j) products[slot * count + j] = gram[slot * count + j] * own * factor[j];
-    }
+    for (int64_t slot = 0; slot < count; ++slot) scaled(gram + slot * count, factor[slot], factor.data(), count, &products[slot * count]);
     return products;
 }
 
@@ -68,11 +82,8 @@ Nearest nearest(const std::vector<float>& gram, const std::vector<float>& mass, 
     }
     for (int64_t slot = 0; slot < count; ++slot) {
         if (gone[slot]) continue;
-        const float* product = &gram[slot * count];
-        const float own = length[slot], own_inverse = inverse[slot];
-        for (int64_t j = 0; j < count; ++j) damage[j] = (own - 2.0f * product[j] + length[j]) / (own_inverse + inverse[j]);
-        damage[slot] = kNone;
-        const float least = least_of(damage);
+        const float least = damages(&gram[slot * count], length[slot], inverse[slot], length.data(), inverse.data(), slot, count,
+                                    damage.data());
         if (least == kNone) continue;
         found.cost[slot] = least;
         found.partner[slot] = std::find(damage.begin(), damage.end(), least) - damage.begin();
@@ -101,9 +112,7 @@ std::vector<int64_t> joining(const WardParameters& parameters, const Nearest& fo
 void move_to_centroids(std::vector<float>& gram, int64_t count, const std::vector<int64_t>& slots,
                        const std::vector<int64_t>& partner, const std::vector<float>& share) {
     for (size_t n = 0; n < slots.size(); ++n) {
-        float* own = &gram[partner[slots[n]] * count];
-        const float* other = &gram[slots[n] * count];
-        for (int64_t j = 0; j < count; ++j) own[j] += share[n] * (other[j] - own[j]);
+        moved(&gram[partner[slots[n]] * count], &gram[slots[n] * count], share[n], count);
     }
     for (int64_t row = 0; row < count; ++row) {
         float* products = &gram[row * count];

@@ -80,6 +80,7 @@ void* output_tensor(const OrtApi& api, OrtKernelContext* context, size_t index, 
     OrtValue* value = nullptr;
     void* data = nullptr;
     check(api.KernelContext_GetOutput(context, index, dims.data(), dims.size(), &value));
+    if (value == nullptr) return nullptr;  // an optional one that the node does not have
     check(api.GetTensorMutableData(value, &data));
     return data;
 }

@@ -18,6 +18,7 @@ struct MergeKernel {
     int64_t padded = 0;  // K = most
     int64_t loses = 0;   // a bound may lose rows, and their patches have no row then
     int64_t proportional = 1;
+    int64_t heads = 0;   // of the query and the keys, where there are any
     float floor = 0.0f;  // no row of the metric counts as shorter
     WardParameters wards;
     PairParameters pairs;
@@ -46,13 +47,14 @@ float number(const OrtApi& api, const OrtKernelInfo* info, const char* name) {
 
 OrtStatus* create_kernel(const OrtCustomOp* op, const OrtApi* api, const OrtKernelInfo* info, void** kernel) {
     return guarded(*api, [&] {
-        MergeKernel made{*api, self(op).ward, 0, 0, 0, 0, 1, 0.0f, {}, {}};
+        MergeKernel made{*api, self(op).ward, 0, 0, 0, 0, 1, 0, 0.0f, {}, {}};
         made.prefix = integer(*api, info, "prefix");
         made.most = integer(*api, info, "most");
         made.padded = integer(*api, info, "padded");
         made.loses = integer(*api, info, "loses");
         made.proportional = integer(*api, info, "proportional");
         if (made.ward) {
+            made.heads = integer(*api, info, "heads");
             made.wards.limit = number(*api, info, "limit");
             made.wards.pairs = integer(*api, info, "pairs");
             made.wards.rounds = integer(*api, info, "rounds");
@@ -67,7 +69,8 @@ OrtStatus* create_kernel(const OrtCustomOp* op, const OrtApi* api, const OrtKern
             made.pairs.most = made.most;
             made.floor = number(*api, info, "floor");
         }
-        const bool sane = made.prefix >= 0 && made.most >= 0 && (made.padded == 0 || made.most > 0) && made.wards.rounds >= 0;
+        const bool sane = made.prefix >= 0 && made.most >= 0 && (made.padded == 0 || made.most > 0) && made.wards.rounds >= 0 &&
+                          made.heads >= 0;
         if (!sane || (!made.ward && made.pairs.pairs < 0)) fail(*api, ORT_INVALID_ARGUMENT, "an attribute is negative");
         *kernel = new MergeKernel(made);
     });
@@ -134,18 +137,42 @@ void write(const MergeKernel& kernel, OrtKernelContext* context, const std::vect
     float* bias = static_cast<float*>(output_tensor(api, context, 2, {batch, tokens}));
     int64_t* index = static_cast<int64_t*>(output_tensor(api, context, 3, {batch, count}));
     uint8_t* keep = static_cast<uint8_t*>(output_tensor(api, context, 4, {batch, count}));
+    float* mask = static_cast<float*>(output_tensor(api, context, 5, {batch, 1, tokens, tokens}));  // null where nobody reads it
     int64_t* group = nullptr;
-    if (images[0].group != nullptr) group = static_cast<int64_t*>(output_tensor(api, context, 5, {batch, originals}));
+    if (images[0].group != nullptr) group = static_cast<int64_t*>(output_tensor(api, context, 6, {batch, originals}));
     for (int64_t b = 0; b < batch; ++b) {
         const MergeOutput out{rows + b * tokens * width, size + b * tokens, bias + b * tokens, index + b * count, keep + b * count,
                               group == nullptr ? nullptr : group + b * originals, count, kernel.proportional != 0};
         write_merged(images[b], merged[b], kernel.ward ? Mean::kKeptNorm : Mean::kSizes, kernel.loses != 0, out);
+        if (mask != nullptr) write_mask(out, kernel.prefix, mask + b * tokens * tokens);
     }
+}
+
+// What the first tokens of a batch ask, checked; none where the node has no query.
+std::vector<Asking> asked(const MergeKernel& kernel, OrtKernelContext* context, const std::vector<MergeImage>& images) {
+    const OrtApi& api = kernel.api;
+    const float* query = optional<float>(api, context, 7, {}, "query");
+    if (query == nullptr || images.empty()) return {};
+    const int64_t batch = static_cast<int64_t>(images.size()), tokens = kernel.prefix + images[0].patches;
+    const std::vector<int64_t> dims = input_tensor(api, context, 7).dims;
+    const bool sane = kernel.heads > 0 && kernel.prefix > 0 && dims.size() == 3 && dims[0] == batch && dims[1] == tokens &&
+                      dims[2] % std::max<int64_t>(kernel.heads, 1) == 0;
+    if (!sane) fail(api, ORT_INVALID_ARGUMENT, "query must be [batch, tokens, heads * depth], with a prefix");
+    const float* key = optional<float>(api, context, 8, dims, "key");
+    if (key == nullptr) fail(api, ORT_INVALID_ARGUMENT, "a query needs keys");
+    const float* bias = optional<float>(api, context, 9, {batch, tokens}, "bias");
+    std::vector<Asking> found;
+    for (int64_t b = 0; b < batch; ++b) {
+        const int64_t first = b * tokens * dims[2];
+        found.push_back({query + first, key + first, bias == nullptr ? nullptr : bias + b * tokens, tokens, dims[2], kernel.heads});
+    }
+    return found;
 }
 
 void compute_ward(const MergeKernel& kernel, OrtKernelContext* context) {
     const OrtApi& api = kernel.api;
     const std::vector<MergeImage> images = images_of(kernel, context, 3);
+    const std::vector<Asking> asking = asked(kernel, context, images);
     const TensorView gram = input_tensor(api, context, 1);
     const int64_t batch = static_cast<int64_t>(images.size()), patches = images.empty() ? 0 : images[0].patches;
     if (gram.dims != std::vector<int64_t>{batch, patches, patches}) fail(api, ORT_INVALID_ARGUMENT, "gram must be [batch, patches, patches]");
@@ -157,12 +184,17 @@ void compute_ward(const MergeKernel& kernel, OrtKernelContext* context) {
         if (all) heads = dims[2], first = kernel.prefix, rows = patches + kernel.prefix;
         const std::vector<int64_t> wanted = all ? std::vector<int64_t>{batch, rows, heads} : std::vector<int64_t>{batch, patches};
         if (dims != wanted) fail(api, ORT_INVALID_ARGUMENT, "attention must be [batch, tokens, heads] or [batch, patches]");
-    } else if (kernel.wards.power != 0.0f) {
+    } else if (kernel.wards.power != 0.0f && asking.empty()) {
         fail(api, ORT_INVALID_ARGUMENT, "a power of the importance needs attention");
     }
     std::vector<Merging> merged;
     for (int64_t b = 0; b < batch; ++b) {
-        const Attention attention{received == nullptr ? nullptr : received + (b * rows + first) * heads, heads};
+        std::vector<float> own;
+        Attention attention{received == nullptr ? nullptr : received + (b * rows + first) * heads, heads};
+        if (!asking.empty()) {
+            own = cls_attention(asking[b]);
+            attention = {own.data() + kernel.prefix, 1};
+        }
         merged.push_back(
             ward_merging(kernel.wards, images[b], static_cast<const float*>(gram.data) + b * patches * patches, attention));
     }
@@ -200,20 +232,20 @@ OrtStatus* compute_kernel(void* kernel, OrtKernelContext* context) {
 constexpr ONNXTensorElementDataType kFloat = ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT;
 constexpr ONNXTensorElementDataType kInt64 = ONNX_TENSOR_ELEMENT_DATA_TYPE_INT64;
 constexpr ONNXTensorElementDataType kBool = ONNX_TENSOR_ELEMENT_DATA_TYPE_BOOL;
-constexpr ONNXTensorElementDataType kInputs[] = {kFloat, kFloat, kFloat, kFloat, kInt64, kBool, kInt64};
-constexpr ONNXTensorElementDataType kOutputs[] = {kFloat, kFloat, kFloat, kInt64, kBool, kInt64};
+constexpr ONNXTensorElementDataType kInputs[] = {kFloat, kFloat, kFloat, kFloat, kInt64, kBool, kInt64, kFloat, kFloat, kFloat};
+constexpr ONNXTensorElementDataType kOutputs[] = {kFloat, kFloat, kFloat, kInt64, kBool, kFloat, kInt64};
 
 MergeOperator::MergeOperator(const char* name_, bool ward_) : OrtCustomOp{}, name(name_), ward(ward_) {
     version = kOrtApi;
     GetName = [](const OrtCustomOp* op) { return self(op).name; };
     GetExecutionProviderType = [](const OrtCustomOp*) -> const char* { return nullptr; };
-    GetInputTypeCount = [](const OrtCustomOp*) -> size_t { return 7; };
+    GetInputTypeCount = [](const OrtCustomOp* op) -> size_t { return self(op).ward ? 10 : 7; };
     GetInputType = [](const OrtCustomOp*, size_t index) { return kInputs[index]; };
     GetInputCharacteristic = [](const OrtCustomOp* op, size_t index) {  // attention may be absent, a metric not
         return index < (self(op).ward ? 2u : 3u) ? INPUT_OUTPUT_REQUIRED : INPUT_OUTPUT_OPTIONAL;
     };
     GetInputMemoryType = [](const OrtCustomOp*, size_t) { return OrtMemTypeDefault; };
-    GetOutputTypeCount = [](const OrtCustomOp*) -> size_t { return 6; };
+    GetOutputTypeCount = [](const OrtCustomOp*) -> size_t { return 7; };
     GetOutputType = [](const OrtCustomOp*, size_t index) { return kOutputs[index]; };
     GetOutputCharacteristic = [](const OrtCustomOp*, size_t index) { return index < 5 ? INPUT_OUTPUT_REQUIRED : INPUT_OUTPUT_OPTIONAL; };
     CreateKernelV2 = create_kernel;
@@ -221,13 +253,61 @@ MergeOperator::MergeOperator(const char* name_, bool ward_) : OrtCustomOp{}, nam
     KernelDestroy = [](void* kernel) { delete static_cast<MergeKernel*>(kernel); };
 }
 
+struct SumsKernel {
+    const OrtApi& api;
+    int64_t prefix, sums;
+};
+
+// Rows behind the prefix as sums of their channels with signs.
+struct SumsOperator : OrtCustomOp {
+    SumsOperator() : OrtCustomOp{} {
+        version = kOrtApi;
+        GetName = [](const OrtCustomOp*) { return "SignedSums"; };
+        GetExecutionProviderType = [](const OrtCustomOp*) -> const char* { return nullptr; };
+        GetInputTypeCount = [](const OrtCustomOp*) -> size_t { return 2; };
+        GetInputType = [](const OrtCustomOp*, size_t) { return kFloat; };
+        GetInputCharacteristic = [](const OrtCustomOp*, size_t) { return INPUT_OUTPUT_REQUIRED; };
+        GetInputMemoryType = [](const OrtCustomOp*, size_t) { return OrtMemTypeDefault; };
+        GetOutputTypeCount = [](const OrtCustomOp*) -> size_t { return 1; };
+        GetOutputType = [](const OrtCustomOp*, size_t) { return kFloat; };
+        GetOutputCharacteristic = [](const OrtCustomOp*, size_t) { return INPUT_OUTPUT_REQUIRED; };
+        CreateKernelV2 = [](const OrtCustomOp*, const OrtApi* api, const OrtKernelInfo* info, void** kernel) {
+            return guarded(*api, [&] {
+                const SumsKernel made{*api, integer(*api, info, "prefix"), integer(*api, info, "sums")};
+                if (made.prefix < 0 || made.sums < 1) fail(*api, ORT_INVALID_ARGUMENT, "an attribute is negative");
+                *kernel = new SumsKernel(made);
+            });
+        };
+        KernelComputeV2 = [](void* kernel, OrtKernelContext* context) {
+            const SumsKernel& made = *static_cast<const SumsKernel*>(kernel);
+            return guarded(made.api, [&] { compute(made, context); });
+        };
+        KernelDestroy = [](void* kernel) { delete static_cast<SumsKernel*>(kernel); };
+    }
+
+    static void compute(const SumsKernel& kernel, OrtKernelContext* context) {
+        const TensorView x = input_tensor(kernel.api, context, 0), signs = input_tensor(kernel.api, context, 1);
+        if (x.dims.size() != 3 || x.dims[1] < kernel.prefix || signs.dims != std::vector<int64_t>{x.dims[2]}) {
+            fail(kernel.api, ORT_INVALID_ARGUMENT, "x must be [batch, tokens, width], with a sign for every channel");
+        }
+        const int64_t batch = x.dims[0], patches = x.dims[1] - kernel.prefix, width = x.dims[2];
+        float* out = static_cast<float*>(output_tensor(kernel.api, context, 0, {batch, patches, kernel.sums}));
+        for (int64_t b = 0; b < batch; ++b) {
+            const float* rows = static_cast<const float*>(x.data) + (b * x.dims[1] + kernel.prefix) * width;
+            signed_sums(rows, patches, width, static_cast<const float*>(signs.data), kernel.sums, out + b * patches * kernel.sums);
+        }
+    }
+};
+
 }  // namespace
 
 void add_merge_operators(const OrtApi& api, OrtCustomOpDomain* domain) {
     static const MergeOperator ward("WardMerge", true);  // lives as long as the process: sessions refer to it
     static const MergeOperator pairs("PairMerge", false);
+    static const SumsOperator sums;
     check(api.CustomOpDomain_Add(domain, &ward));
     check(api.CustomOpDomain_Add(domain, &pairs));
+    check(api.CustomOpDomain_Add(domain, &sums));
 }
 
 }  // namespace vitprune

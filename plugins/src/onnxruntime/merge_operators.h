@@ -6,9 +6,14 @@
 //   WardMerge: gram float [B,P,P], products of the rows or of what stands for their channels; attention float [B,prefix+P,H], the
 //              softmax over tokens that the CLS token gives, or [B,P], or absent where the importance has no power
 //   PairMerge: products float [B,A,B'] of the metric's even and odd rows; metric float [B,prefix+P,d], of any length
-// and, each where there is one, size float [B,prefix+P], patch int64 [B,P], valid bool [B,P], group int64 [B,P0].
-// Outputs: rows float [B,prefix+K,C], size and bias float [B,prefix+K], index int64 [B,K], keep bool [B,K], and with group its
-// successor int64 [B,P0]. bias: log(size) if asked for, and -1e4 on pads.
+// and, each where there is one, size float [B,prefix+P], patch int64 [B,P], valid bool [B,P], group int64 [B,P0]. In place of the
+// attention WardMerge takes query and key float [B,prefix+P,heads*depth] and, where there is one, bias float [B,prefix+P] of the
+// attention that has just been, and computes the CLS token's row itself.
+// Outputs: rows float [B,prefix+K,C], size and bias float [B,prefix+K], index int64 [B,K], keep bool [B,K], where somebody reads it
+// mask float [B,1,prefix+K,prefix+K], and with group its successor int64 [B,P0]. bias: log(size) if asked for, and -1e4 on pads; mask:
+// the same for every query.
+//
+// SignedSums: x float [B,prefix+P,C], signs float [C] -> float [B,P,sums], the rows that WardMerge's gram is of where it is of a sketch.
 #pragma once
 
 #include "onnxruntime/api.h"

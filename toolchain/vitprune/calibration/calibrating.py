@@ -17,6 +17,10 @@ from vitprune.methods.knob import Knob
 STEPS = 16  # halvings of a continuous setting
 
 
+class OutOfReach(RecipeError):
+    """The cheapest setting of a knob costs more than the budget."""
+
+
 @dataclass(frozen=True)
 class Calibrated:
     """Changed method keys, what they do on the images, and the share of images that a capacity cuts (None: no capacities)."""
@@ -51,7 +55,7 @@ def calibrate(
     Args:
         macs: share of the dense MACs, mean over images. tokens: mean number of patches that a site leaves. quantile: of the kept
             counts that a padded capacity must hold, per site. schedule: of the knob's `schedules`; of several forms the one that
-            agrees best with the dense model on the images is kept.
+            agrees best with the dense model on the images is kept; forms that cannot get as cheap are passed over.
 
     Raises:
         RecipeError: VP170 goals, VP171 the budget is out of reach, VP172 no such setting, VP173 counts are constant, VP174 no such
@@ -89,20 +93,27 @@ def _best(
             cause=f"it has {', '.join(knob.schedules)}" if knob.schedules else f"methods with schedules: {', '.join(scheduled)}",
             next_step="leave out --schedule" if not knob.schedules else f"--schedule {knob.schedules[-1]}",
         )  # fmt: skip
-    found = []
+    found, refused = [], None
     for form in knob.forms(schedule):
-        prune = _solved(bench, form, macs, tokens, report)
+        try:
+            prune = _solved(bench, form, macs, tokens, report)
+        except OutOfReach as error:  # of one form; a steeper one may get there
+            refused = error
+            continue
         agreed = bench.agreement(prune)
         report(f"{prune}: {100 * agreed[0]:.1f} % of the dense predictions, cosine of the logits {agreed[1]:.5f}")
         found.append((agreed, prune))
+    if not found and refused is not None:
+        raise refused
     return max(found, key=lambda one: one[0])[1]
 
 
 def _solved(bench: Bench, knob: Knob, macs: float | None, tokens: float | None, report: Callable[[str], None]) -> dict[str, Any]:
     """The setting within the one budget that is given."""
+    enough = Bench(bench.module, bench.recipe, bench.images[:1]) if knob.constant else bench
 
     def spent(prune: dict[str, Any]) -> float:
-        measured = bench.measure(prune)
+        measured = enough.measure(prune)
         return measured.macs if macs is not None else measured.tokens
 
     aim = macs if macs is not None else tokens
@@ -128,7 +139,7 @@ def solve(
         Method keys that cost at most the budget, and hardly less where the knob is fine enough.
 
     Raises:
-        RecipeError: VP171 the cheapest setting costs more.
+        OutOfReach: VP171 the cheapest setting costs more.
     """
 
     def cost(x: float) -> float:
@@ -140,7 +151,7 @@ def solve(
     cheap, dear = (low, high) if knob.rising else (high, low)
     least, most = cost(cheap), cost(dear)
     if least > aim:
-        raise RecipeError(
+        raise OutOfReach(
             171, f"a budget of {aim:g} is out of reach", cause=f"the cheapest setting of {bench.method.name} costs {least:.4g}",
             next_step="ask for more, or let tokens leave in earlier or more blocks: prune.stages",
         )  # fmt: skip

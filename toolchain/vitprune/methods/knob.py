@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 if TYPE_CHECKING:
     from vitprune.calibration.bench import Bench
-    from vitprune.methods.base import Geometry
+    from vitprune.methods.base import Geometry, Site
 
 
 @dataclass(frozen=True)
@@ -44,18 +44,26 @@ def falling(stages: Sequence[int], power: float) -> list[float]:
     return [float(((len(stages) - place) / len(stages)) ** power) for place in range(len(stages))]
 
 
+def leaving(sites: Sequence[Site[Any]], rows: Sequence[int]) -> list[int]:
+    """How many rows leave at every site so that `rows` of them are left."""
+    before = [sites[0].patches, *rows]
+    return [max(0, one - other) for one, other in zip(before, rows, strict=False)]
+
+
 class Knob(ABC):
     """One number.
 
     Class attributes:
-        integer: only whole numbers make sense. rising: the cost rises with the number. schedules: how the method can spread its
-            reduction over the blocks, by name; empty = there is one way only.
+        integer: only whole numbers make sense. rising: the cost rises with the number. constant: every image keeps the same counts, so
+            that one image says what a value costs. schedules: how the method can spread its reduction over the blocks, by name;
+            empty = there is one way only.
     """
 
     schedules: ClassVar[tuple[str, ...]] = ()
 
     integer: ClassVar[bool] = False
     rising: ClassVar[bool] = True
+    constant: ClassVar[bool] = False
 
     @abstractmethod
     def bounds(self, bench: Bench) -> tuple[float, float]:
@@ -80,6 +88,10 @@ class Knob(ABC):
     def shaped(self, chosen: dict[str, Any], geometry: Geometry) -> tuple[dict[str, Any], Knob]:
         """Method keys for a value of every dimension, and the knob that then meets a budget."""
         return {}, self
+
+    def with_rows(self, params: Any, sites: Sequence[Site[Any]], rows: Sequence[int]) -> dict[str, Any]:
+        """Method keys with which the sites of `params` leave so many rows behind the prefix; none where the method has no constant counts."""
+        return {}
 
     def show(self, value: float) -> str:
         """A value, for people."""

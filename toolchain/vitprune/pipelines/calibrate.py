@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from vitprune import methods, pipelines
-from vitprune.bundle import open_bundle, write_atomic
+from vitprune.bundle import write_atomic
 from vitprune.bundle_parts.output import require_new_file
 from vitprune.data import images as image_data
-from vitprune.data.preprocessing import of_bundle
-from vitprune.errors import LoadError, RecipeError
+from vitprune.errors import RecipeError
 from vitprune.methods.pipeline import Goal
+from vitprune.pipelines.opening import opened
 from vitprune.recipe import Recipe
 from vitprune.vit.loading import require_torch
 
@@ -39,7 +39,8 @@ def run(
     from vitprune.calibration.calibrating import check_goal
 
     check_goal(macs, tokens, quantile)
-    recipe, module, preprocessing = _opened(source, weights, pretrained, overrides)
+    found_there = opened(source, weights, pretrained, overrides)
+    recipe, module, preprocessing = found_there.recipe, found_there.module, found_there.preprocessing
     cascade = methods.get(recipe.prune.method).pipeline is not None  # its exits are judged by labels
     classes = int(module.shape.classes) if cascade else None
     inputs = image_data.load(data, preprocessing, samples, classes=classes, splits=("train",))
@@ -48,8 +49,6 @@ def run(
     plain = recipe.to_dict()
     plain["prune"] |= found.prune
     plain["graph"] |= found.graph
-    if weights:
-        plain["model"]["weights"] = weights
     head = f"# Calibrated with vitprune calibrate on {len(inputs)} images ({inputs.origin}): {found.facts['macs_share']:.4f} of the dense MACs.\n"
     try:
         write_atomic(output, (head + Recipe.load(plain).to_yaml()).encode())
@@ -58,20 +57,3 @@ def run(
             107, f"cannot write '{output}'", cause=error.strerror or str(error), next_step="choose another -o"
         ) from error
     return {"method": recipe.prune.method, "images": len(inputs), **found.prune, **found.facts}
-
-
-def _opened(
-    source: str, weights: str | None, pretrained: bool, overrides: list[str] | None
-) -> tuple[Recipe, Any, dict[str, Any]]:
-    folder = Path(source)
-    if (folder / "manifest.json").is_file():
-        bundle = open_bundle(folder)
-        recipe = Recipe.load(bundle.recipe.to_dict(), overrides)
-        return recipe, pipelines.of(recipe).load_again(bundle, recipe, weights), of_bundle(bundle)
-    if folder.is_dir():
-        raise LoadError(
-            600, f"'{source}' is not a bundle", cause="it has no manifest.json", next_step="give a recipe or a bundle"
-        )
-    recipe = Recipe.load(source, overrides)
-    made = pipelines.of(recipe).load(None, recipe, pretrained=pretrained, seed=0, weights=weights)
-    return recipe, made.module, made.preprocessing

@@ -23,6 +23,7 @@ from vitprune.graph import surgery
 from vitprune.graph.lowering.onnxruntime import specialise
 from vitprune.recipe import Recipe
 from vitprune.tuning.budget import macs_share
+from vitprune.tuning.table import Curve
 
 TARGET = "onnxruntime-cpu"
 CALLS = 8  # batches of different images in one measurement: counts differ between them
@@ -40,6 +41,7 @@ class CpuLatency:
     batch: int = 1
     slack: float = 0.07
     direct: bool = False
+    curve: Curve | None = None
     _dense: dict[int, tuple[onnx.ModelProto, Any]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:

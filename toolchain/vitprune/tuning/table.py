@@ -99,6 +99,7 @@ class TableLatency:
     def __init__(self, table: LatencyTable, batch: int, sizes: Geometry) -> None:
         self.batch, self.sizes = batch, sizes
         self.part = table.batches[batch]
+        self.curve: Curve | None = self.part.block
 
     def exact(self, bench: Bench, prune: dict[str, Any], counts: NDArray[np.int64]) -> float:
         """See `Spending`; an image waits for the fullest one of its batch."""

@@ -30,10 +30,11 @@ def write_table(
     from vitprune.vit.loading import require_torch
 
     require_torch("benchmark")
-    from vitprune.tuning.opening import opened, sizes
+    from vitprune.tuning.opening import model_of, sizes
     from vitprune.tuning.profile import profile, token_counts
 
-    base, module, _ = opened(source, None, False, overrides)
+    found = model_of(source, None, False, overrides)
+    base, module = found.recipe, found.module
     shape = sizes(module)
     fitting = [name for name in names if shape.has_cls or not _needs_cls(name)]
     table = profile(base, module, fitting, sorted(set(batches)), token_counts(shape, counts), rounds, report)

@@ -19,7 +19,9 @@ from vitprune.methods.knob import Dimension, Knob
 from vitprune.tuning.budget import Budget, macs_share, with_capacity
 from vitprune.tuning.candidates import Candidate, Start, starts
 from vitprune.tuning.evaluating import Run, fidelity, run
+from vitprune.tuning.knees import snapped
 from vitprune.tuning.outcome import Outcome, leaders
+from vitprune.tuning.table import Curve
 
 UNREACHED = 10.0  # loss of a setting that cannot meet the budget; all others are below
 DOWN = (0.85, 0.7, 0.55)  # shares of the budget that good settings are turned down to
@@ -34,11 +36,12 @@ class Spending(Protocol):
     """What the budget counts.
 
     slack: share of the budget that a setting may leave over before it is turned up again. direct: `scouted` estimates what `exact`
-    says, on fewer images.
+    says, on fewer images. curve: a block's time by token count, where one was measured.
     """
 
     slack: float
     direct: bool
+    curve: Curve | None
 
     def scouted(self, bench: Bench, prune: dict[str, Any], counts: NDArray[np.int64]) -> float:
         """An estimate on a few images, by which a knob is turned."""
@@ -52,6 +55,7 @@ class Macs:
 
     slack = 1.0
     direct = True
+    curve: Curve | None = None
 
     def scouted(self, bench: Bench, prune: dict[str, Any], counts: NDArray[np.int64]) -> float:
         """See `Spending`."""
@@ -234,7 +238,7 @@ def _whole(search: Search, trial: optuna.Trial, proposal: Proposal, bench: Bench
 
 
 def turn(search: Search, bench: Bench, proposal: Proposal, aim: float) -> dict[str, Any]:
-    """Method keys whose estimated cost meets the aim, with capacities in padded shapes.
+    """Method keys whose estimated cost meets the aim; in padded shapes with capacities, and on the knees of a latency table.
 
     A knob is turned on the first `TURNING` images; where all images keep the same counts, cost is measured on `ALIKE` of them.
     """
@@ -252,8 +256,11 @@ def turn(search: Search, bench: Bench, proposal: Proposal, aim: float) -> dict[s
         return search.spending.scouted(turning, prune, counts)
 
     prune = solve(turning, proposal.knob, aim, spent, lambda text: None, near=NEAR)
-    padded = bench.recipe.graph.shapes == "padded"
-    return with_capacity(bench, prune, bench.measure(prune).counts) if padded else prune
+    if bench.recipe.graph.shapes != "padded":
+        return prune
+    prune = with_capacity(bench, prune, bench.measure(prune).counts)
+    curve = search.spending.curve
+    return prune if curve is None else snapped(bench, prune, curve)
 
 
 def _more(search: Search) -> bool:

@@ -87,14 +87,15 @@ def tune(options: Options, report: Report) -> Tuned:
     from vitprune.tuning import trial as trials
     from vitprune.tuning.evaluating import dense_logits, scouts_first
     from vitprune.tuning.latency import CpuLatency, require_batch, require_here
-    from vitprune.tuning.opening import fitting, opened, sizes
+    from vitprune.tuning.opening import fitting, model_of, sizes
     from vitprune.tuning.table import table_for
 
     if options.table is None:
         require_here(options.target)
 
     report(0, options.trials, "loading")
-    base, module, preprocessing = opened(options.source, options.weights, options.pretrained, list(options.overrides))
+    found_there = model_of(options.source, options.weights, options.pretrained, list(options.overrides))
+    base, module, preprocessing = found_there.recipe, found_there.module, found_there.preprocessing
     shape = sizes(module)
     if options.budget.latency is not None:
         require_batch(base, options.batch)

@@ -6,15 +6,19 @@ import numpy as np
 import onnx
 
 from vitprune.graph import types
+from vitprune.graph.anatomy.static import value_of
 from vitprune.graph.outlines import Outline, stored
 from vitprune.graph.types import Graph, Tensor
 from vitprune.ops.token_sample import DOMAIN
 
 KINDS = ("WardMerge", "PairMerge")
 HALF = (onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16)
+QUANTISED = ("QuantizeLinear", "DequantizeLinear")
 OPTIONAL = ("size", "patch", "valid", "group")
+ASKING = ("query", "key", "asked_bias")  # in place of "attention": what the row of the CLS token is computed from
 OUTPUTS = {
-    "rows": np.float32, "size": np.float32, "bias": np.float32, "index": np.int64, "keep": np.bool_, "group": np.int64,
+    "rows": np.float32, "size": np.float32, "bias": np.float32, "index": np.int64, "keep": np.bool_, "mask": np.float32,
+    "group": np.int64,
 }  # fmt: skip
 
 
@@ -29,15 +33,19 @@ def native_merging(graph: Graph, model: onnx.ModelProto) -> int:
     """
     if any(node.op == "Cast" and node.attrs["to"] in HALF for node in graph.nodes):
         return 0
-    return sum(_replace(graph, one, f"vitprune/native_merge{number}") for number, one in enumerate(stored(model)))
+    asks = not any(node.op in QUANTISED for node in graph.nodes)  # the attention's own queries are not those of the score there
+    return sum(_replace(graph, one, f"vitprune/native_merge{number}", asks) for number, one in enumerate(stored(model)))
 
 
-def _replace(graph: Graph, one: Outline, name: str) -> bool:
+def _replace(graph: Graph, one: Outline, name: str, asks: bool) -> bool:
     tensors = graph.tensors()
     behind = {role: one.inputs[role] for role in OPTIONAL if role in one.inputs}
     if behind.get("group") not in tensors:  # nobody reads groups; the numbers of patches are needed for them alone
         behind = {role: label for role, label in behind.items() if role not in ("group", "patch")}
-    needed = {role: label for role, label in one.inputs.items() if role not in OPTIONAL}
+    asking = {role: one.inputs[role] for role in ASKING if role in one.inputs}
+    asks = asks and {"query", "key"} <= asking.keys() and all(label in tensors for label in asking.values())
+    left_out = (*OPTIONAL, *ASKING, "attention") if asks else (*OPTIONAL, *ASKING)
+    needed = {role: label for role, label in one.inputs.items() if role not in left_out} | (asking if asks else {})
     rows = tensors.get(one.outputs.get("rows", ""))
     known = one.kind in KINDS and rows is not None and {"x", "metric"} <= needed.keys() and "prefix" in one.attributes
     if not known or any(label not in tensors for label in (*needed.values(), *behind.values())):
@@ -45,23 +53,67 @@ def _replace(graph: Graph, one: Outline, name: str) -> bool:
     if any(tensors[label].dtype != np.float32 for label in needed.values()):
         return False
     x, metric = tensors[needed["x"]], tensors[needed["metric"]]
+    attributes = dict(one.attributes)
     if one.kind == "WardMerge":
+        attributes = {"heads": 0} | attributes
+        metric = _sums(graph, x, metric, int(one.attributes["prefix"]), name)
         attention = tensors[needed["attention"]] if "attention" in needed else types.absent()
         inputs = [x, _product(graph, metric, metric, name), attention]
     else:
         inputs = [x, _halves(graph, metric, int(one.attributes["prefix"]), name), metric]
     inputs += [tensors[behind[role]] if role in behind else types.absent() for role in OPTIONAL]
+    if asks:
+        inputs += [tensors[asking[role]] if role in asking else types.absent() for role in ASKING]
     outputs: list[Tensor] = []
     for role, dtype in OUTPUTS.items():
         if role == "group" and "group" not in behind:
+            continue
+        if role == "mask":
+            outputs.append(_mask(tensors.get(one.outputs.get("bias", "")), f"{name}/mask"))
             continue
         tensor = tensors.get(one.outputs.get(role, ""))
         if tensor is None:
             tensor = types.variable(f"{name}/{role}", dtype=dtype)
         tensor.inputs.clear()
         outputs.append(tensor)
-    graph.nodes.append(types.node(one.kind, name=name, attrs=dict(one.attributes), inputs=inputs, outputs=outputs, domain=DOMAIN))
+    graph.nodes.append(types.node(one.kind, name=name, attrs=attributes, inputs=inputs, outputs=outputs, domain=DOMAIN))
     return True
+
+
+def _mask(bias: Tensor | None, name: str) -> Tensor:
+    """The key bias [B,1,N,N] for every query, read by the attention of later blocks in place of bias [B,N]; absent where there is none."""
+    rows = [node for node in bias.outputs if node.op == "Unsqueeze"] if bias is not None else []
+    readers = [(node, reader) for node in rows for reader in node.outputs[0].outputs if reader.op == "Add"]
+    if not readers:
+        return types.absent()
+    mask = types.variable(name, dtype=np.float32)
+    for node, reader in readers:
+        reader.inputs = [mask if tensor is node.outputs[0] else tensor for tensor in reader.inputs]
+    return mask
+
+
+def _sums(graph: Graph, x: Tensor, metric: Tensor, prefix: int, name: str) -> Tensor:
+    """The metric of a sketch by one operator, from x [B,prefix+P,C]; any other metric as it is."""
+    reduce = metric.inputs[0] if metric.inputs else None
+    split = reduce.inputs[0].inputs[0] if reduce is not None and reduce.op == "ReduceSum" and reduce.inputs[0].inputs else None
+    shape = value_of(split.inputs[1]) if split is not None and split.op == "Reshape" else None
+    above = split.inputs[0].inputs[0] if split is not None and split.inputs[0].inputs else None
+    if above is not None and above.op == "Pad":
+        above = above.inputs[0].inputs[0] if above.inputs[0].inputs else None
+    if shape is None or shape.size != 4 or above is None or above.op != "Mul":
+        return metric
+    signs = value_of(above.inputs[1])
+    rows = above.inputs[0].inputs[0] if above.inputs[0].inputs else None
+    behind = rows is not None and rows.op == "Slice" and rows.inputs[0] is x
+    if signs is None or signs.ndim != 1 or not (behind if prefix else above.inputs[0] is x):
+        return metric
+    made = types.variable(f"{name}/sketch", dtype=np.float32)
+    signs_there = types.constant(f"{name}/signs", signs)
+    attributes = {"prefix": prefix, "sums": int(shape[3])}
+    graph.nodes.append(
+        types.node("SignedSums", name=made.name, attrs=attributes, inputs=[x, signs_there], outputs=[made], domain=DOMAIN)
+    )
+    return made
 
 
 def _product(graph: Graph, first: Tensor, second: Tensor, name: str) -> Tensor:

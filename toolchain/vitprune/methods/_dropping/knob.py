@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from vitprune.methods._dropping.sites import keep_rates
@@ -9,7 +10,7 @@ from vitprune.methods.knob import Dimension, Knob, every, places
 
 if TYPE_CHECKING:
     from vitprune.calibration.bench import Bench
-    from vitprune.methods.base import Geometry
+    from vitprune.methods.base import Geometry, Site
 
 FEWEST = 1e-4  # keep rates have four digits and are above 0
 
@@ -25,6 +26,7 @@ class KeepRate(Knob):
 
     integer: ClassVar[bool] = False
     rising: ClassVar[bool] = True
+    constant: ClassVar[bool] = True
 
     def bounds(self, bench: Bench) -> tuple[float, float]:
         """From one patch to all."""
@@ -45,3 +47,8 @@ class KeepRate(Knob):
     def shaped(self, chosen: dict[str, Any], geometry: Geometry) -> tuple[dict[str, Any], Knob]:
         """See `Knob.shaped`."""
         return {"stages": every(chosen["first"], chosen["step"], geometry.depth)}, type(self)(chosen["slope"])
+
+    def with_rows(self, params: Any, sites: Sequence[Site[Any]], rows: Sequence[int]) -> dict[str, Any]:
+        """See `Knob.with_rows`; a token that stands for the others is one of the rows."""
+        added = [getattr(site.options, "combine", None) is not None for site in sites]
+        return {"keep": [max(1, count - more) for count, more in zip(rows, added, strict=True)]}

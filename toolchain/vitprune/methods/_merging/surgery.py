@@ -30,7 +30,7 @@ class MergingSurgery(GraphPass):
     """Writes every block canonically and lets a kind merge rows between attention and MLP of its sites.
 
     size: float [B,N] patches per token row (1 for the prefix), None while all are 1. group: int64 [B,P], for every original patch the
-    patch that represents its row; only traced when the recipe asks for it, for features, or where positions are rotary. turned_key: keys of
+    patch that represents its row; only traced when the recipe asks for it, for features, or where positions are rotary. turned_key, turned_query: of
     the site's block with their positions.
     """
 
@@ -38,6 +38,8 @@ class MergingSurgery(GraphPass):
         self.size: Tensor | None = None
         self.group: Tensor | None = None
         self.turned_key: Tensor | None = None
+        self.turned_query: Tensor | None = None
+        self.key_bias: Tensor | None = None
         self.proportional = self.rotary = False
         self._column: Tensor | None = None
         self._numbers_of_images: Tensor | None = None
@@ -99,9 +101,8 @@ class MergingSurgery(GraphPass):
         h = surgery.tensors[block.h]
         key, value = keys(emit, block, h), values(emit, block, h)
         self.turned_key = turned(surgery, emit, block, key, "k")
-        context = attend(
-            emit, block, turned(surgery, emit, block, queries(emit, block, h), "q"), self.turned_key, value, surgery.bias
-        )
+        self.turned_query = turned(surgery, emit, block, queries(emit, block, h), "q")
+        context = attend(emit, block, self.turned_query, self.turned_key, value, surgery.bias)
         replace_attention(surgery, block, project(emit, block, context))
         attended = surgery.tensors[block.attended]
         readers = list(attended.outputs)  # those of the dense graph: LN2 and the second residual sum
@@ -249,6 +250,7 @@ class MergingSurgery(GraphPass):
                 surgery, emit, 0.0, emit.op("Mul", [pad, emit.constant(HIDDEN, FLOAT)], "bias/patches"), "bias/hidden"
             )
             flat = hidden if flat is None else emit.op("Add", [flat, hidden], "bias/flat")
+        self.key_bias = flat
         surgery.bias = None if flat is None else emit.op("Unsqueeze", [flat, emit.constant([1, 2])], "bias")
         return flat
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from vitprune.methods.knob import Dimension, Knob
+from vitprune.methods.knob import Dimension, Knob, leaving
 
 if TYPE_CHECKING:
     from vitprune.calibration.bench import Bench
-    from vitprune.methods.base import Geometry
+    from vitprune.methods.base import Geometry, Site
 
 
 class Removed(Knob):
@@ -16,6 +17,7 @@ class Removed(Knob):
 
     integer: ClassVar[bool] = True
     rising: ClassVar[bool] = False
+    constant: ClassVar[bool] = True
 
     def bounds(self, bench: Bench) -> tuple[float, float]:
         """From none to all but one."""
@@ -32,3 +34,7 @@ class Removed(Knob):
     def shaped(self, chosen: dict[str, Any], geometry: Geometry) -> tuple[dict[str, Any], Knob]:
         """See `Knob.shaped`."""
         return {"stages": [chosen["stage"]]}, self
+
+    def with_rows(self, params: Any, sites: Sequence[Site[Any]], rows: Sequence[int]) -> dict[str, Any]:
+        """See `Knob.with_rows`."""
+        return {"remove": leaving(sites, rows)[0]}

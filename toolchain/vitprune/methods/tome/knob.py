@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from vitprune.methods.base import keys_of
-from vitprune.methods.knob import Dimension, Knob
+from vitprune.methods.knob import Dimension, Knob, leaving
 from vitprune.methods.tome.keys import Params
 
 if TYPE_CHECKING:
     from vitprune.calibration.bench import Bench
-    from vitprune.methods.base import Geometry
+    from vitprune.methods.base import Geometry, Site
 
-FALLING = (0.5, 1.0, 2.0, 4.0)  # powers of the share of stages that are still to come
+FALLING = (0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 4.0)  # powers of the share of stages that are still to come
 
 
 class MergedPairs(Knob):
@@ -23,15 +24,20 @@ class MergedPairs(Knob):
 
     integer: ClassVar[bool] = True
     rising: ClassVar[bool] = False
+    constant: ClassVar[bool] = True
     schedules: ClassVar[tuple[str, ...]] = ("constant", "falling", "best")
 
     def __init__(self, power: float = 0.0) -> None:
         self.power = power
 
     def forms(self, schedule: str) -> list[Knob]:
-        """See `Knob.forms`: even, four falling ones, or all of them."""
+        """See `Knob.forms`: even, the falling ones, or all of them."""
         powers = {"constant": (0.0,), "falling": FALLING, "best": (0.0, *FALLING)}[schedule]
         return [MergedPairs(power) for power in powers]
+
+    def beginnings(self) -> list[tuple[dict[str, Any], Knob]]:
+        """See `Knob.beginnings`: a few powers, since a search varies them too."""
+        return [({}, MergedPairs(power)) for power in (0.0, *FALLING[1::2])]
 
     def bounds(self, bench: Bench) -> tuple[float, float]:
         """Up to the point where hardly anything is left to merge."""
@@ -53,6 +59,10 @@ class MergedPairs(Knob):
         """See `Knob.shaped`."""
         keys = {"stages": list(range(chosen["first"], geometry.depth)), "prop_attn": chosen["prop_attn"]}
         return keys, MergedPairs(chosen["power"])
+
+    def with_rows(self, params: Any, sites: Sequence[Site[Any]], rows: Sequence[int]) -> dict[str, Any]:
+        """See `Knob.with_rows`."""
+        return {"r": leaving(sites, rows), "inflect": 0.0}
 
     def show(self, value: float) -> str:
         """See `Knob.show`."""

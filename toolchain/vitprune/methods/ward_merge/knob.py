@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from vitprune.methods.base import keys_of
-from vitprune.methods.knob import Dimension, Knob
+from vitprune.methods.knob import Dimension, Knob, leaving
 from vitprune.methods.ward_merge.keys import Params
 
 if TYPE_CHECKING:
     from vitprune.calibration.bench import Bench
-    from vitprune.methods.base import Geometry
+    from vitprune.methods.base import Geometry, Site
 
 
 class Damage(Knob):
@@ -52,6 +53,10 @@ class Damage(Knob):
         if chosen["first"]:
             keys["stages"] = list(range(chosen["first"], max(chosen["first"] + 1, geometry.depth - 1)))
         return keys | ({"r": 0} if chosen["counts"] == "fixed" else {}), self
+
+    def with_rows(self, params: Any, sites: Sequence[Site[Any]], rows: Sequence[int]) -> dict[str, Any]:
+        """See `Knob.with_rows`; adaptive counts have none."""
+        return {"r": leaving(sites, rows)} if keys_of(params, Params).counts == "fixed" else {}
 
     def show(self, value: float) -> str:
         """See `Knob.show`."""

@@ -13,13 +13,13 @@ ANY_DAMAGE = 1e10  # above what a pair can do
 
 
 def described(
-    surgery: Surgery, site: Site[WardOptions], entering: Roles, leaving: Roles, share: float, proportional: bool
+    surgery: Surgery, site: Site[WardOptions], entering: Roles, leaving: Roles, heads: int, by_cls: bool, proportional: bool
 ) -> Outline:
     """The outline of a site.
 
     Args:
-        surgery, site: where it is. entering, leaving: its tensors by role. share: of the sum over heads in the attention. proportional:
-            the key bias holds log(size).
+        surgery, site: where it is. entering, leaving: its tensors by role. heads: of the block. by_cls: the attention is the row of the CLS
+            token, one value per head. proportional: the key bias holds log(size).
     """
     options = site.options
     fixed = options.r is not None
@@ -28,5 +28,5 @@ def described(
         "WardMerge", entering, leaving, prefix=surgery.anatomy.prefix, most=bound, padded=int(surgery.padded or fixed),
         loses=int(fixed or bool(options.capacity)), limit=float(min(options.limit, ANY_DAMAGE)),
         pairs=-1 if options.r is None else min(options.r, site.patches), rounds=options.rounds, power=float(options.power),
-        everyone=float(options.everyone), share=share, proportional=int(proportional),
+        everyone=float(options.everyone), share=1.0 / heads if by_cls else 1.0, heads=heads if by_cls else 0, proportional=int(proportional),
     )  # fmt: skip

@@ -56,7 +56,7 @@ class WardMergeSurgery(MergingSurgery):
         value: Tensor,
     ) -> Tensor:
         """See `MergingSurgery.merge`."""
-        options, prefix = site.options, surgery.anatomy.prefix
+        options, prefix, asked_bias = site.options, surgery.anatomy.prefix, self.key_bias
         patches = emit.slice(x, prefix, None, 1, "rows/patches") if prefix else x
         norm = emit.reduce("ReduceL2", patches, 2, "norm", keepdims=1)
         flat_norm = emit.op("Squeeze", [norm, emit.constant([2])], "norm/flat")
@@ -85,6 +85,8 @@ class WardMergeSurgery(MergingSurgery):
             "valid": valid,
             "group": self.group,
         }
+        if row is not None and site.options.power:
+            entering |= {"query": self.turned_query, "key": self.turned_key, "asked_bias": asked_bias}
         stay = emit.op("Equal", [into, slots], "stay/bool", dtype=BOOL)
         leaves = emit.op("Cast", [emit.op("Not", [stay], "leaves/bool", dtype=BOOL)], "leaves", to=1)
         who = leaving(emit, into, leaves, self._most(surgery, emit, site, leaves))
@@ -105,8 +107,7 @@ class WardMergeSurgery(MergingSurgery):
         merged = emit.take_rows(written, self.token_rows(surgery, emit, to), "rows/merged")
         leaving_: Roles = {"rows": merged, "size": self.size, "index": index, "keep": keep, "group": self.group}
         leaving_["bias"] = self.hide(surgery, emit, keep)
-        share = 1.0 / block.heads if row is not None else 1.0
-        surgery.outlines.append(described(surgery, site, entering, leaving_, share, self.proportional))
+        surgery.outlines.append(described(surgery, site, entering, leaving_, block.heads, row is not None, self.proportional))
         return merged
 
     def _sizes(self, surgery: Surgery, emit: Emitter, like: Tensor) -> Tensor:
