@@ -78,8 +78,8 @@ class Layout:
 
     def pack(self, x: Tensor, rank: int, label: str) -> Tensor:
         """[T,...] of x [B,N,...]; rank: of x."""
-        inner = list(dims(x)[2:]) if len(dims(x)) == rank else [None]
-        if all(isinstance(size, int) for size in inner):
+        inner = [size for size in dims(x)[2:] if isinstance(size, int)]
+        if len(dims(x)) == rank == len(inner) + 2:
             shape = self.emit.constant([-1, *inner])
         else:
             behind = self.emit.op("Shape", [x], f"{label}/inner", dtype=INT64, start=2)

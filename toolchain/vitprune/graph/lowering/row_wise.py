@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+from numpy.typing import DTypeLike
 
 from vitprune.graph.anatomy.static import value_of
 from vitprune.graph.emit import INT64, Emitter
@@ -30,7 +31,7 @@ class Change:
 
     rank: int
     attrs: dict[str, Any] = field(default_factory=dict)
-    constants: dict[int, tuple[np.ndarray, type]] = field(default_factory=dict)
+    constants: dict[int, tuple[np.ndarray, DTypeLike]] = field(default_factory=dict)
 
     def carry_out(self, node: Node, emit: Emitter) -> None:
         """Change the node."""
@@ -63,17 +64,13 @@ def by_rows(node: Node, ranks: Sequence[int]) -> Change | None:
         return Change(rank)
     if node.op in REDUCING:
         return _reduced(node, rank)
-    if node.op in ("Slice", "Squeeze", "Unsqueeze", "Reshape", "Concat", "Split"):
-        return {"Slice": _slice, "Squeeze": _squeeze, "Unsqueeze": _unsqueeze, "Reshape": _reshape, "Split": _split}.get(
-            node.op, lambda *_: None
-        )(node, rank)
-    return None
+    return SHAPING[node.op](node, rank) if node.op in SHAPING else None
 
 
 def _paired(node: Node, ranks: Sequence[int]) -> Change | None:
     """Element by element: all rows of one rank, constants without outer axes, others with both."""
     rank = max(ranks)
-    constants: dict[int, tuple[np.ndarray, type]] = {}
+    constants: dict[int, tuple[np.ndarray, DTypeLike]] = {}
     for number, (tensor, own) in enumerate(zip(node.inputs, ranks, strict=True)):
         values = value_of(tensor)
         if own not in (0, rank):
@@ -154,3 +151,8 @@ def _reshape(node: Node, rank: int) -> Change | None:
 def _split(node: Node, rank: int) -> Change | None:
     axes = _inner([int(node.attrs.get("axis", 0))], rank)
     return None if axes is None or not _fixed(node.inputs[1:]) else Change(rank, {"axis": axes[0]})
+
+
+SHAPING: dict[str, Callable[[Node, int], Change | None]] = {
+    "Slice": _slice, "Squeeze": _squeeze, "Unsqueeze": _unsqueeze, "Reshape": _reshape, "Split": _split,
+}  # fmt: skip
