@@ -21,11 +21,11 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from slice_oracle import slice_oracle  # noqa: E402
 from speed import interleaved, machine  # noqa: E402
 
 from vitprune import plugins  # noqa: E402
 from vitprune.backends.onnxruntime import make_session  # noqa: E402
+from vitprune.benchmarking.oracle import slice_oracle  # noqa: E402
 from vitprune.data import images  # noqa: E402
 from vitprune.exporting import export as exporting  # noqa: E402
 from vitprune.graph import surgery  # noqa: E402

@@ -171,6 +171,35 @@ def packed(path: Path) -> list[str]:
         lines.append(
             f"| {row['recipe']} | {', '.join(map(str, row['kept']))} | {row['sigma']:.2f} | {row['batch']} | "
             f"{row['padded_over_packed']:.3f} ({low:.3f}–{high:.3f}) | {row['rounds']} |"
+def precision_engines(path: Path) -> list[str]:
+    """Section of what types make of graphs and engines."""
+    rows = json.loads(path.read_text())["rows"]
+    lines = [
+        f"## Types through export, TensorRT-RTX build and validate ({path.name})", "",
+        "By `precision_engines.py`: random weights (seed 0); exit codes of the three commands; the engines were built, not run. Network: products and "
+        "convolutions of the parsed, strongly typed network by type; a product counts as int8 or fp8 when both factors come from a dequantising layer. "
+        "Q, DQ: its quantising and dequantising layers. What is not weights in an engine is mostly source text of kernels that the device compiles, "
+        "the same in every type, of which compute capabilities, optimisation level, tactics and verbosity change nothing; packed (zlib, level 1) it is "
+        "stored once. CPU memory: what a session of ONNX Runtime and eight images add to a process at the peak; all types but fp32 are emulated there "
+        "in fp32, so that no memory or time is saved and no speed is given.", "",
+        "| model | method | type | exit codes | network | Q, DQ | weights | engine | of fp32 | packed, of fp32 | CPU memory | logits, graph against reference |",
+        "|---|---|---|---|---|---|---|---|---|---|---|---|",
+    ]  # fmt: skip
+    full = {(row["model"], row["method"]): row for row in rows if row["mode"] == "fp32"}
+    for row in rows:
+        head = f"| {row['model']} | {row['method']} | {row['mode']} | {', '.join(map(str, row['exits']))} |"
+        if "engine_bytes" not in row:
+            lines.append(f"{head} – | – | – | – | – | – | – | – |")
+            continue
+        base = full.get((row["model"], row["method"]), {})
+        shares = [f"{row[key] / base[key]:.3f}" if base.get(key) else "–" for key in ("engine_bytes", "engine_packed")]
+        network = ", ".join(f"{count} {kind}" for kind, count in (row["network"] or {}).items())
+        pairs = row.get("quantising") or {}
+        quantising = f"{pairs['quantize']}, {pairs['dequantize']}" if pairs else "–"
+        memory = f"{row['cpu_mib']:.0f} MiB" if "cpu_mib" in row else "–"
+        lines.append(
+            f"{head} {network} | {quantising} | {row['weight_bytes'] / 1e6:.2f} MB | {row['engine_bytes'] / 1e6:.1f} MB | {shares[0]} | "
+            f"{shares[1]} | {memory} | {row['logits_max_abs']:.1e} |"
         )
     return [*lines, ""]
 
@@ -182,6 +211,7 @@ SECTIONS = {
     "packed.json": packed,
     "dvt.json": dvt,
     "recipes.json": recipes,
+    "precision_engines.json": precision_engines,
     "toolchain.json": toolchain,
 }
 

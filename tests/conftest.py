@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import signal
 import sys
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent))
 
 from helpers import ats, tiny  # noqa: E402
+from vitprune.support import json_text  # noqa: E402
 
 
 def pytest_configure() -> None:
@@ -26,6 +28,38 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     for item in items:
         folder = item.path.parent.name
         item.add_marker(pytest.mark.xdist_group("plugins" if folder == "plugins" else str(item.path)))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _documents_fit_their_schemas():
+    """Every JSON document that any test makes a command write is held against the command's published schema."""
+    jsonschema = pytest.importorskip("jsonschema")
+    from vitprune import console
+    from vitprune.support.resources import schemas_folder
+
+    validators = {
+        path.stem: jsonschema.Draft202012Validator(json.loads(path.read_text())) for path in schemas_folder().glob("*.json")
+    }
+    write = console.document
+
+    def checked(command, body):
+        if command in validators:  # "" and unknown words are mistakes in the command line itself
+            document = {"schema_version": console.SCHEMA_VERSION, "command": command, **body}
+            found = list(validators[command].iter_errors(json.loads(json_text.written(document))))
+            assert not found, f"schemas/{command}.json: {nearest(found)}"
+        write(command, body)
+
+    console.document = checked
+    yield
+    console.document = write
+
+
+def nearest(errors):
+    """The fault that a reader wants to see: the deepest one."""
+    error = max(errors, key=lambda one: len(one.absolute_path))
+    while error.context:
+        error = max(error.context, key=lambda one: len(one.absolute_path))
+    return f"{'/'.join(map(str, error.absolute_path))}: {error.message[:300]}"
 
 
 @pytest.fixture(scope="session")

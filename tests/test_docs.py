@@ -1,5 +1,7 @@
 """What the documentation takes from the code is what the code says now."""
 
+import importlib.util
+import json
 import sys
 from pathlib import Path
 
@@ -44,3 +46,16 @@ def test_a_head_replaces_the_old_one_and_nothing_else():
     with pytest.raises(ValueError, match="without"):
         heads.with_head(page.replace(heads.END, ""), method)
     assert "| `gate_scale` | required |" in heads.head(methods.get("avit"))
+
+
+def test_the_first_screen_is_what_was_measured():
+    spec = importlib.util.spec_from_file_location("first_screen", DOCS.parent / "benchmarks" / "first_screen.py")
+    first_screen = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(first_screen)
+    text = first_screen.README.read_text(encoding="utf-8")
+    found = json.loads(first_screen.STORED.read_text(encoding="utf-8"))
+    assert first_screen.written(text, found) == text, "python benchmarks/first_screen.py --stored"
+    assert found["commands"] == first_screen.commands(text)
+    assert text.index(first_screen.END) < text.index("\n## ")
+    worse = found | {"speed": found["speed"] | {"ratio": 2.0}}
+    assert first_screen.written(text, worse) != text

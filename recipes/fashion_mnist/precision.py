@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import precision_cascade
 from results import DATA, accuracy_of, test_images
 
 from vitprune.backends import Result
@@ -29,6 +30,7 @@ from vitprune.exporting.parity import reference_arrays
 from vitprune.exporting.precision import settle
 from vitprune.graph import surgery
 from vitprune.graph.lowering.rounding import emulated
+from vitprune.methods.dvt import members
 from vitprune.recipe import Recipe
 from vitprune.validation import intervals
 from vitprune.validation.compare import compare
@@ -53,6 +55,9 @@ METHODS: dict[str, str | dict[str, Any]] = {
     "asvit": "asvit.yaml",
     "avit": "avit.yaml",
     "dynamicvit": "dynamicvit.yaml",
+    "pomt": {"method": "pomt", "stages": [2], "remove": 15},
+    "ats_merge": {**Recipe.load(HERE / "ats.yaml").to_dict()["prune"], "method": "ats_merge", "dropped": "merge"},
+    "dvt": "dvt.yaml",
 }
 Results = tuple[np.ndarray, list[np.ndarray]]
 
@@ -72,11 +77,11 @@ def run(session: Any, pixels: np.ndarray, patches: int) -> Results:
     for start in range(0, len(pixels), BATCH):
         answer, *kept = session.run(wanted, {name: pixels[start : start + BATCH]})
         logits.append(answer)
-        listed.append([members(rows, patches) for rows in kept])
+        listed.append([listed_patches(rows, patches) for rows in kept])
     return np.concatenate(logits), [np.concatenate(parts) for parts in zip(*listed, strict=True)]
 
 
-def members(lists: np.ndarray, patches: int) -> np.ndarray:
+def listed_patches(lists: np.ndarray, patches: int) -> np.ndarray:
     """Bool [n,P], true for the patches that lists int64 [n,K] name (-1: none)."""
     found = np.zeros((len(lists), patches + 1), bool)
     np.put_along_axis(found, np.where(lists < 0, patches, lists), True, axis=1)
@@ -88,8 +93,6 @@ def compared(full: Results, half: Results, labels: np.ndarray, blocks: Sequence[
 
     Decisions are counted at the first site where an image's differ: behind it the two compute with other tokens.
     """
-    one, other = full[0].argmax(1), half[0].argmax(1)
-    drop = intervals.drop(one, other, labels)
     agreeing, sites = np.ones(len(labels), bool), []
     for block, ours, theirs in zip(blocks, half[1], full[1], strict=True):
         flips = (ours ^ theirs) & agreeing[:, None]
@@ -97,13 +100,21 @@ def compared(full: Results, half: Results, labels: np.ndarray, blocks: Sequence[
             {"block": block, "images": int(flips.any(axis=1).sum()), "patches": int(flips.sum()), "of": int(agreeing.sum())}
         )
         agreeing &= ~flips.any(axis=1)
-    same = int((one == other).sum())
     difference = np.abs(half[0] - full[0]).max(axis=1)
+    return {
+        **against_fp32(full[0], half[0], labels), "sites": sites,
+        "logits_max_abs": float(difference[agreeing].max()) if agreeing.any() else None, "images_alike": int(agreeing.sum()),
+    }  # fmt: skip
+
+
+def against_fp32(full: np.ndarray, half: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
+    """Accuracy, and the paired figures, of logits [n,classes] in a type against those in fp32."""
+    one, other = full.argmax(1), half.argmax(1)
+    drop, same = intervals.drop(one, other, labels), int((one == other).sum())
     return {
         **accuracy_of(int((other == labels).sum()), len(labels)),
         "agreement": [100 * same / len(labels), *(100 * end for end in intervals.wilson(same, len(labels)))],
-        "drop": [drop.points, drop.low, drop.high], "drop_p": drop.p, "sites": sites,
-        "logits_max_abs": float(difference[agreeing].max()) if agreeing.any() else None, "images_alike": int(agreeing.sum()),
+        "drop": [drop.points, drop.low, drop.high], "drop_p": drop.p,
     }  # fmt: skip
 
 
@@ -141,9 +152,20 @@ def evaluate(
         What is known after each mode: that of `done`, fp32, and the modes so far.
     """
     recipe = recipe_of(method)
+    found: dict[str, Any] = {"method": method, "modes": dict((done or {}).get("modes", {}))}
+    if method == "dvt":
+        shape = members.load(None, recipe, pretrained=False, seed=0, weights=None).preprocessing
+        pixels, labels = images_of(data, count, shape)
+        runs = precision_cascade.evaluate(
+            recipe, pixels, lambda most: calibration_images(data, min(most, CALIBRATION), shape), referenced, modes,
+            lambda full, half: against_fp32(full, half, labels),
+        )  # fmt: skip
+        for mode, one in runs:
+            found["modes"][mode] = one
+            yield found
+        return
     model = loading.load(recipe.model)
     pixels, labels = images_of(data, count, model.preprocessing)
-    found: dict[str, Any] = {"method": method, "modes": dict((done or {}).get("modes", {}))}
     full: Results | None = None
     for mode in ("fp32", *modes):
         given = ranges.with_opset(recipe.with_("precision.mode", mode))
@@ -153,7 +175,7 @@ def evaluate(
             dense, here, True, lambda most: calibration_images(data, min(most, CALIBRATION), model.preprocessing)
         )
         graph, anatomy, notes = surgery.rewrite(dense, here, True)
-        result = run(make_session(emulated(graph).SerializeToString()), pixels, anatomy.patches)
+        result = run(make_session(emulated(graph).SerializeToString(), threads=1, spin=False), pixels, anatomy.patches)
         blocks = [int(value.name.removeprefix("kept_")) for value in graph.graph.output if value.name.startswith("kept_")]
         full = full or result
         found["modes"][mode] = {

@@ -234,9 +234,9 @@ def markdown(runs: list[Run], plots: list[str], half: dict[str, Any] | None = No
         *(["## Depths and exits", "\n\n".join(details(runs))] if details(runs) else []),
         *(
             [
-                "## Half precision",
-                "By `precision.py`: exported graphs on ONNX Runtime's CPU, FP32 arithmetic with every value rounded where the graph says (so "
-                "nothing about speed follows). Drop and agreement are against fp32 of the same method on the same images, with paired "
+                "## Half types, int8 and fp8",
+                "By `precision.py`: exported graphs on ONNX Runtime's CPU, FP32 arithmetic with every value rounded where the graph says, int8 and fp8 "
+                "emulated so too (so nothing about speed follows). Drop and agreement are against fp32 of the same method on the same images, with paired "
                 "and Wilson 95 % intervals; images flipped: whose decisions first differ at each site. Flips legal/illegal: against the PyTorch reference in the same type.",
                 table(
                     [

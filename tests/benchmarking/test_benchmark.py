@@ -12,9 +12,11 @@ import pytest
 
 from helpers import ats, images, legacy_onnx, run, tiny
 from vitprune import cli, console
-from vitprune.benchmarking import clocks, comparing, subjects, suite
+from vitprune.benchmarking import comparing, subjects, suite
 from vitprune.bundle import open_bundle
-from vitprune.device.timing import Variant, measure, median_interval
+from vitprune.device import measuring
+from vitprune.device.timing import Variant, combined, measure, median_interval, student
+from vitprune.environment import clocks
 from vitprune.errors import VitpruneError
 from vitprune.exporting import dense_twin
 from vitprune.recipe import Recipe
@@ -150,10 +152,10 @@ def document(ratio: float, seed: int) -> dict:
     """A benchmark of one bundle on a machine of its own."""
     machine = Machine(seed)
     variants = [machine.variant("b dense", 0.01), machine.variant("b pruned", 0.01 * ratio, "b dense")]
-    one = measure(variants, rounds=50, seed=seed, clock=lambda: machine.now)[1]
+    (one,) = [one for one in measure(variants, rounds=50, seed=seed, clock=lambda: machine.now) if one.name == "b pruned"]
     entry = {"bundle": "b", "batch": 1, "against": "dense", "ratio": one.ratio, "ratio_interval": [one.ratio_low, one.ratio_high]}
     return {
-        "schema_version": 1, "kind": suite.KIND, "tool_version": "0", "machine": {"processor": "p"}, "results": [entry],
+        "schema_version": 1, "kind": suite.KIND, "tool_version": "0", "rounds": 50, "machine": {"processor": "p"}, "results": [entry],
         "runtime": {"backend": "onnxruntime", "target": None, "threads": 1, "clock": "cpu", "version": "1"},
     }  # fmt: skip
 
@@ -185,6 +187,84 @@ def test_calls_of_a_round_and_the_variant_compared_with():
     assert found["b"].ratio == pytest.approx(3, rel=0.2)
     assert found["c"].ratio == pytest.approx(1, rel=0.1)
     assert found["b"].p99_ms >= found["b"].p95_ms >= found["b"].median_ms
+
+
+# ---- passes over fresh sessions
+
+
+def test_students_quantiles():
+    """Fisher and Yates' table: 12.706, 2.776, 2.228, 2.086 and 1.980 for 1, 4, 10, 20 and 120 degrees of freedom."""
+    for freedom, value in ((1, 12.706), (4, 2.776), (10, 2.228), (20, 2.086), (120, 1.980)):
+        assert student(freedom) == pytest.approx(value, abs=6e-4)
+
+
+def test_sessions_that_differ_widen_the_interval():
+    """Rounds agree to the last digit within a pass: only the passes tell that the ratio is not known so well."""
+    ratio, low, high = combined([[0.70] * 10, [0.72] * 10, [0.71] * 10])
+    assert ratio == pytest.approx(0.71, abs=1e-3)
+    assert low < 0.69
+    assert high > 0.73
+    assert combined([[0.7, 0.71, 0.72]]) == (0.71, 0.70, 0.72)
+
+
+def test_passes_go_on_while_a_ratio_is_not_known(monkeypatch):
+    """Every pass has another ratio: 0.7 give or take 3 %. Where they agree, five are enough."""
+
+    def run(spread, most):
+        chance, made, now = random.Random(1), [], [0.0]
+
+        def taking(seconds):
+            return lambda: now.__setitem__(0, now[0] + seconds)
+
+        def make():
+            made.append(0.7 * chance.lognormvariate(0, spread))
+            return [Variant("b dense", 1, taking(1.0)), Variant("b pruned", 1, taking(made[-1]), against="b dense")]
+
+        monkeypatch.setattr(measuring.time, "process_time", lambda: now[0])
+        timings, counts = measuring.in_passes(make, rounds=10, most=most, seed=0, clock="cpu")
+        return timings[1], counts, len(made)
+
+    assert run(0.0, 100)[1:] == ({"rounds": 10, "passes": 5}, 5)
+    timing, counts, made = run(0.03, 400)
+    assert counts == {"rounds": 2 * made, "passes": made}
+    assert 10 < made < 200
+    assert timing.ratio_high - timing.ratio_low <= 0.02 * timing.ratio
+    assert run(0.5, 20)[2] == 10  # as far as it is allowed
+
+
+def test_how_many_more_rounds_decide():
+    """An interval of +-4 % about +1 % over 50 rounds: +5 % is excluded once it is as narrow as the room to it."""
+    found = comparing._change(*(entry(0.7 * f, 0.7 * f / 1.02, 0.7 * f * 1.02) for f in (1, 1.01)), 0.05, 50)
+    assert found.verdict == "same"
+    found = comparing._change(*(entry(0.7 * f, 0.7 * f / 1.03, 0.7 * f * 1.03) for f in (1, 1.01)), 0.05, 50)
+    assert found.verdict == "undecided"
+    assert found.more_rounds == pytest.approx(50 * ((2**0.5 * math.log(1.03) / math.log(1.05 / 1.01)) ** 2 - 1), abs=1)
+
+
+def entry(ratio, low, high):
+    return {"bundle": "b", "batch": 1, "ratio": ratio, "ratio_interval": [low, high]}
+
+
+# ---- the slice oracle, memory
+
+
+def test_the_slice_oracle_computes_with_the_tokens_that_are_kept(made_bundle, tmp_path):
+    where = subjects.runtime(None, "onnxruntime", 1)
+    model = onnx.load(str(subjects.oracle(made_bundle, where, tmp_path, lambda text: None)))
+    assert not {node.op_type for node in model.graph.node} & {"TokenSample", "TopK", "CumSum", "GatherElements"}
+    found = onnx.shape_inference.infer_shapes(model, data_prop=True)
+    assert {node.op_type for node in found.graph.node} >= {"Slice", "Softmax"}
+    assert run(model, made_bundle.samples()["images"][:2])[0].shape == (2, 10)
+
+
+def test_oracle_and_memory_are_in_the_document(capsys, made_bundle):
+    code, found = call(capsys, "benchmark", made_bundle.path, "--rounds", 3, "--oracle")
+    (one,) = found["results"]
+    assert code == 0
+    assert one["oracle"]["median_ms"] > 0
+    assert one["over_oracle"] == pytest.approx(one["ratio"] / one["oracle"]["ratio"])
+    assert one["memory"]["dense_bytes"] > 2**20
+    assert one["memory"]["pruned_bytes"] > 2**20
 
 
 # ---- clocks
@@ -269,10 +349,10 @@ def test_the_dense_engine_is_lowered_as_the_bundles_own(made_bundle, bundle_copy
     bundle = open_bundle(bundle_copy)
     engines.build_engine(bundle, targets.load("onnxruntime-cpu"), plugin="none")
     where = subjects.runtime("onnxruntime-cpu", "onnxruntime", 1)
-    subjects.dense(bundle, where, tmp_path, lambda text: None)
+    engine = subjects.dense(bundle, where, tmp_path, lambda text: None)
     kinds = [
         {node.op_type for node in onnx.load(str(path)).graph.node if node.domain == "com.microsoft"}
-        for path in (bundle.engine_path("onnxruntime-cpu") / "model.onnx", tmp_path / where.target.engine_file)
+        for path in (bundle.engine_path("onnxruntime-cpu") / "model.onnx", engine)
     ]
     assert kinds[1]
     assert kinds[1] <= kinds[0]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from contextlib import nullcontext
 from types import SimpleNamespace
 from typing import Any
@@ -35,3 +36,28 @@ def test_a_folder_of_something_else_is_left_alone(tmp_path) -> None:
 def test_unknown_method(tmp_path) -> None:
     with pytest.raises(VitpruneError, match="VP100"):
         demo.run("atss", tmp_path / "demo", lambda title: nullcontext())
+
+
+@pytest.mark.parametrize("timed", [True, False])
+def test_the_speed_up_is_said_first_then_accuracy(made_bundle, tmp_path, monkeypatch, capsys, timed) -> None:
+    """Its document is held against the published schema, as every test's are."""
+    from dataclasses import replace
+
+    from vitprune import cli
+    from vitprune.pipelines import validate
+
+    verdict = validate(made_bundle, reference="stored", samples=8)
+    verdict = replace(
+        verdict, comparison=replace(verdict.comparison, accuracy={"pruned": 91.0, "reference": 91.0, "dense": 92.4})
+    )
+    times = {"median_ms": 2.0}
+    entry = {"ratio": 0.8, "ratio_interval": [0.79, 0.81], "batch": 8, "dense": times, "pruned": times}
+    speed = entry if timed else None
+    made = demo.DemoResult(verdict, demo._facts(verdict, {}, 64, speed), tmp_path / "report.html", ["a note"], speed)
+    monkeypatch.setattr(demo, "run", lambda *given: made)
+    assert cli.run(["demo", "--json"]) == 0
+    told = capsys.readouterr()
+    closing = " ".join(told.err.split("PASSED")[-1].split())
+    assert ("1.25x as fast as dense (1.23 to 1.27), top-1 91.00 % of 92.40 %" in closing) == timed
+    assert closing.index("top-1") < closing.index("the MACs")
+    assert (json.loads(told.out)["speed"] is not None) == timed

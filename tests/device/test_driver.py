@@ -8,13 +8,16 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import numpy as np
 import pytest
 from device_package import run_sh
 
 from vitprune.backends import Result
+from vitprune.benchmarking import comparing
 from vitprune.device import driver, entry
 from vitprune.device.job import Job
+from vitprune.support.resources import schemas_folder
 
 FORBIDDEN = "torch timm pydantic yaml typer rich click onnx_graphsurgeon safetensors"
 
@@ -49,9 +52,21 @@ def test_rehearsal_needs_numpy_and_onnxruntime_alone(unpacked: Path, tmp_path: P
     assert verdict["decisions_compared"] is True
     assert {gate["name"] for gate in verdict["gates"]} >= {"decisions", "logits_max_abs", "top1_agreement"}
     timed = load(out / "benchmark.json")
-    assert [variant["name"] for variant in timed["variants"]] == ["onnxruntime batch 1", "onnxruntime batch 4"]
-    assert timed["variants"][0]["ratio"] == 1.0
-    assert set(timed["power_before"]) == {"nvpmodel", "jetson_clocks", "tegrastats", "nvidia_smi", "nv_tegra_release"}
+    schema = json.loads((schemas_folder() / "benchmark.json").read_text())
+    measured = {**timed, "command": "benchmark", "status": "ok", "exit_code": 0, "benchmark_schema": timed["schema_version"]}
+    jsonschema.Draft202012Validator(schema).validate(measured)
+    comparing.compare(comparing.read(out / "benchmark.json"), timed)
+    assert [(entry["batch"], entry["against"], entry["ratio"]) for entry in timed["results"]] == [
+        (1, "onnxruntime", 1.0),
+        (4, "onnxruntime", 1.0),
+    ]
+    assert set(timed["clocks"]["before"]["power"]) == {
+        "nvpmodel",
+        "jetson_clocks",
+        "tegrastats",
+        "nvidia_smi",
+        "nv_tegra_release",
+    }
     assert [path for path in unpacked.iterdir() if path.name.startswith(".")] == []
     assert not list((unpacked / "lib").rglob("*.pyc"))
     entry.verify(unpacked)
@@ -139,8 +154,12 @@ def test_device_run_writes_engine_and_reports(unpacked: Path, stand_in: dict[str
     assert verdict["decisions_compared"] is False
     assert "decisions" not in [gate["name"] for gate in verdict["gates"]]
     assert verdict["evidence"] == "engine = reference on a GPU"
-    names = [variant["name"] for variant in load(out / "benchmark.json")["variants"]]
-    assert names == ["tensorrt batch 1", "tensorrt batch 4", "onnxruntime batch 1", "onnxruntime batch 4"]
+    timed = load(out / "benchmark.json")
+    assert timed["runtime"]["backend"] == "tensorrt"
+    assert [(entry["batch"], entry["against"], entry["other"]["name"]) for entry in timed["results"]] == [
+        (1, "onnxruntime", "onnxruntime"),
+        (4, "onnxruntime", "onnxruntime"),
+    ]
     assert sorted(path.name for path in (out / "engine").iterdir()) == ["build.log", "engine.json", "model.engine"]
 
 

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
+import subprocess
+import sys
+import warnings
+import zipfile
 
 import numpy as np
 import onnx
@@ -11,7 +16,7 @@ from onnx import numpy_helper
 
 from vitprune import cli, open_bundle
 from vitprune.backends.onnxruntime import make_session
-from vitprune.device import triton
+from vitprune.device import triton, triton_config
 from vitprune.device.pbtxt import parsed, written
 from vitprune.errors import ExportError, RecipeError, TargetError
 
@@ -67,12 +72,12 @@ def test_a_wrong_configuration_is_seen(made_bundle, repository, tmp_path, what):
 
     place = tmp_path / made_bundle.manifest.name
     shutil.copytree(repository / made_bundle.manifest.name, place)
-    triton.check(place)
+    triton_config.check(place)
     text, (right, wrong) = (place / "config.pbtxt").read_text(), PLANTED[what]
     assert right in text
     (place / "config.pbtxt").write_text(text.replace(right, wrong, 1))
     with pytest.raises(ExportError) as caught:
-        triton.check(place)
+        triton_config.check(place)
     assert caught.value.code == "VP340"
 
 
@@ -85,10 +90,10 @@ def test_another_model_than_the_bundles_is_seen(made_bundle, repository, tmp_pat
         triton._same_answers(made_bundle, tmp_path / "model.onnx")
 
 
-def test_a_fixed_batch_has_no_dynamic_batching(made_bundle):
+def test_a_fixed_batch_has_no_dynamic_batching():
     image = {"name": "image", "dtype": "float16", "shape": [4, 3, 64, 64]}
-    config = triton.configuration(
-        made_bundle, "m", "onnxruntime", [image], [{"name": "logits", "dtype": "float", "shape": [4, 10]}], (4, 4, 4)
+    config = triton_config.configuration(
+        "m", "onnxruntime", [image], [{"name": "logits", "dtype": "float", "shape": [4, 10]}], (4, 4, 4)
     )
     assert config["max_batch_size"] == 0
     assert config["input"][0] == {"name": "image", "data_type": "TYPE_FP16", "dims": [4, 3, 64, 64]}
@@ -128,3 +133,42 @@ def test_engines_of_tensorrt(bundle_copy, tmp_path):
     (bundle_copy / "engines" / "server" / "model.engine").write_bytes(b"another")
     with pytest.raises(TargetError, match="damaged"):
         triton.package_triton(bundle, tmp_path / "more")
+
+
+@pytest.fixture(scope="module")
+def protobuf(tmp_path_factory):
+    """Triton's own ModelConfig, out of its client's package, which cannot be installed beside what is used here."""
+    folder = tmp_path_factory.mktemp("client")
+    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", str(folder), "tritonclient>=2.70,<3"]
+    subprocess.run(command, capture_output=True, timeout=300)
+    wheels = list(folder.glob("*.whl"))
+    if not wheels:
+        pytest.skip("pip could not fetch tritonclient, which has Triton's protobuf")
+    with zipfile.ZipFile(wheels[0]) as wheel:
+        (folder / "model_config_pb2.py").write_bytes(wheel.read("tritonclient/grpc/model_config_pb2.py"))
+    spec = importlib.util.spec_from_file_location("model_config_pb2", folder / "model_config_pb2.py")
+    module = importlib.util.module_from_spec(spec)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # generated for an older runtime of protobuf, which it says
+        spec.loader.exec_module(module)
+    return module
+
+
+def test_configurations_are_read_by_tritons_own_protobuf(made_bundle, repository, protobuf):
+    from google.protobuf import text_format
+
+    text = (repository / made_bundle.manifest.name / "config.pbtxt").read_text()
+    ours, theirs = parsed(text), text_format.Parse(text, protobuf.ModelConfig())
+    assert (theirs.name, theirs.backend, theirs.max_batch_size) == (ours["name"], ours["backend"], ours["max_batch_size"])
+    assert [list(entry.dims) for entry in theirs.input] == [entry["dims"] for entry in ours["input"]]
+    assert [protobuf.DataType.Name(entry.data_type) for entry in theirs.output] == [
+        entry["data_type"] for entry in ours["output"]
+    ]
+    assert list(theirs.dynamic_batching.preferred_batch_size) == ours["dynamic_batching"]["preferred_batch_size"]
+    rule = {"name": "m", "backend": "python", "parameters": [{"key": "k", "value": {"string_value": '[0.5, "a\\"b"]'}}]}
+    read = text_format.Parse(written(rule), protobuf.ModelConfig())
+    assert read.parameters["k"].string_value == rule["parameters"][0]["value"]["string_value"]
+    for name, (right, wrong) in PLANTED.items():  # what our reader refuses for its form, so does theirs
+        if name in ("no field", "a field twice", "no type", "not closed", "text"):
+            with pytest.raises(text_format.ParseError):
+                text_format.Parse(text.replace(right, wrong, 1), protobuf.ModelConfig())

@@ -189,6 +189,44 @@ def test_a_score_branch_in_fp16_is_found(label):
     assert any(label in node for node in audit.half_decisions(wrong))
 
 
+def deciders(pruned):
+    """Names of the nodes that compute what a decision reads, one per decision, nearest first."""
+    makers = {name: node for node in pruned.graph.node for name in node.output}
+    computes = {
+        "Add",
+        "Sub",
+        "Mul",
+        "Div",
+        "Sigmoid",
+        "Sqrt",
+        "Softmax",
+        "ReduceSum",
+        "ReduceMax",
+        "ReduceMean",
+        "MatMul",
+        "Where",
+        "Neg",
+    }
+    integers = {tensor.name for tensor in pruned.graph.initializer if tensor.data_type in (TensorProto.INT64, TensorProto.BOOL)}
+    for node in pruned.graph.node:
+        above = makers.get(node.input[0]) if node.op_type in audit.DECIDES else None
+        while above is not None and above.op_type in audit.MOVES:
+            above = makers.get(above.input[0])
+        axes = above is not None and above.op_type.startswith("Reduce")
+        if above is not None and above.op_type in computes and (axes or not integers & set(above.input)):
+            yield above.name
+
+
+@pytest.mark.parametrize("method", PRUNE)
+def test_every_methods_own_decision_in_fp16_is_found(method):
+    pruned, _, _ = surgery.rewrite(dense(), recipe(method), has_cls=True)
+    assert audit.half_decisions(pruned) == []
+    named = list(deciders(pruned))
+    assert named
+    for name in (named[0], named[-1]):
+        assert name in audit.half_decisions(casting.cast(pruned, {name}, "fp16"))
+
+
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory):
     path = tmp_path_factory.mktemp("half") / "bundle"
@@ -383,3 +421,57 @@ def test_a_followed_image_counts_with_the_decisions_it_was_computed_with():
     assert (alone.logits_compared, alone.top1_agreement) == (1, 0.5)
     wrong = compare(Result(ran.logits, [np.array([[0, 1], [1, 2]])]), reference, [1], gates)
     assert wrong.sites[0].illegal_flips == 1  # patch 0, whose margin is 9
+
+
+def test_a_gate_that_is_off_is_found_within_the_margin_of_halting_scores():
+    """A-ViT's margin follows the gate's size. Planted: a graph whose gate is off by two percent."""
+    from vitprune import methods
+    from vitprune.methods.base import Geometry
+
+    sizes = Geometry(**{**vars(PrunedViT(model(), recipe("avit")).geometry), "depth": 8})
+    scales = [
+        methods.get("avit").score_scale(recipe("avit").with_("prune.gate_center", value).prune, sizes)
+        for value in (1.0, 5.0, 75.0)
+    ]
+    assert scales == [1.0, 4.375, 65.625]
+    rules = recipe("avit").with_("prune.gate_scale", 20.0).with_("prune.gate_center", 8.0)
+    oracle = PrunedViT(model(), rules).eval()
+    arrays = parity.reference_arrays(oracle, samples(), parity.module_logits(model(), pixels()), None)
+    right, _, _ = surgery.rewrite(dense(), rules, has_cls=True)
+    assert all(site["illegal_flips"] == 0 for site in parity.check(right, arrays, rules, oracle)["sites"])
+    wrong, _, _ = surgery.rewrite(dense(), rules.with_("prune.gate_center", 8.16), has_cls=True)
+    with pytest.raises(ExportError, match="disagree") as caught:
+        parity.check(wrong, arrays, rules, oracle)
+    assert "decisions" in caught.value.cause
+
+
+@pytest.mark.parametrize(("method", "blocks"), [("topk", {0, 3}), ("avit", {0, 1})])
+def test_softmax_in_half_where_nothing_decides(method, blocks):
+    """Blocks that prune keep theirs; a reference that does not round there is told from the graph."""
+    rules = recipe(method, softmax="half")
+    pruned, _, check = checked(rules)
+    known, plain = audit.types(pruned), audit.types(surgery.rewrite(dense(), recipe(method), has_cls=True)[0])
+    named = {f"vitprune/block{number}/attn/probabilities" for number in range(4)}
+    outputs = {node.output[0]: int(node.name[len("vitprune/block")]) for node in pruned.graph.node if node.name in named}
+    assert {number for name, number in outputs.items() if name in known} == blocks
+    assert not set(outputs) & set(plain)
+    assert audit.half_decisions(pruned) == []
+    assert all(site["illegal_flips"] == 0 for site in check["sites"])
+
+
+def test_the_reference_rounds_what_goes_into_a_half_softmax():
+    from vitprune.vit.blocks import attention
+
+    q, k = torch.randn(1, 1, 4, 8).half() * 3, torch.randn(1, 1, 6, 8).half() * 3
+    bias = torch.linspace(0, 1, 6)[None, None, None]
+    found = attention(q, k, bias, torch.float16)
+    logits = ((q.float() @ k.float().transpose(-2, -1)).half().float() + bias).half().float()
+    assert torch.equal(found, logits.softmax(-1).half().float())
+    assert not torch.equal(found, attention(q, k, bias))
+
+
+def test_softmax_in_half_is_refused_where_every_block_merges():
+    with pytest.raises(RecipeError) as caught:
+        surgery.rewrite(dense(), recipe("tome", softmax="half"), has_cls=True)
+    assert caught.value.code == "VP115"
+    assert caught.value.next_step

@@ -1,6 +1,7 @@
 """int8 from the command line: export with images, validate, sensitivity, exclusions, and what is refused."""
 
 import json
+import shutil
 
 import numpy as np
 import onnx
@@ -10,9 +11,11 @@ from quantised_support import outlier, rules, settled
 from test_precision import dense, model, pixels
 
 from vitprune import cli
+from vitprune.bundle import Manifest, seal
 from vitprune.errors import BuildError, RecipeError, TargetError
 from vitprune.exporting import sensitivity
 from vitprune.graph import surgery
+from vitprune.recipe import Recipe
 
 MODEL = {
     "name": "vit_tiny_patch16_224", "image_size": 32,
@@ -65,6 +68,45 @@ def test_export_validate_and_sensitivity(bundle, files, capsys):
     assert plot.read_text().lstrip().startswith("<?xml")
     assert cli.run(["inspect", str(bundle), "--precision-sensitivity", "--quiet"]) == 2
     assert "VP117" in capsys.readouterr().err
+
+
+def said(capsys):
+    """Code, cause and next step of the one JSON document that a refused command printed."""
+    document = json.loads(capsys.readouterr().out)
+    error = document["error"]
+    return document["exit_code"], error["code"], bool(error["cause"]), bool(error["next_step"])
+
+
+def in_type(bundle, folder, mode):
+    """A copy of a bundle whose recipe asks for another type; its graph is not looked at by what refuses it."""
+    shutil.copytree(bundle, folder)
+    recipe = yaml.safe_load((folder / "recipe.yaml").read_text())
+    recipe["precision"]["mode"] = mode
+    changed = Recipe.load(recipe)
+    (folder / "recipe.yaml").write_text(changed.to_yaml())
+    manifest = Manifest.model_validate_json((folder / "manifest.json").read_text())
+    seal(folder, manifest.model_copy(update={"recipe_sha256": changed.digest()}))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("target", "more", "code"),
+    [("jetson-orin", [], "VP246"), ("rtx", ["--sm", "86"], "VP246"), ("rtx", ["--precision", "int8"], "VP116")],
+)
+def test_fp8_for_hardware_without_it_is_refused_by_the_command(bundle, target, more, code, tmp_path, capsys):
+    made = in_type(bundle, tmp_path / "fp8", "fp8")
+    assert cli.run(["build-engine", str(made), "--target", target, *more, "--json"]) == 2
+    assert said(capsys) == (2, code, True, True)
+
+
+def test_a_range_of_zero_is_named_by_the_command(files, tmp_path, capsys):
+    """A range of zero in the recipe; one that calibration finds is VP135 (test_quantised.py)."""
+    recipe = yaml.safe_load((files / "recipe.yaml").read_text())
+    recipe["precision"]["ranges"] = {"blocks.0.attn.qkv": 0.0}
+    (tmp_path / "zero.yaml").write_text(yaml.safe_dump(recipe))
+    asked = ["export", "-r", str(tmp_path / "zero.yaml"), "-o", str(tmp_path / "b"), "--no-pretrained", "--json"]
+    assert cli.run(asked) == 2
+    assert said(capsys) == (2, "VP102", True, True)
 
 
 @pytest.mark.parametrize(("data", "code"), [(None, "VP117"), ("few.npz", "VP136"), ("flat.npz", "VP127")])
@@ -124,15 +166,6 @@ def test_orin_does_not_compute_fp8():
     assert caught.value.next_step
     require_precision(targets.load("jetson-thor"), "fp8")
     require_precision(targets.load("jetson-orin"), "int8")
-
-
-def test_cascades_refuse_int8():
-    from vitprune.recipe_parts.precision import require_floats
-
-    with pytest.raises(RecipeError) as caught:
-        require_floats(settled().precision, "a cascade")
-    assert caught.value.code == "VP115"
-    require_floats(settled().with_("precision.mode", "fp16").precision, "a cascade")
 
 
 def test_the_layer_that_was_made_to_suffer_is_the_dearest():

@@ -230,7 +230,7 @@ def test_instance_whose_graphs_disagree_is_refused(cascade, tmp_path, monkeypatc
     """The parity check at export looks at every exit; nothing is written when it fails."""
     from vitprune.methods.dvt import exporting
 
-    def wrong(module, chosen, report):
+    def wrong(module, chosen, report, dense):
         return ["first", "second", "third"]
 
     def shifted(graphs, static):
@@ -279,3 +279,61 @@ def test_shipped_recipe_loads():
     chosen = vitprune.Recipe.load("dvt_deit_small")
     assert chosen.prune.grids == [7, 10, 14]
     assert chosen.prune.thresholds == [0.8, 0.7]
+
+
+def test_the_rule_in_triton_answers_as_the_bundle(root, tmp_path, monkeypatch):
+    """model.py as the server would run it: a stand-in for the server's module runs the members on ONNX Runtime."""
+    import importlib.util
+    import sys
+    from types import SimpleNamespace
+
+    from vitprune.backends.onnxruntime import make_session
+    from vitprune.device.pbtxt import parsed
+    from vitprune.device.triton import package_triton
+
+    bundle = vitprune.open_bundle(root / "b")
+    names = package_triton(bundle, tmp_path)
+    rule = bundle.manifest.name
+    assert names == [f"{rule}-exit1", f"{rule}-exit2", f"{rule}-exit3", rule]
+    sessions = {name: make_session((tmp_path / name / "1" / "model.onnx").read_bytes()) for name in names[:3]}
+    asked = []
+
+    class Request:
+        def __init__(self, model_name, requested_output_names, inputs, preferred_memory):
+            self.name, self.outputs, self.feeds = model_name, requested_output_names, {one.name: one.array for one in inputs}
+
+        def exec(self):
+            asked.append((self.name, len(self.feeds["image"])))
+            found = dict(zip(self.outputs, sessions[self.name].run(self.outputs, self.feeds), strict=True))
+            return SimpleNamespace(has_error=lambda: False, tensors={name: Tensor(name, value) for name, value in found.items()})
+
+    class Tensor:
+        def __init__(self, name, array):
+            self.name, self.array = name, array
+
+        def as_numpy(self):
+            return self.array
+
+    server = SimpleNamespace(
+        InferenceRequest=Request, Tensor=Tensor, PreferredMemory=lambda kind, place: None, TRITONSERVER_MEMORY_CPU=0,
+        InferenceResponse=lambda output_tensors, error=None: SimpleNamespace(tensors={one.name: one for one in output_tensors}, error=error),
+        get_input_tensor_by_name=lambda request, name: request.tensors[name], get_output_tensor_by_name=lambda answer, name: answer.tensors[name],
+    )  # fmt: skip
+    monkeypatch.setitem(sys.modules, "triton_python_backend_utils", server)
+    spec = importlib.util.spec_from_file_location("served", tmp_path / rule / "1" / "model.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    config = parsed((tmp_path / rule / "config.pbtxt").read_text())
+    assert [entry["name"] for entry in config["output"]] == ["logits", "exit"]
+    served = module.TritonPythonModel()
+    parameters = {entry["key"]: entry["value"] for entry in config["parameters"]}
+    served.initialize({"model_config": json.dumps({"parameters": parameters})})
+    images = bundle.samples()["images"]
+    expected = bundle.run(images)
+    assert set(expected.exits) == {1, 2, 3}
+    requests = [SimpleNamespace(tensors={"image": Tensor("image", part)}) for part in (images[:1], images)]
+    for answer, part in zip(served.execute(requests), (slice(0, 1), slice(None)), strict=True):
+        np.testing.assert_allclose(answer.tensors["logits"].as_numpy(), expected.logits[part], atol=1e-5)
+        np.testing.assert_array_equal(answer.tensors["exit"].as_numpy()[:, 0], expected.exits[part])
+    whole = dict(asked[-3:])
+    assert whole[f"{rule}-exit3"] == int((expected.exits == 3).sum()), "a member runs for the images that need it alone"

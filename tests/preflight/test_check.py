@@ -228,6 +228,10 @@ def test_engine_of_another_gpu_in_the_bundle(bundle: Bundle) -> None:
         ("fp8", "server", {"module": "a100-80"}, Verdict.BLOCKED),
         ("fp8", "server", {"module": "h100"}, Verdict.LIKELY),
         ("bf16", "desktop", {"architecture": "75"}, Verdict.BLOCKED),
+        ("fp8", "rtx", {}, Verdict.UNVERIFIED),
+        ("fp8", "rtx", {"architecture": "86"}, Verdict.BLOCKED),
+        ("fp8", "rtx", {"architecture": "89"}, Verdict.LIKELY),
+        ("fp8", "jetson-thor", {}, Verdict.LIKELY),
     ],
 )
 def test_number_types(bundle: Bundle, mode: str, target: str, options: dict[str, str], verdict: Verdict) -> None:

@@ -119,7 +119,7 @@ def test_half_types_are_compared_image_by_image():
     assert found["agreement"][0] == pytest.approx(75.0)
     assert [(site["images"], site["patches"], site["of"]) for site in found["sites"]] == [(1, 2, 4), (1, 1, 3)]
     assert found["logits_max_abs"] == pytest.approx(0.5)
-    assert precision.members(np.array([[2, 0, -1], [-1, -1, -1]]), 3).tolist() == [[True, False, True], [False] * 3]
+    assert precision.listed_patches(np.array([[2, 0, -1], [-1, -1, -1]]), 3).tolist() == [[True, False, True], [False] * 3]
 
 
 def test_a_drop_is_decided_by_its_interval():
@@ -133,3 +133,10 @@ def test_a_drop_is_decided_by_its_interval():
 def test_every_method_of_the_half_types_has_a_recipe():
     assert all(precision.recipe_of(method).prune.method == method for method in precision.METHODS)
     assert len(precision.METHODS) >= 5
+
+
+def test_exits_of_two_runs_are_compared_where_they_part_first():
+    import precision_cascade
+
+    found = precision_cascade.at_exits(np.array([1, 2, 3, 3, 1]), np.array([1, 1, 3, 2, 3]))
+    assert found == [{"block": 1, "images": 2}, {"block": 2, "images": 1}]

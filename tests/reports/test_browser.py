@@ -24,12 +24,20 @@ def opened():
         yield running
 
 
+TIMING = {"median_ms": 1.0, "p95_ms": 2.0, "p99_ms": 3.0, "images_per_second": 1000.0}
+CLOCKS = {
+    "before": {"locked": None, "why": "the kernel does not tell"},
+    "after": {"locked": None, "why": "the kernel does not tell"},
+}
+SPEED = {"results": [{"bundle": "b", "batch": 1, "ratio": 0.5, "pruned": TIMING, "dense": TIMING}], "clocks": CLOCKS}
+
+
 @pytest.fixture(scope="module")
 def pages(made_bundle, tmp_path_factory):
     folder = tmp_path_factory.mktemp("pages")
     result = validate(made_bundle, reference="stored", samples=8).document()
     reports = {
-        "one": of_bundles({"bundle": made_bundle}, {"bundle": result}),
+        "one": of_bundles({"bundle": made_bundle}, {"bundle": result}, {"bundle": SPEED}),
         "two": of_bundles({"a": made_bundle, "b": made_bundle}, {}),
         "validate": of_document({"command": "validate", **result}),
         "error": of_document({"command": "export", "status": "error", "error": {"code": "VP100", "message": "x" * 300, "cause": "<b>"}}),

@@ -70,7 +70,7 @@ def test_gate_on_accuracy(images, lost, won, limit, status):
     low, high = document["gates"][-1]["interval"]
     assert low <= gate.seen <= high
     assert ("undecided" in gate.text()) == (status == "undecided")
-    assert ('failures="0"' in junit_xml(found)) == (status == "passed")
+    assert ('failures="0"' in junit_xml([found.document()])) == (status == "passed")
 
 
 @pytest.mark.parametrize(("images", "lost", "won", "limit"), [(10, 0, 0, 2.0), (1000, 27, 17, 2.0), (200, 8, 1, 2.0)])

@@ -70,7 +70,7 @@ def test_a_wrong_graph_fails(bundle_copy, made_bundle):
     bundle.add_files(["samples.npz"])
     verdict = validate(open_bundle(bundle_copy), reference="stored")
     assert not verdict.passed
-    document = ElementTree.fromstring(junit_xml(verdict))
+    document = ElementTree.fromstring(junit_xml([verdict.document()]))
     assert document.attrib["failures"] == "1"
     assert [case.attrib["name"] for case in document.iter("testcase") if case.find("failure") is not None] == ["logits_max_abs"]
 
@@ -107,3 +107,26 @@ def test_a_module_of_ones_own_falls_back_to_stored_samples(made_bundle):
     with pytest.raises(LoadError, match="VP613"):
         validate(foreign, reference="torch")
     assert replace(verdict, gates=[]).passed
+
+
+def test_any_two_runtimes(bundle_copy, monkeypatch):
+    """The graph against the engine, the engine against PyTorch as a runtime; a runtime that differs is seen."""
+    from vitprune import engines, targets
+    from vitprune.backends import onnxruntime
+
+    engines.build_engine(open_bundle(bundle_copy), targets.load("onnxruntime-cpu"), plugin="none")
+    bundle = open_bundle(bundle_copy)
+    pairs = [
+        ({"backend": "onnxruntime"}, "target:onnxruntime-cpu", "onnxruntime (onnxruntime-cpu)"),
+        ({"backend": "onnxruntime", "target": "onnxruntime-cpu"}, "torch-runtime", "torch"),
+        ({"backend": "torch"}, "onnxruntime", "onnxruntime"),
+    ]
+    for how, reference, label in pairs:
+        verdict = validate(bundle, **how, reference="torch" if reference == "torch-runtime" else reference, samples=8)
+        assert verdict.passed
+        assert verdict.reference == ("PyTorch, live" if label == "torch" else label)
+    run = onnxruntime.Session.run
+    monkeypatch.setattr(onnxruntime.Session, "run", lambda self, x: replace(run(self, x), logits=run(self, x).logits + 0.01))
+    verdict = validate(bundle, backend="torch", reference="onnxruntime", samples=8)
+    assert [gate.name for gate in verdict.gates if not gate.passed] == ["logits_max_abs"]
+    assert "nothing is said of the PyTorch reference" in verdict.rung

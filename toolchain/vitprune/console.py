@@ -6,6 +6,7 @@ import errno
 import os
 import re
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -14,25 +15,29 @@ from typing import Any
 from rich.console import Console
 from rich.errors import MarkupError
 from rich.markup import escape
+from rich.padding import Padding
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
     Progress,
+    ProgressColumn,
     SpinnerColumn,
+    Task,
     TextColumn,
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
-from rich.table import Table
 from rich.text import Text
 
 from vitprune.errors import VitpruneError
 from vitprune.support import json_text
+from vitprune.support.tables import laid_out
 
 SCHEMA_VERSION = 1
 # Control characters, which a terminal obeys, and those that turn the direction of text; half surrogate pairs, which cannot be written.
 _CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
-_NUMBER = re.compile(r"[-+<>≤~]?\d|[-–]?$")
+
+_PORTION = re.compile(r"(\d+)(?:/| of )(\d+)$")
 
 
 @dataclass
@@ -74,9 +79,15 @@ def show(content: object) -> None:
         Closed: it cannot be written.
     """
     try:
-        settings.console.print(_rendered(content) if isinstance(content, str) else content)
+        settings.console.print(_indented(content) if isinstance(content, str) else content)
     except OSError as error:
         raise Closed(error) from error
+
+
+def _indented(line: str) -> Padding | Text:
+    """A line whose further lines, where it has to be broken, are indented as the first."""
+    shown = _rendered(line.lstrip(" "))
+    return Padding(shown, (0, 0, 0, len(line) - len(line.lstrip(" "))), expand=False) if line.startswith(" ") else shown
 
 
 def _rendered(line: str) -> Text:
@@ -110,17 +121,20 @@ def warn(text: str) -> None:
 
 
 def table(title: str, columns: list[str], rows: list[list[str]]) -> None:
-    """Print a table to stderr unless --quiet; columns of numbers are right-aligned."""
+    """Print a table to stderr unless --quiet: it fits the terminal, and what is too long stands below it."""
     if settings.quiet:
         return
-    view = Table(title=plain(title), title_justify="left")
-    for position, column in enumerate(columns):
-        filled = [row[position] for row in rows if row[position] not in ("", "–")]
-        numbers = position > 0 and bool(filled) and all(_NUMBER.match(cell) for cell in filled)
-        view.add_column(column, justify="right" if numbers else "left")
-    for row in rows:
-        view.add_row(*(plain(cell) for cell in row))
-    show(view)
+    view, below = laid_out(columns, [[harmless(cell) for cell in row] for row in rows], settings.console.width)
+    show(f"[italic]{plain(title)}[/italic]")
+    if view is not None:
+        show(view)
+    for line in below:
+        show(Padding(Text(line), (0, 0, 0, 2), expand=False))
+
+
+def result(text: str) -> None:
+    """Print the closing line of a command, markup: what it came to, in one sentence; it stays on the screen."""
+    info(text)
 
 
 def document(command: str, body: dict[str, Any]) -> None:
@@ -156,20 +170,55 @@ def show_error(error: VitpruneError, command: str = "") -> None:
 
 
 class Step:
-    """Handle of one running step; `update` changes its text."""
+    """Handle of one running step; `update` changes its text, and moves a bar where the text ends in "done/all"."""
 
     def __init__(self, progress: Progress | None, task: Any, title: str) -> None:
-        self._progress, self._task, self._title = progress, task, title
+        self._progress, self._task, self._title, self._phase = progress, task, title, ""
 
     def update(self, text: str) -> None:
         """Show `text` behind the step's title."""
-        if self._progress is not None:
-            self._progress.update(self._task, description=f"{self._title} [dim]{plain(text)}[/dim]")
+        if self._progress is None:
+            return
+        portion = _PORTION.search(text)
+        phase = text[: portion.start()] if portion else text
+        if phase != self._phase:  # rate and time left are those of the phase
+            self._progress.reset(self._task, total=None)
+            self._phase = phase
+        self._progress.update(self._task, description=f"{self._title} [dim]{plain(phase.strip())}[/dim]")
+        if portion:
+            self._progress.update(self._task, completed=int(portion[1]), total=int(portion[2]))
+
+
+class _Rate(ProgressColumn):
+    """How many a second, or seconds for each."""
+
+    def render(self, task: Task) -> Text:
+        """The text; nothing while it is not known."""
+        if not task.speed or task.total is None:
+            return Text("")
+        return Text(f"{task.speed:.3g}/s" if task.speed >= 1 else f"{1 / task.speed:.3g} s each")
+
+
+class _WhereKnown(ProgressColumn):
+    """A column of tasks whose end is known."""
+
+    def __init__(self, column: ProgressColumn) -> None:
+        super().__init__()
+        self._column = column
+
+    def render(self, task: Task) -> Any:
+        """The column, or nothing."""
+        return self._column.render(task) if task.total is not None else Text("")
+
+
+def _columns() -> list[ProgressColumn]:
+    known = [_WhereKnown(column) for column in (BarColumn(20), MofNCompleteColumn(), _Rate(), TimeRemainingColumn())]
+    return [SpinnerColumn(), TextColumn("{task.description}"), *known, TimeElapsedColumn()]
 
 
 @contextmanager
 def step(title: str) -> Iterator[Step]:
-    """Show a spinner with elapsed time while the body runs, then a closing line."""
+    """Show what runs, how fast, how long it has run and, where that is known, what is left; then a closing line."""
     if settings.quiet:
         yield Step(None, None, title)
         return
@@ -177,12 +226,10 @@ def step(title: str) -> Iterator[Step]:
         show(f"{title} …")
         yield Step(None, None, title)
         return
-    columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
-    with Progress(*columns, console=settings.console, transient=True) as progress:
-        task = progress.add_task(title)
-        yield Step(progress, task, title)
-        elapsed = progress.tasks[0].elapsed or 0.0
-    show(f"[green]✓[/green] {title} [dim]{elapsed:.1f} s[/dim]")
+    began = time.monotonic()
+    with Progress(*_columns(), console=settings.console, transient=True) as progress:
+        yield Step(progress, progress.add_task(title, total=None), title)
+    show(f"[green]✓[/green] {title} [dim]{time.monotonic() - began:.1f} s[/dim]")
 
 
 class Bar:
@@ -201,10 +248,9 @@ class Bar:
 
 @contextmanager
 def bar(title: str) -> Iterator[Bar]:
-    """Show a bar with the time that is left while the body runs."""
+    """Show a bar with rate and the time that is left while the body runs."""
     if settings.quiet or not settings.console.is_terminal:
         yield Bar(None, None, title)
         return
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=settings.console, transient=True) as progress:
+    with Progress(*_columns(), console=settings.console, transient=True) as progress:
         yield Bar(progress, progress.add_task(title, total=None), title)

@@ -11,7 +11,9 @@ import numpy as np
 import onnx
 
 from vitprune import engines, methods, targets
+from vitprune.benchmarking import subjects, suite
 from vitprune.bundle import Bundle, open_bundle
+from vitprune.data import images as image_data
 from vitprune.engines import building
 from vitprune.errors import RecipeError, TargetError
 from vitprune.exporting.dense import dense_onnx
@@ -26,16 +28,18 @@ from vitprune.vit.loading import load
 
 CLASSES = ["T-shirt/top", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot"]
 MARKER = ".vitprune-demo"
+ROUNDS = 20
 
 
 @dataclass(frozen=True)
 class DemoResult:
-    """What the demo produced: verdict, rows of (what, dense, pruned), the HTML file and notes."""
+    """What the demo produced: verdict, rows of (what, dense, pruned), the HTML file, notes, and a benchmark's entry, None without one."""
 
     verdict: Verdict
     facts: list[list[str]]
     report: Path
     notes: list[str]
+    speed: dict[str, Any] | None
 
 
 def run(method: str, folder: Path, step: Callable[[str], Any]) -> DemoResult:
@@ -74,7 +78,9 @@ def run(method: str, folder: Path, step: Callable[[str], Any]) -> DemoResult:
             sizes[f"{name} engine"] = (_dense_engine(dense, recipe, target, folder, shown.update), document["engine_bytes"])
     with step("validate on 1,000 test images") as shown:
         verdict = validate(bundle, data=data, report=shown.update)
-    facts = _facts(verdict, sizes, bundle.manifest.model["geometry"]["patches"])
+    with step(f"benchmark on ONNX Runtime's CPU, batch {BATCH}") as shown:
+        speed = _speed(bundle, data, shown.update) if "onnxruntime-cpu engine" in sizes else None
+    facts = _facts(verdict, sizes, bundle.manifest.model["geometry"]["patches"], speed)
     images, labels, kept, logits = _pictures(bundle, data)
     groups = _groups(recipe, images)
     patches = int(np.sqrt(bundle.manifest.model["geometry"]["patches"]))
@@ -82,7 +88,18 @@ def run(method: str, folder: Path, step: Callable[[str], Any]) -> DemoResult:
     text = html_report(
         verdict, arrays, kept, bundle.manifest.preprocessing, (patches, patches), facts=facts, class_names=CLASSES, groups=groups
     )
-    return DemoResult(verdict, facts, bundle.write_report("report.html", text), notes)
+    return DemoResult(verdict, facts, bundle.write_report("report.html", text), notes, speed)
+
+
+def _speed(bundle: Bundle, data: Path, report: Callable[[str], None]) -> dict[str, Any]:
+    """The entry of a benchmark of the onnxruntime-cpu engine against the dense model's, one thread, CPU time."""
+    plan = suite.Plan(subjects.runtime("onnxruntime-cpu", "onnxruntime", 1), (BATCH,), ROUNDS, "cpu", most=2 * ROUNDS)
+    images = image_data.for_bundle(bundle, data, suite.CALLS * BATCH).pixels
+    measured = suite.benchmark(
+        {bundle.path.name: open_bundle(bundle.path)}, plan, {bundle.path.name: images}, lambda *done: report(done[2])
+    )
+    entry: dict[str, Any] = measured["results"][0]
+    return entry
 
 
 def _cascade(bundle: Bundle, recipe: Recipe, data: Path, step: Callable[[str], Any]) -> DemoResult:
@@ -101,15 +118,14 @@ def _cascade(bundle: Bundle, recipe: Recipe, data: Path, step: Callable[[str], A
             notes.append(f"{name} engines: {document['engine_bytes'] / 2**20:.2f} MiB")
     with step("validate on 1,000 test images") as shown:
         verdict = validate(bundle, data=data, report=shown.update)
-    from vitprune.data import images as image_data
-
     shown_images = image_data.for_bundle(bundle, data, 200)
     logits = session(bundle, "onnxruntime").run(shown_images.pixels).logits
     arrays: dict[str, Any] = {"images": shown_images.pixels, "labels": shown_images.labels, "run_logits": logits}
     facts = _facts(verdict, sizes, 0)
     side = recipe.prune.grids[-1]  # type: ignore[attr-defined]
     text = html_report(verdict, arrays, [], bundle.manifest.preprocessing, (side, side), facts=facts, class_names=CLASSES)
-    return DemoResult(verdict, facts, bundle.write_report("report.html", text), notes)
+    notes.append("no speed-up is given: a cascade has no dense model of its own")
+    return DemoResult(verdict, facts, bundle.write_report("report.html", text), notes, None)
 
 
 def _prepare(folder: Path) -> None:
@@ -165,12 +181,25 @@ def _dense_engine(
     return size
 
 
-def _facts(verdict: Verdict, sizes: dict[str, tuple[int, int]], patches: int) -> list[list[str]]:
+def _facts(
+    verdict: Verdict, sizes: dict[str, tuple[int, int]], patches: int, speed: dict[str, Any] | None = None
+) -> list[list[str]]:
     comparison = verdict.comparison
     assert comparison.accuracy is not None
     tokens = ", ".join(f"{site.kept_mean:.0f}" for site in comparison.sites)
     blocks = ", ".join(str(site.block) for site in comparison.sites)
+    timed = []
+    if speed is not None:
+        ratio = f"{1 / speed['ratio']:.2f}x as fast"
+        timed = [
+            [
+                f"ms on onnxruntime-cpu, batch {speed['batch']}",
+                f"{speed['dense']['median_ms']:.2f}",
+                f"{speed['pruned']['median_ms']:.2f}: {ratio}",
+            ]
+        ]
     rows = [
+        *timed,
         ["top-1 accuracy", f"{comparison.accuracy['dense']:.1f} %", f"{comparison.accuracy['pruned']:.1f} %"],
         [
             "MACs per image",
@@ -197,7 +226,6 @@ def _groups(recipe: Recipe, images: np.ndarray) -> list[Any] | None:
 
 def _pictures(bundle: Bundle, data: Path) -> tuple[Any, Any, list[Any], Any]:
     from vitprune.backends.onnxruntime import _stack
-    from vitprune.data import images as image_data
 
     loaded = image_data.for_bundle(bundle, data, 200)
     opened = session(open_bundle(bundle.path), "onnxruntime")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -55,6 +56,15 @@ class Release(_Section):
         if text and Version.find(text) is None:
             raise ValueError(f"'{text}' is not a version")
         return text
+
+
+# First compute capability that computes with a number type.
+SINCE = {"tf32": 80, "bf16": 80, "fp8": 89}
+
+
+def lacking(mode: str, architectures: Sequence[str]) -> list[str]:
+    """Those of some compute capabilities ("87") that do not compute with a number type."""
+    return [found for found in architectures if int(found) < SINCE.get(mode, 0)]
 
 
 class Power(_Section):

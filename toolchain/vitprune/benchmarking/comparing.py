@@ -23,7 +23,9 @@ class Change:
     """One bundle and batch: new ratio over old ratio with its interval at 95 %, and what that means.
 
     verdict: "regression": slower for sure, and nearer to the tolerance than to nothing. "same": a slowdown of the tolerance is excluded.
-    "improvement": the same, and faster for sure. "undecided": neither; more rounds decide it.
+    "improvement": the same, and faster for sure. "undecided": neither.
+    more_rounds: of an undecided change, about how many more of each run would decide it, were the change what it seems to be; None where
+    no number would.
     """
 
     bundle: str
@@ -34,6 +36,7 @@ class Change:
     low: float
     high: float
     verdict: str
+    more_rounds: int | None = None
 
     def document(self) -> dict[str, Any]:
         """JSON-ready form."""
@@ -53,7 +56,8 @@ def compare(before: dict[str, Any], after: dict[str, Any], tolerance: float = TO
         LoadError: VP654 they cannot be compared.
     """
     pairs = _pairs(before, after)
-    changes = [_change(old, new, tolerance) for old, new in pairs]
+    rounds = max(before["rounds"], after["rounds"])
+    changes = [_change(old, new, tolerance, rounds) for old, new in pairs]
     verdicts = {change.verdict for change in changes}
     status = "failed" if "regression" in verdicts else "undecided" if "undecided" in verdicts else "passed"
     return {
@@ -62,14 +66,23 @@ def compare(before: dict[str, Any], after: dict[str, Any], tolerance: float = TO
     }  # fmt: skip
 
 
-def _change(old: dict[str, Any], new: dict[str, Any], tolerance: float) -> Change:
+def _change(old: dict[str, Any], new: dict[str, Any], tolerance: float, rounds: int) -> Change:
     """The intervals of both ratios are combined on the logarithmic scale, where a ratio of ratios is a difference."""
     change = new["ratio"] / old["ratio"]
     below = math.hypot(math.log(new["ratio"] / new["ratio_interval"][0]), math.log(old["ratio_interval"][1] / old["ratio"]))
     above = math.hypot(math.log(new["ratio_interval"][1] / new["ratio"]), math.log(old["ratio"] / old["ratio_interval"][0]))
     low, high = change * math.exp(-below), change * math.exp(above)
     verdict = _verdict(change, low, high, tolerance)
-    return Change(new["bundle"], new["batch"], old["ratio"], new["ratio"], change, low, high, verdict)
+    more = _more(change, low, high, tolerance, rounds) if verdict == "undecided" else None
+    return Change(new["bundle"], new["batch"], old["ratio"], new["ratio"], change, low, high, verdict, more)
+
+
+def _more(change: float, low: float, high: float, tolerance: float, rounds: int) -> int | None:
+    """Rounds until the interval, which narrows with their root, leaves 1 below it or the tolerance above it."""
+    slower, room = change > 1 + tolerance / 2, math.log((1 + tolerance) / change)
+    reach = math.log(change / low) if slower else math.log(high / change)
+    away = math.log(change) if slower else room
+    return None if away <= 0 or reach <= 0 else max(1, math.ceil(rounds * ((reach / away) ** 2 - 1)))
 
 
 def _verdict(change: float, low: float, high: float, tolerance: float) -> str:
@@ -133,6 +146,8 @@ def _require_numbers(document: dict[str, Any]) -> None:
     for key in ("backend", "target", "threads", "clock", "version"):
         document["runtime"][key]
     document["machine"]["processor"], document["tool_version"]
+    if not isinstance(document["rounds"], int) or document["rounds"] < 1:
+        raise ValueError("it has no rounds")
     if not document["results"]:
         raise ValueError("it holds no results")
     for entry in document["results"]:

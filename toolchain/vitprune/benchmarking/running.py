@@ -12,6 +12,7 @@ from vitprune.bundle import open_bundle
 from vitprune.bundle_parts.output import require_new_file, unwritable
 from vitprune.data import images as image_data
 from vitprune.errors import RecipeError
+from vitprune.support import json_text
 from vitprune.support.files import write_atomic
 
 CLOCKS = ("cpu", "wall")
@@ -19,7 +20,7 @@ CLOCKS = ("cpu", "wall")
 
 def run(
     paths: Sequence[str], *, target: str | None, backend: str, batches: Sequence[int], rounds: int, threads: int, clock: str | None,
-    data: Path | None, dense: bool, require_locked: bool, foreign_code: bool, output: Path | None, force: bool,
+    data: Path | None, dense: bool, oracle: bool, memory: bool, most: int | None, require_locked: bool, foreign_code: bool, output: Path | None, force: bool,
     report: Callable[[int, int, str], None],
 ) -> dict[str, Any]:  # fmt: skip
     """Open the bundles, measure them, write the document where asked.
@@ -34,7 +35,18 @@ def run(
     opened = {name: open_bundle(path, foreign_code) for name, path in _named(paths).items()}
     where = subjects.runtime(target, backend, threads)
     plain = where.backend == subjects.ONNXRUNTIME and threads == 1  # one thread of this process does all the work
-    plan = suite.Plan(where, tuple(sorted(set(batches))), rounds, clock or ("cpu" if plain else "wall"), dense, 0, require_locked)
+    plan = suite.Plan(
+        where,
+        tuple(sorted(set(batches))),
+        rounds,
+        clock or ("cpu" if plain else "wall"),
+        dense,
+        0,
+        require_locked,
+        most,
+        oracle,
+        memory,
+    )
     pixels = {
         name: bundle.samples()["images"]
         if data is None
@@ -42,6 +54,12 @@ def run(
         for name, bundle in opened.items()
     }
     document = suite.benchmark(opened, plan, pixels, report)
+    for name, bundle in opened.items():
+        own = {**document, "results": [entry for entry in document["results"] if entry["bundle"] == name]}
+        try:
+            bundle.write_report("benchmark.json", json_text.written(own))
+        except RecipeError as error:  # a bundle that cannot be written can be timed all the same
+            document["warnings"].append(f"the result is not kept in '{name}': {error.message}: {error.cause}")
     if output is not None:
         try:
             write_atomic(output, (json.dumps(document, indent=1) + "\n").encode())

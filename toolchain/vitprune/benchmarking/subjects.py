@@ -13,10 +13,12 @@ from numpy.typing import NDArray
 
 from vitprune import backends, engines, pipelines, targets
 from vitprune.backends._engines import find
+from vitprune.benchmarking.oracle import slice_oracle
 from vitprune.bundle import Bundle
 from vitprune.engines import building
 from vitprune.errors import RecipeError
 from vitprune.exporting.dense_twin import dense_of
+from vitprune.exporting.inspecting import inspect
 from vitprune.graph.lowering.rounding import emulated
 from vitprune.targets import Target
 
@@ -68,8 +70,8 @@ def pruned(bundle: Bundle, where: Runtime) -> Any:
     return backends.get(where.backend).Session(bundle, target=name, **where.options)
 
 
-def dense(bundle: Bundle, where: Runtime, folder: Path, report: Report) -> Any:
-    """A session of the dense model of a bundle, lowered for the runtime as the bundle's own engine was.
+def dense(bundle: Bundle, where: Runtime, folder: Path, report: Report) -> Path:
+    """The file of the dense model of a bundle, lowered for the runtime as the bundle's own engine was.
 
     Args:
         bundle, where: as for `pruned`. folder: for the files this takes. report: called with progress texts.
@@ -78,10 +80,31 @@ def dense(bundle: Bundle, where: Runtime, folder: Path, report: Report) -> Any:
         LoadError: VP650, VP651 the dense graph. BuildError: VP5xx its engine.
     """
     report("the dense model")
-    model, file = dense_of(bundle), folder / "dense.onnx"
+    return lowered(dense_of(bundle), bundle, where, folder, report)
+
+
+def oracle(bundle: Bundle, where: Runtime, folder: Path, report: Report) -> Path:
+    """The file of the slice oracle of a bundle: its dense model cut by plain slices to the token counts that its samples keep.
+
+    Raises:
+        RecipeError: VP189 there is none for this bundle. Others as for `dense`.
+    """
+    report("the slice oracle")
+    if bundle.recipe.precision.mode != "fp32" or bundle.recipe.output.features or len(bundle.model_files) > 1:
+        raise RecipeError(
+            189, f"there is no slice oracle of '{bundle.manifest.name}'", cause="it is made of single fp32 models that give logits",
+            next_step="leave --oracle out",
+        )  # fmt: skip
+    kept = [round(site["kept_mean"]) for site in inspect(bundle)["sites"]]
+    return lowered(slice_oracle(dense_of(bundle), bundle.recipe, kept), bundle, where, folder, report)
+
+
+def lowered(model: onnx.ModelProto, bundle: Bundle, where: Runtime, folder: Path, report: Report) -> Path:
+    """The file of a model, in the form that the bundle's own takes on this runtime."""
+    file = folder / "plain.onnx"
     if where.target is None:
         onnx.save(emulated(model) if where.backend == ONNXRUNTIME else model, str(file))
-        return backends.get(where.backend).Session(bundle, engine=file, **where.options)
+        return file
     onnx.save(model, str(file))
     built = find(bundle, where.backend, where.target.name)
     engine = folder / where.target.engine_file
@@ -93,8 +116,13 @@ def dense(bundle: Bundle, where: Runtime, folder: Path, report: Report) -> Any:
         "keep_fp32": engines.float32_layers(bundle, "model.onnx"), "kept_outputs": False, "embed_plugin": False,
         "architectures": [] if where.target.architectures == "auto" else where.target.architectures,
     }  # fmt: skip
-    building.run_child(request, lambda text: report(f"dense: {text}"), timeout=1800)
-    return backends.get(where.backend).Session(bundle, engine=engine, **where.options)
+    building.run_child(request, lambda text: report(f"{folder.name}: {text}"), timeout=1800)
+    return engine
+
+
+def dense_session(bundle: Bundle, where: Runtime, file: Path) -> Any:
+    """A session of a file of `dense` or `oracle`."""
+    return backends.get(where.backend).Session(bundle, engine=file, **where.options)
 
 
 def batches(images: NDArray[np.float32], size: int, most: int) -> list[NDArray[np.float32]]:

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import os
-import platform
 import tempfile
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,21 +13,26 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vitprune import backends
-from vitprune.benchmarking import clocks, subjects
+from vitprune.benchmarking import memory, subjects
 from vitprune.bundle import Bundle
-from vitprune.device.timing import Timing, Variant, measure
+from vitprune.device import measuring
+from vitprune.device.measuring import CALLS, KIND, SCHEMA
+from vitprune.device.timing import Timing, Variant
+from vitprune.environment import clocks
 from vitprune.errors import LoadError
 from vitprune.exporting.inspecting import inspect
-from vitprune.support.about import VERSION
 
-SCHEMA = 1
-KIND = "vitprune benchmark"
-CALLS = 8  # batches of different images in a round: kept counts differ between them
+__all__ = ["CALLS", "KIND", "SCHEMA", "Plan", "benchmark"]
+Images = dict[str, NDArray[np.float32]]
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What to measure: where, which batches, how often; clock "cpu" (time of this process) or "wall"; dense: against the dense model."""
+    """What to measure: where, which batches, how often; clock "cpu" (time of this process) or "wall".
+
+    most: rounds that are not exceeded while a ratio is not known to 1 %; None: no more than `rounds`. dense: against the dense model.
+    oracle: against the slice oracle too. memory: also the memory that models take.
+    """
 
     where: subjects.Runtime
     batches: tuple[int, ...]
@@ -38,12 +41,15 @@ class Plan:
     dense: bool = True
     seed: int = 0
     require_locked: bool = False
+    most: int | None = None
+    oracle: bool = False
+    memory: bool = False
 
 
 def benchmark(
     bundles: dict[str, Bundle],
     plan: Plan,
-    images: dict[str, NDArray[np.float32]],
+    images: Images,
     report: Callable[[int, int, str], None] = lambda done, total, text: None,
 ) -> dict[str, Any]:
     """Measure bundles.
@@ -57,63 +63,67 @@ def benchmark(
 
     Raises:
         TargetError: VP247 clocks. LoadError: VP650, VP651 no dense model, VP652 one that is no model of the images; backends' own.
-        RecipeError: VP187, VP188.
+        RecipeError: VP187, VP188, VP189.
     """
     for bundle in bundles.values():
         for size in plan.batches:
             subjects.require_batch(bundle, plan.where, size)
-    before, load = clocks.state(plan.where.gpu), os.getloadavg()
+    before, machine = clocks.state(plan.where.gpu), measuring.machine()
     if plan.require_locked:
         clocks.require_locked(before)
-    results, total = [], len(bundles) * len(plan.batches) * plan.rounds
+    results, made = [], {"rounds": 0, "passes": 0}
     with tempfile.TemporaryDirectory(prefix="vitprune-") as folder:
-        sessions = _sessions(bundles, plan, Path(folder), lambda text: report(0, total, text))
+        files = _files(bundles, plan, Path(folder), lambda text: report(0, 1, text))
         for number, size in enumerate(plan.batches):
-            variants = _variants(sessions, images, size)
-            began = number * plan.rounds * len(bundles)
 
-            def progress(done: int, rounds: int, began: int = began, size: int = size) -> None:
-                report(began + done * len(bundles), total, f"batch {size}, round {done} of {rounds}")
+            def progress(done: int, planned: int, number: int = number, size: int = size) -> None:
+                report(number * planned + done, len(plan.batches) * planned, f"batch {size}, round {done} of {planned}")
 
-            clock = time.process_time if plan.clock == "cpu" else time.perf_counter
-            timings = measure(variants, rounds=plan.rounds, seed=plan.seed + number, clock=clock, report=progress)
-            results += _results(bundles, plan, size, {timing.name: timing for timing in timings})
-    after = clocks.state(plan.where.gpu)
-    return {
-        "schema_version": SCHEMA, "kind": KIND, "tool_version": VERSION,
-        "runtime": {
-            "backend": plan.where.backend, "version": backends.get(plan.where.backend).version(),
-            "target": plan.where.target.name if plan.where.target else None, "threads": plan.where.threads, "clock": plan.clock,
-        },
-        "machine": {"system": platform.platform(), "processor": _processor(), "cpus": os.cpu_count(), "load_before": list(load), "load_after": list(os.getloadavg())},
-        "rounds": plan.rounds, "calls_a_round": CALLS, "statement": "whole calls, copies between host and device included",
-        "clocks": {"before": before, "after": after}, "warnings": _warnings(before), "results": results,
+            timings, counts = measuring.in_passes(
+                partial(_variants, bundles, files, plan, images, size),
+                rounds=plan.rounds, most=plan.most or plan.rounds, seed=plan.seed + 1000 * number, clock=plan.clock, report=progress,
+            )  # fmt: skip
+            made = max(made, counts, key=lambda one: one["rounds"])
+            results += [
+                _result(name, bundle, plan, size, {timing.name: timing for timing in timings}, next(iter(bundles)))
+                | _memory(name, bundle, files, plan, images, size)
+                for name, bundle in bundles.items()
+            ]
+    runtime = {
+        "backend": plan.where.backend, "version": backends.get(plan.where.backend).version(),
+        "target": plan.where.target.name if plan.where.target else None, "threads": plan.where.threads, "clock": plan.clock,
     }  # fmt: skip
+    return measuring.document(runtime, before, clocks.state(plan.where.gpu), machine, made, results)
 
 
-def _sessions(
+def _files(
     bundles: dict[str, Bundle], plan: Plan, folder: Path, report: Callable[[str], None]
-) -> dict[tuple[str, str], Callable[[Any], Any]]:
-    """(bundle, "dense" or "pruned") -> call."""
-    found: dict[tuple[str, str], Callable[[Any], Any]] = {}
+) -> dict[tuple[str, str], Path | None]:
+    """(bundle, "dense", "pruned" or "oracle") -> file; None for a bundle's own."""
+    found: dict[tuple[str, str], Path | None] = {}
     for number, (name, bundle) in enumerate(bundles.items()):
-        if plan.dense:
-            place = folder / str(number)
-            place.mkdir()
-            found[name, "dense"] = subjects.dense(bundle, plan.where, place, report).run
-        report(name)
-        found[name, "pruned"] = subjects.pruned(bundle, plan.where).run
+        for kind, make in (("dense", subjects.dense), ("oracle", subjects.oracle)):
+            if getattr(plan, kind):
+                place = folder / f"{kind}{number}"
+                place.mkdir()
+                found[name, kind] = make(bundle, plan.where, place, report)
+        found[name, "pruned"] = None
     return found
 
 
 def _variants(
-    sessions: dict[tuple[str, str], Callable[[Any], Any]], images: dict[str, NDArray[np.float32]], size: int
+    bundles: dict[str, Bundle], files: dict[tuple[str, str], Path | None], plan: Plan, images: Images, size: int
 ) -> list[Variant]:
+    """New sessions of everything; a bundle's dense model comes before it."""
     variants = []
-    for (name, kind), run in sessions.items():
-        first, *more = [_call(run, batch) for batch in subjects.batches(images[name], size, CALLS)]
-        twin = f"{name} dense" if (name, "dense") in sessions else ""
+    for (name, kind), file in files.items():
+        bundle = bundles[name]
+        session = subjects.pruned(bundle, plan.where) if file is None else subjects.dense_session(bundle, plan.where, file)
+        first, *more = [_call(session.run, batch) for batch in subjects.batches(images[name], size, CALLS)]
+        twin = f"{name} dense" if plan.dense else ""
         variants.append(Variant(f"{name} {kind}", size, first, more, against=twin))
+    if not plan.dense:  # the first of all is what the others are compared with: a bundle, not an oracle
+        variants.sort(key=lambda variant: not variant.name.endswith(" pruned"))
     return variants
 
 
@@ -128,19 +138,17 @@ def _call(run: Callable[[Any], Any], batch: NDArray[np.float32]) -> Callable[[],
     return lambda: run(batch)
 
 
-def _results(bundles: dict[str, Bundle], plan: Plan, size: int, timings: dict[str, Timing]) -> list[dict[str, Any]]:
-    """One entry per bundle; its ratio is to its own dense model, or to the first bundle where none is timed."""
-    found = []
-    for name, bundle in bundles.items():
-        one = timings[f"{name} pruned"]
-        dense = timings[f"{name} dense"].document() if plan.dense else None
-        found.append({
-            "bundle": name, "batch": size, "method": bundle.recipe.prune.method, "precision": bundle.recipe.precision.mode,
-            "model_sha256": {file: bundle.manifest.files[file] for file in bundle.model_files},
-            "against": "dense" if plan.dense else next(iter(bundles)), "ratio": one.ratio,
-            "ratio_interval": [one.ratio_low, one.ratio_high], "pruned": one.document(), "dense": dense, **_cost(bundle),
-        })  # fmt: skip
-    return found
+def _result(name: str, bundle: Bundle, plan: Plan, size: int, timings: dict[str, Timing], first: str) -> dict[str, Any]:
+    """The entry of a bundle and batch; its ratio is to its own dense model, or to the first bundle where none is timed."""
+    one = timings[f"{name} pruned"]
+    dense, oracle = (timings.get(f"{name} {kind}") for kind in ("dense", "oracle"))
+    return {
+        "bundle": name, "batch": size, "method": bundle.recipe.prune.method, "precision": bundle.recipe.precision.mode,
+        "model_sha256": {file: bundle.manifest.files[file] for file in bundle.model_files},
+        "against": "dense" if plan.dense else first, "ratio": one.ratio, "ratio_interval": [one.ratio_low, one.ratio_high],
+        "pruned": one.document(), "dense": dense and dense.document(), "oracle": oracle and oracle.document(),
+        "over_oracle": one.ratio / oracle.ratio if oracle else None, **_cost(bundle),
+    }  # fmt: skip
 
 
 def _cost(bundle: Bundle) -> dict[str, Any]:
@@ -152,14 +160,17 @@ def _cost(bundle: Bundle) -> dict[str, Any]:
     return {"macs": found["macs"], "tokens": [block["entering"] for block in found["blocks"]], "model_bytes": size}
 
 
-def _warnings(before: dict[str, Any]) -> list[str]:
-    return [] if before["locked"] is True else [f"clocks are not known to be held: {before['why']}"]
-
-
-def _processor() -> str:
-    """The processor's name as Linux tells it, else the architecture."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
-        return platform.machine()
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
+def _memory(
+    name: str, bundle: Bundle, files: dict[tuple[str, str], Path | None], plan: Plan, images: Images, size: int
+) -> dict[str, Any]:
+    """Bytes at the peak of processes that run the models alone; null where they are not measured or cannot be told."""
+    if not plan.memory or len(bundle.model_files) > 1:
+        return {"memory": {"pruned_bytes": None, "dense_bytes": None}}
+    batch = subjects.batches(images[name], size, 1)[0]
+    dense = files.get((name, "dense"))
+    return {
+        "memory": {
+            "pruned_bytes": memory.peak(bundle, plan.where, None, batch),
+            "dense_bytes": memory.peak(bundle, plan.where, dense, batch) if dense else None,
+        }
+    }

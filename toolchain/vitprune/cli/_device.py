@@ -34,19 +34,19 @@ def packaged(package: dict[str, Any], result: dict[str, Any] | None, require_eng
     if result is None and package["engine_there"]:
         console.info("the engine that is there stays until the one of this package comes back")
     if result is None:
-        console.info(f"status: {console.plain(package['status'])}: unpack it there and start run.sh, or --remote user@host")
         console.info("evidence: the graph as validated in the bundle; nothing was run on the device")
+        console.result(f"status: {console.plain(package['status'])}: unpack it there and start run.sh, or --remote user@host")
         console.document("build-engine", {"status": package["status"], "exit_code": 0, "package": package})
         return 0
     again = " (it had finished before)" if result["repeated"] else ""
     what = "engine built on the device" if engine else "rehearsed, engine to be built on the device"
-    console.info(
-        f"status: {what}, validation {console.plain(result['status'])}{again}; {console.plain(result['runtime'])}; evidence: {console.plain(result['evidence'])}"
-    )
     if differs := result.get("differs"):
         console.warn(differs)
     if engine and not result["engine_stored"]:
         console.warn("the engine failed its gates; the one that was there stays, the reports are the new ones")
+    console.result(
+        f"status: {what}, validation {console.plain(result['status'])}{again}; {console.plain(result['runtime'])}; evidence: {console.plain(result['evidence'])}"
+    )
     code = int(result["exit_code"])
     console.document("build-engine", {"status": what, "exit_code": code, "package": package, "result": result})
     return code

@@ -25,9 +25,6 @@ def exported(bundle: Bundle, command: str) -> None:
     live = sum(not site["bypass"] for site in bundle.manifest.sites)
     size = sum((bundle.path / name).stat().st_size for name in bundle.model_files) / 2**20
     models = "" if len(bundle.model_files) == 1 else f"{len(bundle.model_files)} models, "
-    console.info(
-        f"bundle [bold]{console.plain(bundle.path)}[/bold]: {models}{live} prune sites, {notes['nodes']} nodes, {size:.1f} MiB, samples {console.plain(notes['samples'])}"
-    )
     if check.get("features"):
         worst = max(output["max_abs"] for output in check["features"])
         console.info(
@@ -42,6 +39,9 @@ def exported(bundle: Bundle, command: str) -> None:
         console.info(
             f"evidence: with nothing pruned the graph reproduces the dense one within {check['canonical_max_abs']:.1e}; there is no PyTorch reference"
         )
+    console.result(
+        f"bundle [bold]{console.plain(bundle.path)}[/bold]: {models}{live} prune sites, {notes['nodes']} nodes, {size:.1f} MiB, samples {console.plain(notes['samples'])}"
+    )
     console.document(
         command,
         {
@@ -92,7 +92,7 @@ def verdict(outcome: Verdict) -> None:
     console.info(console.macs_line(**outcome.macs))
     for gate in outcome.gates:
         console.info(f"  {MARKS[gate.passed, gate.undecided]} {console.plain(gate.text())}")
-    console.info(
+    console.result(
         f"[bold {COLOURS[outcome.status]}]{outcome.status.upper()}[/] {console.plain(outcome.bundle)} on {console.plain(outcome.backend)} against {console.plain(outcome.reference)}; evidence: {outcome.rung}"
     )
 

@@ -29,11 +29,20 @@ def command(
     rounds: Annotated[
         int | None, typer.Option(min=1, help="Rounds; in each everything is run once. Default: 50; of --profile-tokens 21.")
     ] = None,
+    most_rounds: Annotated[
+        int | None, typer.Option(min=1, help="Go on to as many while a ratio is not known to 1 %. Default: 4 times --rounds.")
+    ] = None,
     threads: Annotated[int, typer.Option(min=1, help="Threads of CPU kernels.")] = 1,
     clock: Annotated[str | None, typer.Option(help="cpu or wall; default: cpu for one thread on the CPU, else wall.")] = None,
     data: DataOption = None,
     dense: Annotated[
         bool, typer.Option("--dense/--no-dense", help="Against the dense model in the same precision and lowering.")
+    ] = True,
+    oracle: Annotated[
+        bool, typer.Option("--oracle", help="Also the slice oracle: the dense model cut to the same token counts for nothing.")
+    ] = False,
+    memory: Annotated[
+        bool, typer.Option("--memory/--no-memory", help="Also memory at the peak, in processes of their own.")
     ] = True,
     require_locked_clocks: Annotated[
         bool, typer.Option("--require-locked-clocks", help="Exit 2 unless the clocks are known to be held.")
@@ -71,7 +80,7 @@ def command(
     with console.bar("benchmark") as bar:
         document = run(
             models, target=target, backend=backend, batches=batches or [1], rounds=rounds or 50, threads=threads, clock=clock,
-            data=data, dense=dense, require_locked=require_locked_clocks, foreign_code=foreign_code, output=output, force=force,
+            data=data, dense=dense, oracle=oracle, memory=memory, most=most_rounds or 4 * (rounds or 50), require_locked=require_locked_clocks, foreign_code=foreign_code, output=output, force=force,
             report=bar.update,
         )  # fmt: skip
     if plot is not None:
@@ -86,26 +95,46 @@ def command(
 def _show(document: dict[str, Any]) -> None:
     rows = []
     for entry in document["results"]:
-        for kind in ("dense", "pruned"):
+        for kind in ("dense", "oracle", "pruned"):
             if (timing := entry[kind]) is not None:
                 times = (f"{timing[key]:.2f}" for key in ("median_ms", "p95_ms", "p99_ms"))
                 rows.append([f"{entry['bundle']} {kind}", str(entry["batch"]), *times, f"{timing['images_per_second']:.1f}"])
     console.table("latency in ms", ["model", "batch", "median", "p95", "p99", "images/s"], rows)
+    costs = [_costs(entry) for entry in document["results"]]
+    console.table(
+        "costs of an image, memory of a batch",
+        ["model", "batch", "MACs", "tokens, mean", "model MiB", "peak MiB", "dense"],
+        costs,
+    )
     for text in document["warnings"]:
         console.warn(text)
     where = document["runtime"]
     name = where["target"] or where["backend"]
-    for entry in document["results"]:
-        console.info(speed_up(entry) + f" on {console.plain(name)}, {document['rounds']} rounds")
+    *others, last = [speed_up(entry) + f" on {console.plain(name)}, {document['rounds']} rounds" for entry in document["results"]]
+    for line in others:
+        console.info(line)
+    console.result(last)
+
+
+def _costs(entry: dict[str, Any]) -> list[str]:
+    """MACs and tokens by the stored samples; sizes; "–" where something is not known."""
+    macs, tokens, memory = entry["macs"], entry["tokens"], entry["memory"]
+    peaks = ("–" if value is None else f"{value / 2**20:.1f}" for value in (memory["pruned_bytes"], memory["dense_bytes"]))
+    return [
+        entry["bundle"], str(entry["batch"]), "–" if macs is None else f"{macs['pruned'] / 1e6:.1f} M ({macs['ratio']:.2f}x)",
+        "–" if tokens is None else f"{sum(tokens) / len(tokens):.1f} of {tokens[0]:.0f}", f"{entry['model_bytes'] / 2**20:.1f}", *peaks,
+    ]  # fmt: skip
 
 
 def speed_up(entry: dict[str, Any]) -> str:
     """One line: how many times as fast, with its interval."""
     low, high = entry["ratio_interval"]
+    over = entry.get("over_oracle")
+    oracle = f", {over:.3f}x the time of the slice oracle" if over else ""
     word = "dense" if entry["dense"] else f"'{console.plain(entry['against'])}'"
     return (
         f"[bold]{console.plain(entry['bundle'])}[/bold] batch {entry['batch']}: {1 / entry['ratio']:.2f}x as fast as {word} "
-        f"(95 % interval {1 / high:.2f} to {1 / low:.2f})"
+        f"(95 % interval {1 / high:.2f} to {1 / low:.2f})" + oracle
     )
 
 
@@ -131,9 +160,17 @@ def _compare(paths: tuple[Path, Path], tolerance: float, models: list[str] | Non
     console.table("ratio to the dense model", ["bundle", "batch", "before", "after", "change", "95 %", "verdict"], rows)
     for note in found["notes"]:
         console.info(f"  {console.plain(note)}")
+    for one in found["changes"]:
+        if one["verdict"] == "undecided":
+            more = (
+                "no number of rounds decides it"
+                if one["more_rounds"] is None
+                else f"about {one['more_rounds']} more rounds of each would decide it"
+            )
+            console.info(f"  {console.plain(one['bundle'])} batch {one['batch']}: {more}")
     colour = {"passed": "green", "failed": "red", "undecided": "yellow"}[found["status"]]
     worst = max(found["changes"], key=lambda one: float(one["change"]))
-    console.info(
+    console.result(
         f"[bold {colour}]{found['status'].upper()}[/] largest change {100 * (worst['change'] - 1):+.1f} %, "
         f"a slowdown of {100 * tolerance:g} % must not get through"
     )
@@ -164,4 +201,5 @@ def _profile(
         ]
         console.table(f"milliseconds, batch {batch}", ["tokens", "block", "rest", *part.sites], rows)
     console.info(f"next: vitprune tune MODEL --data DIR --budget-latency 0.8 --latency-table {console.plain(output)} -o FOLDER")
+    console.result(f"table [bold]{console.plain(output)}[/bold]: {len(part.block.tokens)} token counts, {len(part.sites)} sites")
     console.document("benchmark", {"status": "ok", "exit_code": 0, "table": str(output), **table.model_dump(mode="json")})

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -150,17 +150,29 @@ def command(
             force=force,
             report=step.update,
         )
-    size = document["engine_bytes"] / 2**20
-    files = document["engine"] if isinstance(document["engine"], list) else [document["engine"]]
-    console.info(
-        f"engine {console.plain(opened.engine_path(chosen.name))}/{', '.join(files)} ({size:.1f} MiB, {document['seconds']} s, {console.plain(document['facts']['runtime'])})"
-    )
+    for line in types_of(document["facts"]):
+        console.info(line)
     console.info(
         "evidence: the builder accepts the graph; nothing was run on a GPU"
         if chosen.backend.startswith("tensorrt")
         else "evidence: the runtime loads the graph"
     )
+    size = document["engine_bytes"] / 2**20
+    files = document["engine"] if isinstance(document["engine"], list) else [document["engine"]]
+    console.result(
+        f"engine {console.plain(opened.engine_path(chosen.name))}/{', '.join(files)} ({size:.1f} MiB, {document['seconds']} s, {console.plain(document['facts']['runtime'])})"
+    )
     console.document("build-engine", {"status": "ok", "exit_code": 0, "engine": document})
+
+
+def types_of(facts: dict[str, Any]) -> list[str]:
+    """What the products and convolutions of a network compute in, and its quantising layers; no line where the builder says nothing."""
+    counts = (("products and convolutions", "layers_by_precision"), ("quantising layers", "quantising_layers"))
+    return [
+        f"{title}: {', '.join(f'{count} {console.plain(kind)}' for kind, count in facts[key].items())}"
+        for title, key in counts
+        if isinstance(facts.get(key), dict) and facts[key]
+    ]
 
 
 def parse_batch(text: str | None) -> tuple[int, int, int] | None:

@@ -50,4 +50,5 @@ def command(
         )  # fmt: skip
     console.table(f"{done['method']} on {done['images']} images", ["", ""], [[name, str(value)] for name, value in done.items()])
     console.info(f"next: vitprune export -r {console.plain(output)} -o BUNDLE")
+    console.result(f"recipe [bold]{console.plain(output)}[/bold]: {done['method']}, set on {done['images']} images")
     console.document("calibrate", {"status": "ok", "exit_code": 0, "recipe": str(output), **done})

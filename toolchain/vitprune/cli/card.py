@@ -34,5 +34,5 @@ def command(
         write_atomic(path, text.encode())
     except OSError as error:
         raise unwritable(path, error) from error
-    console.info(f"model card [bold]{console.plain(path)}[/bold] of {console.plain(opened.manifest.name)}")
+    console.result(f"model card [bold]{console.plain(path)}[/bold] of {console.plain(opened.manifest.name)}")
     console.document("card", {"status": "ok", "exit_code": 0, "bundle": str(opened.path), "written": str(path)})

@@ -40,7 +40,7 @@ def command(
             console.info(f"  {'':<10} [dim]→ {console.plain(finding.mend)}[/dim]")
     word = report.verdict.value
     where = f" on {report.module}" if report.module else ""
-    console.info(
+    console.result(
         f"[{colours[word]}]{word.upper()}[/] {console.plain(report.bundle)} for {console.plain(report.target)}, {report.runtime}{where}"
     )
     console.document("check", report.document())

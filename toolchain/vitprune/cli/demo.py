@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from vitprune import console
+
+if TYPE_CHECKING:
+    from vitprune.demo import DemoResult
 
 EXAMPLES = ("demo",)
 
@@ -22,12 +25,30 @@ def command(
 
     result = demo.run(method, output, console.step)
     verdict(result.verdict)
-    console.table("dense against pruned", ["", "dense", "pruned"], result.facts)
     for note in result.notes:
-        console.info(note)
+        console.info(console.plain(note))
     console.info(f"report: {console.plain(result.report)}")
-    console.document(
-        "demo", {**result.verdict.document(), "table": result.facts, "notes": result.notes, "report": str(result.report)}
-    )
+    console.table("dense against pruned", ["", "dense", "pruned"], result.facts)
+    console.result(_summary(result))
+    speed = result.speed
+    figures = speed and {
+        "ratio": speed["ratio"],
+        "ratio_interval": speed["ratio_interval"],
+        "target": "onnxruntime-cpu",
+        "batch": speed["batch"],
+    }
+    found = {"speed": figures, "table": result.facts, "notes": result.notes, "report": str(result.report)}
+    console.document("demo", {**result.verdict.document(), **found})
     if not result.verdict.passed:
         raise typer.Exit(1)
+
+
+def _summary(result: DemoResult) -> str:
+    """Speed-up, accuracy and MACs in one line."""
+    verdict, accuracy = result.verdict, result.verdict.comparison.accuracy or {}
+    parts = []
+    if (speed := result.speed) is not None:
+        low, high = speed["ratio_interval"]
+        parts.append(f"{1 / speed['ratio']:.2f}x as fast as dense ({1 / high:.2f} to {1 / low:.2f})")
+    parts += [f"top-1 {accuracy['pruned']:.2f} % of {accuracy['dense']:.2f} %", f"{verdict.macs['ratio']:.2f}x the MACs"]
+    return f"[bold]{verdict.status.upper()}[/bold] {console.plain(verdict.bundle)}: {', '.join(parts)}"

@@ -29,6 +29,8 @@ def command(
     console.info(f"plugin library: {f'built, {count} in the cache' if count else 'not built yet: vitprune plugins build'}")
     if plugin["reason"]:
         console.info(f"  it cannot be built here: {console.plain(plugin['reason'])}")
+    ready = [state["name"] for state in found["targets"] if state["engine"]]
+    console.result(f"engines that can be built here: {', '.join(ready) or 'none'}")
     console.document("doctor", {"status": "ok", "exit_code": 0, **found, "environment_schema": found["schema_version"]})
 
 
@@ -56,7 +58,7 @@ def _packages(found: dict[str, Any]) -> list[list[str]]:
 
     rows = [[name, version or "-", PURPOSE[name]] for name, version in found["packages"].items()]
     if found["providers"]:
-        rows.append(["  providers of onnxruntime", "", ", ".join(found["providers"])])
+        rows.append(["ONNX Runtime's providers", "", ", ".join(found["providers"])])
     return rows
 
 

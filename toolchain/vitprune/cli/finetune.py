@@ -56,6 +56,6 @@ def command(
         console.warn(f"{len(facts['unreadable'])} unreadable images were skipped; they are listed in train.json")
     last = facts["history"][-1] if facts["history"] else {}
     top1 = f", top-1 {last['val_top1']:.2f} % of {facts['validation_images']} images" if "val_top1" in last else ""
-    console.info(f"trained [bold]{console.plain(output)}[/bold]: {facts['steps']} steps, {facts['seconds']:.0f} s{top1}")
     console.info(f"next: vitprune export -r {console.plain(output / RECIPE)} -o BUNDLE")
+    console.result(f"trained [bold]{console.plain(output)}[/bold]: {facts['steps']} steps, {facts['seconds']:.0f} s{top1}")
     console.document("finetune", {"status": "ok", "exit_code": 0, "folder": str(output), "recipe": str(output / RECIPE), **facts})

@@ -43,7 +43,7 @@ def command(
             write_atomic(output, text.encode())
         except OSError as error:
             raise unwritable(output, error) from error
-        console.info(f"recipe [bold]{console.plain(output)}[/bold] for {console.plain(model)}: {method} with its defaults")
+        console.result(f"recipe [bold]{console.plain(output)}[/bold] for {console.plain(model)}: {method} with its defaults")
     console.document(
         "init",
         {

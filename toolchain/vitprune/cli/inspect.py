@@ -78,6 +78,11 @@ def command(
         for key in shown:
             if facts.get(key):
                 console.info(f"  {key}: {console.plain(facts[key])}")
+    macs = found["macs"]
+    console.result(
+        f"[bold]{console.plain(found['name'])}[/bold]: {macs['ratio']:.2f}x the MACs of the dense model, "
+        f"{len(found['engines'])} {'engine' if len(found['engines']) == 1 else 'engines'}"
+    )
     console.document("inspect", {"status": "ok", "exit_code": 0, **found})
 
 
@@ -105,12 +110,12 @@ def _sensitivity(bundle: Path, data: Path | None, samples: int, weights: str | N
         f"layers alone in {found.mode}, the others in fp32, on {found.images} images",
         ["layer", "logits' error", "", "top-1 changed", "other patches kept"], rows,
     )  # fmt: skip
-    chosen = ", ".join(found.exclude) or "nothing"
-    console.info(
-        f"{'meets' if found.met else 'does not meet'} precision.agreement with {console.plain(chosen)} left out: "
-        f"the top-1 of {found.agreement:.1%} of the images is fp32's"
-    )
     if plot is not None:
         draw(found, plot)
         console.info(f"plot: {console.plain(plot)}")
+    chosen = ", ".join(found.exclude) or "nothing"
+    console.result(
+        f"{'meets' if found.met else 'does not meet'} precision.agreement with {console.plain(chosen)} left out: "
+        f"the top-1 of {found.agreement:.1%} of the images is fp32's"
+    )
     console.document("inspect", {"status": "ok", "exit_code": 0, "sensitivity": found.document()})

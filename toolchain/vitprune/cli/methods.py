@@ -35,4 +35,6 @@ def command() -> None:
         }
         for m in found
     ]  # fmt: skip
-    console.document("methods", {"methods": listed})
+    free = sum(method.training_need == "none" for method in found)
+    console.result(f"{len(found)} methods; {free} are applied without training")
+    console.document("methods", {"status": "ok", "exit_code": 0, "methods": listed})

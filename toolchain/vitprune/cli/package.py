@@ -26,7 +26,7 @@ def command(
     with console.step("package") as step:
         step.update("writing and checking the repository")
         names = package_triton(opened, triton, force)
-    console.info(
+    console.result(
         f"Triton repository [bold]{console.plain(triton)}[/bold]: {console.plain(', '.join(names))}; configuration checked"
     )
     console.document(

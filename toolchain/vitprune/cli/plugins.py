@@ -60,7 +60,6 @@ def command(
             )  # fmt: skip
     except PluginError as error:
         raise _ours(error) from error
-    console.info(f"library {console.plain(report.library)} ({'from the cache' if report.cached else 'built'})")
     parts = {
         "host twin": report.compiler,
         "CUDA kernels": f"nvcc {report.nvcc} for {' '.join(report.architectures)}" if report.nvcc else "left out: no nvcc",
@@ -71,6 +70,7 @@ def command(
     }
     for name, text in parts.items():
         console.info(f"  {name}: {console.plain(text)}")
+    console.result(f"library {console.plain(report.library)} ({'from the cache' if report.cached else 'built'})")
     found: dict[str, Any] = {**vars(report), "library": str(report.library), "architectures": list(report.architectures)}
     console.document("plugins", {"status": "ok", "exit_code": 0, "build": found})
 
@@ -98,8 +98,8 @@ def _info() -> None:
         except PluginError as error:
             libraries.append({"library": path, "error": str(error)})
             console.warn(f"{path}: {error}")
-    if not libraries:
-        console.info("no library is built yet: vitprune plugins build")
+    usable = sum("error" not in library for library in libraries)
+    console.result(f"{usable} built" if usable else "no library is built yet: vitprune plugins build")
     body = {"sources": sources, "tools": state["tools"], "reason": state["reason"], "libraries": libraries}
     console.document("plugins", {"status": "ok", "exit_code": 0, **body})
 

@@ -51,8 +51,8 @@ def command(
         )
     ]
     console.table(f"exits, {found.certainty.shape[1]} images", ["exit", "threshold", "images", found.unit], rows)
-    console.info(f"accuracy {best.accuracy:.2f} % (by {found.judged_by}), mean cost {best.mean_cost:.4g} {found.unit}")
     console.info(escape(f"next: export again with --set 'prune.thresholds=[{written}]'"))
+    console.result(f"accuracy {best.accuracy:.2f} % (by {found.judged_by}), mean cost {best.mean_cost:.4g} {found.unit}")
     console.document(
         "thresholds", {"status": "ok", "exit_code": 0, **asdict(best), "unit": found.unit, "judged_by": found.judged_by}
     )

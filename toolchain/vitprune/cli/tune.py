@@ -70,6 +70,15 @@ def command(
     if found.chosen is not None:
         console.info(f"report: {console.plain(page)}")
         console.info(f"next: vitprune export -r {console.plain(output / 'recipe.yaml')} -o BUNDLE")
+    best = found.chosen
+    console.result(
+        f"search [bold]{console.plain(output)}[/bold]: "
+        + (
+            "nothing keeps the budget"
+            if best is None
+            else f"{best.candidate} is nearest to the dense model at {best.spent:.3f} of its {options.budget.what}"
+        )
+    )
     status = "ok" if found.chosen is not None else "failed"
     console.document("tune", {"status": status, "exit_code": int(found.chosen is None), "folder": str(output), **found.document})
     if found.chosen is None:

@@ -15,6 +15,7 @@ EXAMPLES = (
     "validate out",
     "validate out --reference torch --data images --junit junit.xml",
     "validate out --target onnxruntime-cpu --json",
+    "validate out --target rtx --reference target:onnxruntime-cpu",
 )
 
 
@@ -24,7 +25,12 @@ def command(
         str | None, typer.Option(help="What to run the bundle on; default: the target's, without one onnxruntime.")
     ] = None,
     target: Annotated[str | None, typer.Option("--target", "-t", help="Validate the engine of this target.")] = None,
-    reference: Annotated[str, typer.Option(help="auto, torch (live) or stored (the bundle's samples).")] = "auto",
+    reference: Annotated[
+        str,
+        typer.Option(
+            help="auto, torch (live), stored (the bundle's samples), or another runtime: a backend, or target:NAME for an engine."
+        ),
+    ] = "auto",
     data: DataOption = None,
     weights: Annotated[str | None, typer.Option(help="Checkpoint of the live reference.")] = None,
     samples: Annotated[int | None, typer.Option(min=1, help="Number of images instead of the recipe's.")] = None,
@@ -35,16 +41,20 @@ def command(
     ] = False,
 ) -> None:
     """Compare a bundle with its reference and enforce the recipe's gates; exit 1 when one fails."""
-    from vitprune import targets
+    from vitprune import backends, targets
     from vitprune.bundle import open_bundle, write_atomic
     from vitprune.cli._render import verdict as render
     from vitprune.pipelines import validate
     from vitprune.reports.junit import junit_xml
     from vitprune.support import json_text
 
-    if reference not in ("auto", "torch", "stored"):
+    known = ("auto", "torch", "stored", *(name.replace("_", "-") for name in backends.names()), *backends.names())
+    if reference not in known and not reference.startswith("target:"):
         raise RecipeError(
-            199, f"--reference '{reference}'", cause="it is auto, torch or stored", next_step="vitprune validate --help"
+            199,
+            f"--reference '{reference}'",
+            cause="it is auto, torch, stored, a backend or target:NAME",
+            next_step="vitprune validate --help",
         )
     opened = open_bundle(bundle, foreign_code)
     if backend is None:
@@ -67,7 +77,7 @@ def command(
         console.warn(f"the report is not kept: {error.message}: {error.cause}")
     if junit is not None:
         try:
-            write_atomic(junit, junit_xml(outcome).encode())
+            write_atomic(junit, junit_xml([{"command": "validate", **outcome.document()}]).encode())
         except OSError as error:
             raise RecipeError(
                 107, f"cannot write '{junit}'", cause=error.strerror or str(error), next_step="choose another --junit"

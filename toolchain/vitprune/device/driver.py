@@ -87,18 +87,21 @@ def _work(job: Job, work: Path, options: argparse.Namespace) -> dict[str, Any]:
     differs = "" if options.rehearse else job.differs(backend.version())
     if differs:
         _say(f"note: {differs}")
+    openers: dict[str, Callable[[], Callable[[Any], object]]] = {}
     if options.rehearse:
         session = backend.Session(job)
     else:
         engine = _engine(job, work, options, plugin)
-        session = backend.Session(job, engine=work / "engine" / job.target["engine_file"])
+        file = work / "engine" / job.target["engine_file"]
+        session = backend.Session(job, engine=file)
+        openers = {runtime: lambda: backend.Session(job, engine=file).run}
     verdict = _validate(job, runtime, session, backend.version())
     _write(work / "validate.json", verdict)
     if engine is not None:
         _write(work / "engine" / "engine.json", {**engine, "validated": verdict["status"]})
     _say("timing")
-    calls = {} if runtime == "onnxruntime" else {runtime: session.run}
-    _write(work / "benchmark.json", benchmark(job, calls, options.rounds, _say))
+    timed = benchmark(job, openers, backend.version(), options.rounds, _say, options.require_locked_clocks)
+    _write(work / "benchmark.json", timed)
     return {
         "status": verdict["status"], "exit_code": verdict["exit_code"], "runtime": f"{runtime} {backend.version()}",
         "evidence": verdict["evidence"], "plugin": plugin, "engine": engine, "differs": differs,

@@ -43,7 +43,7 @@ def job_of(
     geometry = Geometry(**bundle.manifest.model["geometry"])
     gates = gates_in_force(bundle.recipe, bundle.samples()["logits"], geometry)
     return {
-        "bundle": bundle.manifest.name, "target": {**target.model_dump(mode="json"), "workspace_mib": workspace_mib},
+        "bundle": bundle.manifest.name, "method": bundle.recipe.prune.method, "target": {**target.model_dump(mode="json"), "workspace_mib": workspace_mib},
         "batch": list(batch), "static_batch": bundle.recipe.graph.static_batch, "io": bundle.manifest.io,
         "input_size": list(bundle.manifest.preprocessing["input_size"]), "blocks": [int(s["block"]) for s in bundle.manifest.sites],
         "gates": gates.model_dump(mode="json"), "features": bundle.recipe.output.features,

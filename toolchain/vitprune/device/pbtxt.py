@@ -14,6 +14,7 @@ from typing import Any
 TENSOR: dict[str, Any] = {"name": "text", "data_type": "enum", "dims": ["int"]}
 CONFIG: dict[str, Any] = {
     "name": "text", "backend": "text", "default_model_filename": "text", "max_batch_size": "int", "input": [TENSOR], "output": [TENSOR],
+    "parameters": [{"key": "text", "value": {"string_value": "text"}}],
     "dynamic_batching": {"preferred_batch_size": ["int"], "max_queue_delay_microseconds": "int"},
 }  # fmt: skip
 TYPES = {

@@ -3,6 +3,7 @@
     DIR/NAME/config.pbtxt                 inputs, outputs, batches
     DIR/NAME/1/model.onnx                 functions written out, logits or features only: no custom domain, no library to load
     DIR/NAME-TARGET/1/model.plan          an engine of a TensorRT target
+    DIR/NAME-exit1, ... and DIR/NAME      members of a cascade, and the rule between them: `triton_cascade`
 
 Every configuration is read back and held against the model beside it before the folder appears.
 """
@@ -10,6 +11,7 @@ Every configuration is read back and held against the model beside it before the
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +19,13 @@ import numpy as np
 
 from vitprune.bundle import Bundle
 from vitprune.bundle_parts.output import unwritable
-from vitprune.device.pbtxt import TYPES, parsed, written
+from vitprune.device import triton_cascade
+from vitprune.device.pbtxt import parsed, written
+from vitprune.device.triton_config import check, configuration
 from vitprune.errors import ExportError, RecipeError, TargetError
 from vitprune.support import temporary
 from vitprune.support.answers import heads_and_lists, joined
 from vitprune.support.replacing import replaced
-
-DELAY_US = 1000  # longest that a request waits for others to share its batch
 
 
 def package_triton(bundle: Bundle, folder: Path, force: bool = False) -> list[str]:
@@ -36,19 +38,10 @@ def package_triton(bundle: Bundle, folder: Path, force: bool = False) -> list[st
         Names of the models.
 
     Raises:
-        TargetError: VP248 a bundle of several models, or an engine that Triton could not load. RecipeError: VP106 a model is there, VP107
+        TargetError: VP248 an engine that Triton could not load. RecipeError: VP106 a model is there, VP107
             unwritable. ExportError: VP340 configuration and model disagree, or the packaged model answers otherwise than the bundle's.
     """
-    if len(bundle.model_files) != 1:
-        raise TargetError(
-            248, "a cascade makes no single model of Triton", cause=f"the bundle holds {', '.join(bundle.model_files)}, of which a host chooses",
-            next_step="run it with vitprune's own session, or package a bundle of a single model",
-        )  # fmt: skip
-    name = bundle.manifest.name
-    makers = {name: lambda place: _onnx(bundle, name, place)}
-    for target, engine in _engines(bundle).items():
-        label = f"{name}-{target}"
-        makers[label] = lambda place, engine=engine, label=label: _engine(bundle, label, engine, place)  # type: ignore[misc]
+    makers = _makers(bundle) if len(bundle.model_files) == 1 else triton_cascade.makers(bundle)
     taken = [label for label in makers if (folder / label).exists()]
     if taken and not force:
         raise RecipeError(
@@ -67,34 +60,14 @@ def package_triton(bundle: Bundle, folder: Path, force: bool = False) -> list[st
     return list(makers)
 
 
-def configuration(
-    bundle: Bundle, name: str, backend: str, inputs: list[Any], outputs: list[Any], profile: tuple[int, int, int]
-) -> dict[str, Any]:
-    """Triton's configuration of a model.
-
-    Args:
-        inputs, outputs: name, type as ONNX calls it, shape with the batch first (a text or None where it is not fixed). profile: batches
-            (min, opt, max).
-    """
-    fixed = isinstance(inputs[0]["shape"][0], int)
-    config: dict[str, Any] = {
-        "name": name, "backend": backend, "default_model_filename": "model.onnx" if backend == "onnxruntime" else "model.plan",
-        "max_batch_size": 0 if fixed else profile[2],
-        "input": [_tensor(entry, fixed) for entry in inputs], "output": [_tensor(entry, fixed) for entry in outputs],
-    }  # fmt: skip
-    if not fixed and profile[2] > 1:
-        preferred = {"preferred_batch_size": [profile[1]]} if profile[1] > 1 else {}
-        config["dynamic_batching"] = {**preferred, "max_queue_delay_microseconds": DELAY_US}
-    return config
-
-
-def _tensor(entry: dict[str, Any], fixed: bool) -> dict[str, Any]:
-    shape = entry["shape"] if fixed else entry["shape"][1:]
-    return {
-        "name": entry["name"],
-        "data_type": TYPES[entry["dtype"]],
-        "dims": [size if isinstance(size, int) else -1 for size in shape],
-    }
+def _makers(bundle: Bundle) -> dict[str, Callable[[Path], None]]:
+    """Name of a model -> what writes it into a folder."""
+    name = bundle.manifest.name
+    found: dict[str, Callable[[Path], None]] = {name: lambda place: _onnx(bundle, name, place)}
+    for target, engine in _engines(bundle).items():
+        label = f"{name}-{target}"
+        found[label] = lambda place, engine=engine, label=label: _engine(bundle, label, engine, place)  # type: ignore[misc]
+    return found
 
 
 def _onnx(bundle: Bundle, name: str, place: Path) -> None:
@@ -108,49 +81,10 @@ def _onnx(bundle: Bundle, name: str, place: Path) -> None:
     with_logits_only(bundle.model_path, file)
     onnx.save(inlined(read_model(file)), str(file))
     io = bundle.manifest.io
-    config = configuration(bundle, name, "onnxruntime", io["inputs"], _heads(bundle), bundle.recipe.graph.profile)
+    config = configuration(name, "onnxruntime", io["inputs"], _heads(bundle), bundle.recipe.graph.profile)
     (place / "config.pbtxt").write_text(written(config), encoding="utf-8")
     check(place)
     _same_answers(bundle, file)
-
-
-def check(place: Path) -> None:
-    """Hold config.pbtxt against the ONNX model beside it, as ONNX Runtime opens it.
-
-    Raises:
-        ExportError: VP340.
-    """
-    from vitprune.backends.onnxruntime import make_session
-
-    try:
-        config = parsed((place / "config.pbtxt").read_text(encoding="utf-8"))
-        if config["name"] != place.name and not place.name.startswith("."):
-            raise ValueError(f"it names '{config['name']}', its folder is '{place.name}'")
-        session = make_session((place / "1" / config["default_model_filename"]).read_bytes())
-        batch = config["max_batch_size"]
-        for kind, real in (("input", session.get_inputs()), ("output", session.get_outputs())):
-            stated = {entry["name"]: entry for entry in config[kind]}
-            if len(stated) != len(config[kind]) or set(stated) != {value.name for value in real}:
-                raise ValueError(f"{kind}s are {sorted(stated)}, the model has {sorted(value.name for value in real)}")
-            for value in real:
-                _agrees(stated[value.name], value, batch)
-    except (KeyError, ValueError, OSError) as error:
-        raise ExportError(
-            340, "Triton's configuration does not fit the model", cause=str(error), next_step="report the bundle's manifest with this message"
-        ) from error  # fmt: skip
-
-
-def _agrees(stated: dict[str, Any], real: Any, batch: int) -> None:
-    kind = TYPES.get(str(real.type).removeprefix("tensor(").removesuffix(")"))
-    if stated["data_type"] != kind:
-        raise ValueError(f"'{real.name}' is stated as {stated['data_type']}, the model has {kind}")
-    shape = [size if isinstance(size, int) else -1 for size in real.shape]
-    if batch and shape[0] != -1:
-        raise ValueError(f"max_batch_size is {batch}, '{real.name}' has the fixed batch {shape[0]}")
-    if not batch and shape[0] == -1:
-        raise ValueError(f"max_batch_size is 0, '{real.name}' has a free batch")
-    if stated["dims"] != (shape[1:] if batch else shape):
-        raise ValueError(f"'{real.name}' is stated as {stated['dims']}, the model has {shape}")
 
 
 def _same_answers(bundle: Bundle, file: Path) -> None:
@@ -215,7 +149,7 @@ def _engine(bundle: Bundle, name: str, engine: Path, place: Path) -> None:
             next_step="build it with --batch 1:N:M",
         )  # fmt: skip
     shutil.copyfile(engine, place / "1" / "model.plan")
-    config = configuration(bundle, name, "tensorrt", bundle.manifest.io["inputs"], outputs, (low, best, high))
+    config = configuration(name, "tensorrt", bundle.manifest.io["inputs"], outputs, (low, best, high))
     text = written(config)
     if parsed(text) != config:
         raise ExportError(340, "Triton's configuration cannot be read back", cause=name, next_step="report the bundle's manifest")

@@ -7,6 +7,7 @@ import os
 import platform
 import shutil
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -25,7 +26,7 @@ from vitprune.support.locking import locked
 from vitprune.support.replacing import replaced
 from vitprune.support.suggestions import did_you_mean
 from vitprune.support.versions import Version
-from vitprune.targets import Choice, Precision, Target
+from vitprune.targets import SINCE, Choice, Precision, Target, lacking
 
 
 def require_backend(target: Target) -> Any:
@@ -77,6 +78,14 @@ def require_precision(target: Target, mode: str, asked: str | None = None) -> No
             f"'{target.name}' does not compute with {wanted}",
             cause=f"its hardware has {', '.join(target.precisions)}",
             next_step="vitprune export MODEL -r RECIPE -o BUNDLE --set precision.mode=fp16",
+        )
+    capabilities = [] if target.architectures == "auto" else target.architectures
+    if target.backend.startswith("tensorrt") and capabilities and lacking(wanted, capabilities) == capabilities:
+        raise TargetError(
+            246,
+            f"SM {', '.join(capabilities)} does not compute with {wanted}",
+            cause=f"{wanted} needs SM {SINCE[wanted]}",
+            next_step="vitprune export MODEL -r RECIPE -o BUNDLE --set precision.mode=fp16, or --sm of another device",
         )
     if asked is not None and asked != mode:
         raise RecipeError(
@@ -266,10 +275,17 @@ def float32_layers(bundle: Bundle, name: str) -> list[str]:
 
 
 def _together(parts: list[dict[str, Any]]) -> dict[str, Any]:
-    """Entries of engine.json for a bundle of several models."""
+    """Entries of engine.json for a bundle of several models; layers are counted over all of them."""
+    counts: dict[str, dict[str, int]] = {}
+    for key in ("layers_by_precision", "quantising_layers"):
+        total: Counter[str] = Counter()
+        for part in parts:
+            total.update(part["facts"].get(key, {}))
+        counts |= {key: dict(sorted(total.items()))} if total else {}
     return {
         "engine": [part["engine"] for part in parts], "engine_bytes": sum(part["engine_bytes"] for part in parts),
-        "seconds": round(sum(part["seconds"] for part in parts), 2), "facts": {"runtime": parts[0]["facts"]["runtime"]}, "parts": parts,
+        "seconds": round(sum(part["seconds"] for part in parts), 2), "parts": parts,
+        "facts": {"runtime": parts[0]["facts"]["runtime"], **counts},
     }  # fmt: skip
 
 

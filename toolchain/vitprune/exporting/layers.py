@@ -7,7 +7,8 @@ not, so that a wrong scale, a wrong axis or a wrong factor shows here however sm
 from __future__ import annotations
 
 import re
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, Protocol
 
 import numpy as np
 import onnx
@@ -18,17 +19,35 @@ from vitprune.backends.onnxruntime import make_session
 from vitprune.errors import ExportError
 from vitprune.graph.lowering.rounding import emulated
 from vitprune.graph.precision.audit import quantised_products
-from vitprune.recipe import Recipe
 
 IMAGES = 4
 LIMIT = 1e-5
 LAYER = re.compile(r"blocks\.\d+\.(?:attn|mlp)\.(?:qkv|proj|fc1|fc2)$")
 
 
+class Layers(Protocol):
+    """A reference's quantised layers by name."""
+
+    @property
+    def quantised(self) -> list[str]:
+        """Names of the layers that are."""
+
+    def layer(self, name: str, x: Any, part: str = "") -> Any:
+        """One layer's product of its input, without the bias; part: "q", "k" or "v" of a packed map."""
+
+
+def first_rows(pixels: NDArray[np.float32], static: int | None) -> NDArray[np.int64]:
+    """Which images to look at: a few, or as many as a fixed batch takes."""
+    return np.minimum(np.arange(static or min(IMAGES, len(pixels))), len(pixels) - 1)
+
+
 def check_layers(
-    model: onnx.ModelProto, oracle: Any, pixels: NDArray[np.float32], recipe: Recipe
+    model: onnx.ModelProto, reference: Layers, feeds: Mapping[str, NDArray[np.float32]]
 ) -> tuple[dict[str, Any], list[str]]:
     """Run the graph on a few images and every quantised product's input through the reference's layer of that name.
+
+    Args:
+        model: the finished graph. reference: its layers. feeds: inputs of the graph by name.
 
     A row counts as different where its largest difference is beyond `LIMIT` of the layer's largest result; a tie may round either way, so
     that the median row decides.
@@ -43,18 +62,16 @@ def check_layers(
 
     probed, places = _probed(emulated(model))
     session = make_session(probed.SerializeToString())
-    size = recipe.graph.static_batch or min(IMAGES, len(pixels))
     wanted = [name for place in places for name in place[2:]]
-    rows = np.minimum(np.arange(size), len(pixels) - 1)
-    found = dict(zip(wanted, session.run(wanted, {session.get_inputs()[0].name: pixels[rows]}), strict=True))
+    found = dict(zip(wanted, session.run(wanted, dict(feeds)), strict=True))
     worst: dict[str, float] = {}
     with torch.inference_mode():
         for layer, part, data, result in places:
-            ours = oracle.dense.layer(layer, torch.from_numpy(found[data]), part).numpy()
+            ours = reference.layer(layer, torch.from_numpy(found[data]), part).numpy()
             largest = max(float(np.abs(ours).max(initial=0)), 1e-12)
             rows_apart = np.abs(ours - found[result]).max(axis=-1).reshape(-1)
             worst[layer] = max(worst.get(layer, 0.0), float(np.median(rows_apart)) / largest)
-    missing = set(oracle.dense.quantised) - worst.keys()
+    missing = set(reference.quantised) - worst.keys()
     if missing:
         raise _unknown(f"the graph quantises nothing for {sorted(missing)[0]}")
     wrong = [f"{layer} alone differs by {seen:.3g} of its largest result" for layer, seen in worst.items() if not seen <= LIMIT]

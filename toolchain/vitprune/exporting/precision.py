@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -11,11 +12,13 @@ from numpy.typing import NDArray
 from vitprune.backends.onnxruntime import make_session
 from vitprune.errors import RecipeError
 from vitprune.graph import surgery
-from vitprune.graph.precision import overflow
+from vitprune.graph.precision import overflow, passes
 from vitprune.recipe import Recipe
 from vitprune.support.precision import OVERFLOW
 
 IMAGES = 64
+BATCH = 8
+Feeds = dict[str, NDArray[Any]]
 
 
 def settle(
@@ -36,28 +39,51 @@ def settle(
     if limit is None:
         return recipe, {}
     model, plan = surgery.untyped(dense, recipe, has_cls)
+    feeds = feeds_of(pixels[:IMAGES], model.graph.input[0].name, recipe.graph.static_batch)
+    beyond = overflowing(model, plan, feeds, limit)
+    if not beyond:
+        return recipe, {}
+    require_some(beyond, len(set(plan.half_nodes(model).values())))
+    return recipe.with_("precision.keep_fp32", [*recipe.precision.keep_fp32, *beyond]), beyond
+
+
+def feeds_of(pixels: NDArray[np.float32], name: str, static: int | None) -> list[Feeds]:
+    """The images in pieces of the graph's batch; the last is filled up."""
+    size = static or BATCH
+    starts = range(0, len(pixels), size)
+    return [{name: pixels[np.minimum(np.arange(start, start + size), len(pixels) - 1)]} for start in starts]
+
+
+def overflowing(model: onnx.ModelProto, plan: passes.Plan, feeds: Iterable[Feeds], limit: float) -> dict[str, float]:
+    """The layers of a half type whose inputs, results or weights pass a limit, and the largest magnitude seen of each.
+
+    Args:
+        model: pruned, float32. plan: of its types. feeds: inputs of the graph.
+    """
     half = plan.half_nodes(model)
     found = overflow.weight_maxima(model, half)
     probed, outputs = overflow.probed(model, half)
-    session = make_session(probed.SerializeToString())
-    name, wanted = session.get_inputs()[0].name, list(outputs)
-    size = recipe.graph.static_batch or 8
-    for start in range(0, min(len(pixels), IMAGES), size):
-        rows = np.minimum(np.arange(start, start + size), len(pixels) - 1)
-        values = dict(zip(wanted, session.run(wanted, {name: pixels[rows]}), strict=True))
+    session, wanted = make_session(probed.SerializeToString()), list(outputs)
+    for feed in feeds:
+        values = dict(zip(wanted, session.run(wanted, feed), strict=True))
         for layer, seen in overflow.largest(outputs, values).items():
             found[layer] = max(found.get(layer, 0.0), seen)
-    beyond = {layer: seen for layer, seen in found.items() if not seen <= limit}
-    if not beyond:
-        return recipe, {}
-    if len(beyond) == len(set(half.values())):
+    return {layer: seen for layer, seen in found.items() if not seen <= limit}
+
+
+def require_some(beyond: dict[str, float], layers: int) -> None:
+    """Something must be left for fp16.
+
+    Raises:
+        RecipeError: VP114 when all of so many layers overflow.
+    """
+    if beyond and len(beyond) == layers:
         raise RecipeError(
             114,
             "every layer of this model overflows in fp16",
             cause=f"on the calibration images even the smallest reaches {min(beyond.values()):.3g}",
             next_step="--set precision.mode=bf16, whose range is that of FP32",
         )
-    return recipe.with_("precision.keep_fp32", [*recipe.precision.keep_fp32, *beyond]), beyond
 
 
 def unquantised(recipe: Recipe) -> Recipe:

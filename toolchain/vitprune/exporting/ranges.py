@@ -17,15 +17,14 @@ from numpy.typing import NDArray
 
 from vitprune.backends.onnxruntime import make_session
 from vitprune.errors import RecipeError
+from vitprune.exporting.precision import Feeds, feeds_of
 from vitprune.graph import surgery
 from vitprune.graph.precision import passes, quantising, smoothing
 from vitprune.recipe import PrecisionSection, Recipe
 from vitprune.support.precision import exponent_text, layer_names
 
 FEWEST = 16
-BATCH = 8
 BINS = 1024
-Feeds = dict[str, NDArray[Any]]
 
 
 def with_opset(recipe: Recipe) -> Recipe:
@@ -121,18 +120,13 @@ def check_images(pixels: NDArray[np.float32]) -> None:
         )
 
 
-def feeds_of(pixels: NDArray[np.float32], name: str, static: int | None) -> list[Feeds]:
-    """The images in pieces of the graph's batch; the last is filled up."""
-    size = static or BATCH
-    starts = range(0, len(pixels), size)
-    return [{name: pixels[np.minimum(np.arange(start, start + size), len(pixels) - 1)]} for start in starts]
-
-
-def found(model: onnx.ModelProto, plan: passes.Plan, precision: PrecisionSection, feeds: Sequence[Feeds]) -> PrecisionSection:
+def found(
+    model: onnx.ModelProto, plan: passes.Plan, precision: PrecisionSection, feeds: Sequence[Feeds], owner: str = ""
+) -> PrecisionSection:
     """The section with ranges and factors of one graph.
 
     Args:
-        model: pruned, float32. plan: of its types. feeds: calibration inputs.
+        model: pruned, float32. plan: of its types. feeds: calibration inputs. owner: what stands before its layers' names in messages.
 
     Raises:
         RecipeError: VP135 an input is zero on all images, or not finite.
@@ -149,9 +143,9 @@ def found(model: onnx.ModelProto, plan: passes.Plan, precision: PrecisionSection
     if wrong:
         raise RecipeError(
             135,
-            f"no range for {wrong[0]}",
+            f"no range for {owner}{wrong[0]}",
             cause=f"on the calibration images the largest number that goes in is {ranges[wrong[0]]:g}",
-            next_step=f"--set 'precision.exclude=[{wrong[0]}]', or other images",
+            next_step=f"--set 'precision.exclude=[{owner}{wrong[0]}]', or other images",
         )
     return precision.model_copy(update={"ranges": ranges, "smoothing": letters})
 

@@ -202,8 +202,8 @@ class Method(ABC):
         """Whether a recipe's scores come from the CLS row: as the method has it, unless a key `score` names others."""
         return self.needs_cls and getattr(params, "score", "cls") == "cls"
 
-    def score_scale(self, geometry: Geometry) -> float:
-        """Size of the scores that decide, which their rounding errors are relative to; 1 for shares, cosines and halting scores."""
+    def score_scale(self, params: Any, geometry: Geometry) -> float:
+        """Size of what the scores that decide are made of, which their rounding errors are relative to; 1 for shares and cosines."""
         return 1.0
 
     def loses(self, sites: Sequence[Site[Any]]) -> bool:

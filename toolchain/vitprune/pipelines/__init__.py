@@ -171,7 +171,8 @@ def validate(
 
     Args:
         bundle: an opened bundle. backend: what to run it on. target: whose engine, where the bundle has several for the backend.
-        reference: "torch" (live), "stored" (samples.npz) or "auto": live where the model can be made again, else stored.
+        reference: "torch" (live), "stored" (samples.npz) or "auto": live where the model can be made again, else stored; or the name of
+            another backend, or "target:NAME" for an engine of the bundle.
         data: images and labels for a live reference; the stored samples otherwise.
         weights: checkpoint for the live reference, where the bundle names a file that is not here.
         samples: number of images instead of the recipe's.

@@ -6,11 +6,9 @@ from vitprune.preflight.context import NVIDIA, Context
 from vitprune.preflight.findings import Verdict
 from vitprune.preflight.memory import PROCESS_MIB, SYSTEM_MIB, Estimate, estimate
 from vitprune.preflight.rules import Opinion, rule
-from vitprune.targets import Module
+from vitprune.targets import SINCE, Module, lacking
 
 PROTOBUF_LIMIT = 2 << 30
-# First compute capability that computes with a number type.
-SINCE = {"tf32": 80, "bf16": 80, "fp8": 89}
 
 
 @rule("VP409", "memory")
@@ -104,9 +102,16 @@ def precision(context: Context) -> Opinion | None:
             f"'{target.name}' does not compute with {asked}",
             f"--set precision.mode={target.precisions[0]} at export",
         )
-    lacking = [found for found in _capabilities(context) if int(found) < SINCE.get(asked, 0)]
-    if lacking:
-        text = f"SM {', '.join(lacking)} does not compute with {asked}, which needs SM {SINCE[asked]}"
+    capabilities = _capabilities(context)
+    without = lacking(asked, capabilities)
+    if without:
+        text = f"SM {', '.join(without)} does not compute with {asked}, which needs SM {SINCE[asked]}"
+        if len(without) < len(capabilities):
+            return (
+                Verdict.UNVERIFIED,
+                text,
+                "--sm of the device that is meant; --set precision.mode=fp16 at export for the others",
+            )
         return Verdict.BLOCKED, text, "--set precision.mode=fp16 at export"
     better = target.recommended_precision
     hint = f"{better} is recommended: --set precision.mode={better} at export" if asked == "fp32" != better else ""

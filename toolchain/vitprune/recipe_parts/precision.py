@@ -7,7 +7,6 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from vitprune.errors import RecipeError
 from vitprune.model_section import Section
 from vitprune.support.precision import QUANTISED
 
@@ -18,7 +17,8 @@ QUANTISED_GATES = {"agreement": 0.97, "drop": 0.5}
 class PrecisionSection(Section):
     """Numeric type of projections, attention and MLP; decisions are FP32 in every mode.
 
-    keep_fp32: patterns of layers that stay FP32 (`support.precision.layer_names`; fp16 adds those that would overflow). logits_tolerance,
+    keep_fp32: patterns of layers that stay FP32 (`support.precision.layer_names`; fp16 adds those that would overflow).
+    softmax: "half" computes it in the type of attention's products, in blocks that neither prune nor merge. logits_tolerance,
     flip_margin: in another type they take the place of gates.logits_max_abs and gates.flip_margin; null = what follows from the type.
     agreement, drop: gates against fp32 on images given to `validate`: share of the same top-1, and points of accuracy lost; null switches off.
 
@@ -30,6 +30,7 @@ class PrecisionSection(Section):
 
     mode: Literal["fp32", "fp16", "bf16", "int8", "fp8"] = "fp32"
     keep_fp32: list[str] = Field(default_factory=list)
+    softmax: Literal["fp32", "half"] = "fp32"
     rest: Literal["fp32", "fp16", "bf16"] = "fp16"
     exclude: list[str] = Field(default_factory=list)
     auto_exclude: bool = False
@@ -84,18 +85,3 @@ class PrecisionSection(Section):
         usual = PrecisionSection(mode=self.mode)
         always = ("mode", "keep_fp32")
         return {key: value for key, value in plain.items() if key in always or value != getattr(usual, key)}
-
-
-def require_floats(precision: PrecisionSection, what: str) -> None:
-    """Refuse int8 and FP8 where ranges are not found.
-
-    Raises:
-        RecipeError: VP115.
-    """
-    if precision.quantised:
-        raise RecipeError(
-            115,
-            f"{precision.mode} is not available for {what}",
-            cause="ranges of its layers would have to be found model by model, which is not built",
-            next_step="--set precision.mode=fp16",
-        )

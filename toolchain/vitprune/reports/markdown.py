@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from vitprune.errors import RecipeError
-from vitprune.reports.sections import Report
+from vitprune.reports.parts import Report
 
 SUMMARY = "GITHUB_STEP_SUMMARY"
 MOST_ROWS = 60

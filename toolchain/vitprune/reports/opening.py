@@ -8,7 +8,8 @@ from typing import Any
 
 from vitprune.bundle import open_bundle
 from vitprune.errors import LoadError
-from vitprune.reports.sections import Report, of_bundles, of_document
+from vitprune.reports.parts import Report
+from vitprune.reports.sections import of_bundles, of_document
 from vitprune.support import files, json_text
 
 
@@ -23,7 +24,9 @@ def report_on(sources: Sequence[Path]) -> Report:
         names = [str(source) if keys.count(key) > 1 else key for source, key in zip(sources, keys, strict=True)]
         bundles = {name: open_bundle(source) for name, source in zip(names, sources, strict=True)}
         results = {name: _read(bundle.path / "reports" / "validate.json") for name, bundle in bundles.items()}
-        return of_bundles(bundles, {name: result for name, result in results.items() if result is not None})
+        speeds = {name: _read(bundle.path / "reports" / "benchmark.json") for name, bundle in bundles.items()}
+        there = [{name: one for name, one in found.items() if one is not None} for found in (results, speeds)]
+        return of_bundles(bundles, *there)
     if len(sources) > 1:
         raise LoadError(
             655,
@@ -48,6 +51,33 @@ def report_on(sources: Sequence[Path]) -> Report:
             cause=f"{type(error).__name__}: {error}",
             next_step="vitprune COMMAND --json > FILE",
         ) from error
+
+
+def documents(sources: Sequence[Path]) -> list[dict[str, Any]]:
+    """The result that a file holds, or the last validations of bundles.
+
+    Raises:
+        LoadError: VP655 no result; VP658 a bundle that was not validated.
+    """
+    found = []
+    for source in sources:
+        document = _read(source / "reports" / "validate.json" if source.is_dir() else source)
+        if document is None and source.is_dir():
+            raise LoadError(
+                658,
+                f"'{source}' was not validated",
+                cause="it holds no reports/validate.json",
+                next_step=f"vitprune validate {source}",
+            )
+        if document is None:
+            raise LoadError(
+                655,
+                f"'{source}' is no result",
+                cause="it is not there, or no JSON document of a command",
+                next_step="vitprune COMMAND --json > FILE",
+            )
+        found.append(document)
+    return found
 
 
 def _read(path: Path) -> dict[str, Any] | None:

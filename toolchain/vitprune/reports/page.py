@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from html import escape
 
-from vitprune.reports.sections import Report, Section
+from vitprune.reports.parts import Report, Section
 
 STYLE = """
 :root{color-scheme:light dark;--ink:#16202e;--soft:#4a586b;--line:#d0d8e2;--paper:#fff;--good:#176a41;--bad:#a3201a;--open:#735800;--word:#fff}

@@ -50,6 +50,15 @@ def with_dropped(pixels: NDArray[np.uint8], kept: NDArray[np.int64], grid: tuple
     return np.where(gone, (0.18 * area + 0.82 * tint), area).astype(np.uint8)
 
 
+def with_depth(pixels: NDArray[np.uint8], share: NDArray[np.float64], grid: tuple[int, int], scale: int = 1) -> NDArray[np.uint8]:
+    """Enlarge an image and darken every patch by how early it ended; share: float [P], 1 = it stayed to the end."""
+    large = np.repeat(np.repeat(pixels, scale, axis=0), scale, axis=1)
+    height, width = large.shape[0] // grid[0], large.shape[1] // grid[1]
+    light = np.repeat(np.repeat(share.reshape(grid), height, axis=0), width, axis=1)[..., None]
+    area, tint = large[: grid[0] * height, : grid[1] * width], np.array([38, 50, 78], np.float32)
+    return (light * area + (1 - light) * (0.1 * area + 0.9 * tint)).astype(np.uint8)
+
+
 def with_groups(pixels: NDArray[np.uint8], group: NDArray[np.int64], grid: tuple[int, int], scale: int = 1) -> NDArray[np.uint8]:
     """Enlarge an image and paint every group of merged patches in its mean colour, with thin lines between groups.
 

@@ -3,47 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
 from vitprune.bundle import Bundle
+from vitprune.bundle_parts.provenance import PROVENANCE
 from vitprune.exporting.inspecting import inspect
-from vitprune.reports.pictures import data_uri, displayable, with_dropped
+from vitprune.reports import tokens as galleries
+from vitprune.reports.parts import Report, Section
+from vitprune.support import files, json_text
 
-SHOWN = 6  # images of the gallery
+READ_BACK = ("runtime", "layers_by_precision", "quantising_layers", "precision_audit", "precision_emulated")
 DONE = ("status", "exit_code", "schema_version", "command", "kind", "bundle", "backend", "reference", "data", "evidence")
-
-
-@dataclass(frozen=True)
-class Section:
-    """One part: a title, a note, a table, and pictures (caption, data URI) in rows."""
-
-    title: str
-    note: str = ""
-    columns: tuple[str, ...] = ()
-    rows: tuple[tuple[str, ...], ...] = ()
-    pictures: tuple[tuple[tuple[str, str], ...], ...] = ()
-
-
-@dataclass(frozen=True)
-class Report:
-    """A title, a status ("" where there is none to give) and sections."""
-
-    title: str
-    status: str
-    sections: tuple[Section, ...]
 
 
 def of_document(document: dict[str, Any]) -> Report:
     """The report of a document that a command wrote with --json, or that `benchmark -o` and `validate` wrote into files."""
-    makers: list[tuple[str, Callable[[dict[str, Any]], Section | None]]] = [
-        ("error", _error), ("gates", _gates), ("comparison", _tokens), ("comparison", _accuracy), ("comparison", _numerics), ("results", _speed),
-        ("changes", _changes), ("clocks", _clocks), ("macs", _macs),
-    ]  # fmt: skip
-    made = [section for key, make in makers if document.get(key) and (section := make(document)) is not None]
-    used = {key for key, _ in makers}
+    made = judged(document)
+    used = {key for key, _ in MAKERS}
     rest = {key: value for key, value in document.items() if key not in used and key not in DONE}
     heads = [(key, str(document[key])) for key in ("bundle", "backend", "reference", "data", "evidence") if key in document]
     facts = Section("What was run", "", ("what", "value"), tuple(heads)) if heads else None
@@ -53,12 +29,16 @@ def of_document(document: dict[str, Any]) -> Report:
     return Report(title, str(document.get("status", "")), parts)
 
 
-def of_bundles(bundles: dict[str, Bundle], results: dict[str, dict[str, Any]]) -> Report:
+def of_bundles(
+    bundles: dict[str, Bundle], results: dict[str, dict[str, Any]], speeds: dict[str, dict[str, Any]] | None = None
+) -> Report:
     """One bundle, or several side by side: what they are, cost, tokens, their last validation, pictures of kept tokens.
 
     Args:
-        bundles: opened, by the names they are shown under. results: their last validations, where there are any.
+        bundles: opened, by the names they are shown under. results: their last validations, where there are any. speeds: their last
+            measurements.
     """
+    speeds = speeds or {}
     found = {name: inspect(bundle) for name, bundle in bundles.items()}
     names = tuple(bundles)
     facts = {
@@ -69,7 +49,7 @@ def of_bundles(bundles: dict[str, Bundle], results: dict[str, dict[str, Any]]) -
             f"{found[name]['macs']['pruned'] / 1e6:.1f} M ({found[name]['macs']['ratio']:.2f}x)" for name in names
         ],
         "model.onnx": [f"{found[name]['files'].get('model.onnx', 0) / 2**20:.2f} MiB" for name in names],
-        "engines": [", ".join(found[name]["engines"]) or "none" for name in names],
+        "engines": ["; ".join(_engine(*one) for one in found[name]["engines"].items()) or "none" for name in names],
         "last validation": [str(results.get(name, {}).get("status", "none")) for name in names],
         "top-1 accuracy": [_top1(results.get(name, {})) for name in names],
         "written by vitprune": [bundles[name].manifest.tool_version for name in names],
@@ -84,9 +64,80 @@ def of_bundles(bundles: dict[str, Bundle], results: dict[str, dict[str, Any]]) -
         Section("Facts", "", ("", *names), rows),
         Section("Tokens entering each block", "means over the stored samples", ("block", *names), tokens),
     ]
-    sections += [_gallery(name, bundle) for name, bundle in bundles.items() if len(bundle.model_files) == 1]
+    if len(names) == 1 and names[0] in results:
+        sections = [*judged(results[names[0]]), *sections]
+    if len(names) == 1 and names[0] in speeds:
+        sections += [part for part in (_speed(speeds[names[0]]), _clocks(speeds[names[0]])) if part is not None]
+    for name, bundle in bundles.items():
+        sections += galleries.sections(name, bundle)
+    sections.append(
+        Section("Precision", "what computes in which type", ("model", "what", "value"), tuple(_precision(bundles, found)))
+    )
+    sections.append(
+        Section(
+            "Provenance",
+            "what made the bundles, and sha256 of their files",
+            ("bundle", "what", "value"),
+            tuple(_provenance(bundles)),
+        )
+    )
     states = [str(results.get(name, {}).get("status", "")) for name in names]
     return Report(" against ".join(names), states[0] if len(names) == 1 else "", tuple(sections))
+
+
+def judged(document: dict[str, Any]) -> list[Section]:
+    """The sections that a document gives: error, parity, tokens, accuracy, worst images, speed, changes, clocks, MACs."""
+    return [section for key, make in MAKERS if document.get(key) and (section := make(document)) is not None]
+
+
+def _precision(bundles: dict[str, Bundle], found: dict[str, dict[str, Any]]) -> list[tuple[str, str, str]]:
+    """The recipe's type of every bundle, and what engines were read back to compute with."""
+    rows: list[tuple[str, str, str]] = []
+    for name, bundle in bundles.items():
+        section = bundle.recipe.precision
+        rows.append((name, "type of the graph", section.mode))
+        if section.keep_fp32:
+            rows.append((name, "kept in fp32", ", ".join(section.keep_fp32)))
+        for target, engine in found[name]["engines"].items():
+            facts = engine.get("facts", {})
+            rows.append((f"{name}, engine {target}", "type asked for", str(engine.get("precision", engine["state"]))))
+            rows += [
+                (f"{name}, engine {target}", key.replace("_", " "), _flat_text(facts[key])) for key in READ_BACK if facts.get(key)
+            ]
+    return rows
+
+
+def _flat_text(value: Any) -> str:
+    return ", ".join(f"{key} {item}" for key, item in value.items()) if isinstance(value, dict) else str(value)
+
+
+def _provenance(bundles: dict[str, Bundle]) -> list[tuple[str, str, str]]:
+    rows = []
+    for name, bundle in bundles.items():
+        rows.append((name, "vitprune", bundle.manifest.tool_version))
+        if PROVENANCE in bundle.manifest.files:
+            told = json_text.parse(files.read_text(bundle.path / PROVENANCE))
+            git = told.get("git")
+            rows.append((name, "command", " ".join(told.get("command", []))))
+            rows.append(
+                (
+                    name,
+                    "git commit",
+                    "none" if not git else f"{git['commit']}{', files differed from it' if git['dirty'] else ''}",
+                )
+            )
+            rows += [(name, package, version) for package, version in told.get("packages", {}).items()]
+        rows += [(name, f"sha256 of {file}", digest) for file, digest in bundle.manifest.files.items()]
+    return rows
+
+
+def _engine(target: str, engine: dict[str, Any]) -> str:
+    """An engine's size, and how many products and convolutions of it compute in which type, where its builder says so."""
+    size, counts = engine.get("engine_bytes"), engine.get("facts", {}).get("layers_by_precision")
+    parts = [f"{size / 2**20:.1f} MiB"] if isinstance(size, int) else []
+    if isinstance(counts, dict):
+        parts += [f"{count} products in {kind}" for kind, count in counts.items()]
+    return f"{target} ({', '.join(parts)})" if parts else target
 
 
 def flat(value: Any, prefix: str = "") -> list[tuple[str, str]]:
@@ -106,31 +157,6 @@ def figure(value: float | None, form: str) -> str:
     return "not finite" if value is None else format(value, form)
 
 
-def _gallery(name: str, bundle: Bundle) -> Section:
-    """The stored images that keep the fewest patches and the most, and what stays of them after every site."""
-    arrays, patches = bundle.samples(), int(bundle.manifest.model["geometry"]["patches"])
-    blocks = [int(site["block"]) for site in bundle.manifest.sites]
-    side = int(np.sqrt(patches))
-    if side * side != patches or not blocks:
-        return Section(f"Kept tokens: {name}", "the patches are no square grid, or nothing is dropped: no pictures")
-    total = np.sum([(arrays[f"kept_{block}"] >= 0).sum(axis=1) for block in blocks], axis=0)
-    order = np.argsort(total, kind="stable")
-    chosen = np.unique(np.concatenate([order[: SHOWN // 2], order[-(SHOWN // 2) :]]))
-    rows = []
-    for image in sorted(chosen, key=lambda one: total[one]):
-        pixels = displayable(arrays["images"][image], bundle.manifest.preprocessing)
-        scale = max(1, 112 // pixels.shape[0])
-        every = np.arange(patches)
-        row = [(f"image {image}", data_uri(with_dropped(pixels, every, (side, side), scale)))]
-        for block in blocks:
-            kept = arrays[f"kept_{block}"][image]
-            row.append(
-                (f"block {block}: {int((kept >= 0).sum())} kept", data_uri(with_dropped(pixels, kept, (side, side), scale)))
-            )
-        rows.append(tuple(row))
-    return Section(f"Kept tokens: {name}", "stored samples; dropped patches are dark", pictures=tuple(rows))
-
-
 def _error(document: dict[str, Any]) -> Section:
     error = document["error"]
     rows = tuple((key, str(error.get(key, ""))) for key in ("code", "message", "cause", "next_step"))
@@ -144,7 +170,7 @@ def _gates(document: dict[str, Any]) -> Section:
         between = f"{interval[0]:.3g} to {interval[1]:.3g}" if interval else ""
         state = "holds" if gate["passed"] else "undecided" if gate.get("undecided") else "broken"
         rows.append((gate["name"], f"{gate['limit']:g}", figure(gate["seen"], ".3g"), between, state))
-    return Section("Gates", "", ("gate", "limit", "seen", "95 % interval", "state"), tuple(rows))
+    return Section("Parity", "gates against the reference", ("gate", "limit", "seen", "95 % interval", "state"), tuple(rows))
 
 
 def _tokens(document: dict[str, Any]) -> Section | None:
@@ -239,3 +265,10 @@ def _cell(blocks: Sequence[dict[str, Any]], number: int, key: str) -> str:
 
 def _text(value: Any) -> str:
     return f"{value:.6g}" if isinstance(value, float) else str(value)
+
+
+# Key of a document -> the section it gives, in the order of a report.
+MAKERS: list[tuple[str, Callable[[dict[str, Any]], Section | None]]] = [
+    ("error", _error), ("gates", _gates), ("comparison", _accuracy), ("comparison", _tokens), ("comparison", _numerics), ("results", _speed),
+    ("changes", _changes), ("clocks", _clocks), ("macs", _macs),
+]  # fmt: skip

@@ -14,6 +14,11 @@ def located(text: str) -> Path:
     return recipes_folder() / text.removeprefix(SHIPPED) if text.startswith(SHIPPED) else Path(text).expanduser()
 
 
+def schemas_folder() -> Path:
+    """Folder with the JSON schemas of the commands' documents, one file each."""
+    return Path(__file__).parents[1] / "schemas"
+
+
 def recipes_folder() -> Path:
     """Folder with *.yaml recipes, `targets/` and `fashion_mnist/`."""
     packaged = Path(__file__).parents[1] / "_recipes"

@@ -24,7 +24,7 @@ def gates_in_force(recipe: Recipe, logits: NDArray[Any], geometry: Geometry) -> 
     Args:
         recipe: what was exported. logits: [B,classes] of the reference. geometry: of the model.
     """
-    scale = methods.get(recipe.prune.method).score_scale(geometry)
+    scale = methods.get(recipe.prune.method).score_scale(recipe.prune, geometry)
     return recipe.gates(float(np.abs(logits).max()), scale)
 
 

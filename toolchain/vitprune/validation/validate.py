@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vitprune import backends, methods
+from vitprune import backends, methods, targets
 from vitprune.backends import Result
 from vitprune.bundle import Bundle
 from vitprune.data import images as image_data
@@ -48,7 +48,8 @@ def validate(
     blocks = [int(site["block"]) for site in bundle.manifest.sites]
     session = backends.session(bundle, backend, target)
     stored = bundle.samples()
-    module, note = _dense(bundle, reference, data, weights)
+    other = reference if reference not in ("auto", "torch", "stored") else ""
+    module, note = _dense(bundle, "auto" if other else reference, data, weights)
     if module is None:
         arrays, origin = stored, "stored samples"
         arrays = {name: value[: samples or len(value)] for name, value in arrays.items()}
@@ -70,6 +71,8 @@ def validate(
             next_step="--data FILE.npz with 'labels', an image folder, or --set validate.gates.top1_drop=null at export",
         )
     gates = gates_in_force(bundle.recipe, arrays["logits"], Geometry(**bundle.manifest.model["geometry"]))
+    if other:
+        arrays, label = _by_other(bundle, other, arrays, blocks, report)
     report(f"running {backend}")
     result = _in_pieces(session, arrays["images"], report)
     oracle = None
@@ -77,7 +80,7 @@ def validate(
         from vitprune.vit.pruned import PrunedViT
 
         oracle = PrunedViT(module, bundle.recipe).eval()
-    followed = follow(oracle, arrays["images"], result.kept, arrays) if oracle is not None else {}
+    followed = follow(oracle, arrays["images"], result.kept, arrays) if oracle is not None and not other else {}
     arrays |= followed if bundle.recipe.precision.mode != "fp32" else {}
     # An engine that gives logits alone shows no decisions: a gate over none of them would always hold.
     seen = bool(result.kept)
@@ -102,6 +105,30 @@ def validate(
         facts["divergence"] = _divergence(bundle, oracle, arrays["images"], worst_images[0]["image"], backend, target)
     comparison = replace(comparison, evidence=facts)
     return Verdict(bundle.manifest.name, backend, label, origin, comparison, gate_seen, _macs(bundle, kept))
+
+
+def _by_other(
+    bundle: Bundle, reference: str, arrays: dict[str, NDArray[Any]], blocks: list[int], report: Callable[[str], None]
+) -> tuple[dict[str, NDArray[Any]], str]:
+    """The arrays with the results of another runtime in place of the reference's, and what to call it.
+
+    Margins stay those of the reference where they are known; a decision that nobody knows the margin of may not fall otherwise.
+
+    Raises:
+        LoadError: VP61x the runtime; VP610 it shows no decisions where the graph has some.
+    """
+    target = reference.removeprefix("target:") if reference.startswith("target:") else None
+    name = targets.load(target).backend if target is not None else reference
+    session = backends.session(bundle, name, target)
+    report(f"running {reference} as the reference")
+    result = _in_pieces(session, arrays["images"], report)
+    if blocks and not result.kept:
+        raise LoadError(
+            618, f"'{reference}' shows no decisions to compare with", cause="its engine gives logits alone",
+            next_step="build it with --kept-outputs, or take it as --backend and another runtime as --reference",
+        )  # fmt: skip
+    kept = {f"kept_{block}": lists for block, lists in zip(blocks, result.kept, strict=True)}
+    return {**arrays, "logits": result.logits, **kept}, f"{name} ({target})" if target else name
 
 
 def _divergence(

@@ -34,6 +34,8 @@ class Verdict:
     @property
     def rung(self) -> str:
         """The rung of evidence this stands on (architecture §9)."""
+        if not self.reference.startswith(("PyTorch", "stored")):
+            return f"{self.backend} and {self.reference} agree or not; nothing is said of the PyTorch reference"
         if self.backend.startswith("tensorrt") or self.backend.endswith("cuda"):
             return "engine = reference on a GPU"
         if self.comparison.accuracy is not None:

@@ -67,15 +67,19 @@ def product(left: Tensor, right: Tensor) -> Tensor:
     return (left.float() @ right.float()).to(left.dtype)
 
 
-def attention(query: Tensor, key: Tensor, bias: Tensor | None) -> Tensor:
+def attention(query: Tensor, key: Tensor, bias: Tensor | None, rounded: torch.dtype | None = None) -> Tensor:
     """Softmax probabilities [B,H,M,N]; query [B,H,M,d], key [B,H,N,d], bias broadcastable to [B,H,M,N].
 
-    Of half types the product alone is in that type; the probabilities are float32.
+    Of half types the product alone is in that type; the probabilities are float32, unless what goes into the softmax and what comes out
+    is `rounded` to a type.
     """
     logits = product(query, key.transpose(-2, -1))
     if logits.dtype in (torch.float16, torch.bfloat16):
         logits = logits.float()
-    return (logits if bias is None else logits + bias).softmax(dim=-1)
+    logits = logits if bias is None else logits + bias
+    if rounded is not None:
+        return logits.to(rounded).float().softmax(dim=-1).to(rounded).float()
+    return logits.softmax(dim=-1)
 
 
 def weigh(weights: Tensor, value: Tensor) -> Tensor:
@@ -113,5 +117,5 @@ def run_block(block: Any, x: Tensor, bias: Tensor | None, state: TokenState | No
     h = block.norm1(x)
     query, key, value = project(block.attn, h)
     query, key = placed(block.attn, query, key, state)
-    context = merge_heads(weigh(attention(query, key, bias), value))
+    context = merge_heads(weigh(attention(query, key, bias, getattr(block.attn, "softmax", None)), value))
     return feed_forward(block, x + attention_output(block, context, h))

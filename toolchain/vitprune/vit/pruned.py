@@ -92,6 +92,10 @@ class PrunedViT(nn.Module):
             self.taken = model.taken(self.output)
             self.geometry = replace(self.geometry, depth=self.taken[-1], classes=0)
         self.sites = self.method.sites(recipe.prune, self.geometry)
+        if recipe.precision.softmax == "half" and recipe.precision.mode != "fp32":
+            places = {site.block for site in self.sites}
+            for index, block in enumerate(model.blocks):
+                block.attn.softmax = None if index in places else block.attn.dtype
         if self.output.features:
             methods.require_places(self.method, self.output.fill, self.sites)
         if model.global_pool == "map" and not self.output.features and any(site.options.may_be_empty for site in self.sites):

@@ -113,8 +113,8 @@ def has_norm(attn: Any) -> bool:
     return not isinstance(attn.q_norm, nn.Identity) and getattr(attn.q_norm, "norm", attn) is not None
 
 
-class _Types:
-    """What becomes of one block's layers."""
+class LayerTypes:
+    """What becomes of one block's layers; in a half type none is quantised."""
 
     def __init__(self, precision: PrecisionSection, depth: int, block: int) -> None:
         names = layer_names(depth)
@@ -123,14 +123,16 @@ class _Types:
         self.excluded = chosen(names, precision.exclude)
 
     def name(self, part: str) -> str:
+        """A layer's name in the recipe."""
         return f"blocks.{self.block}.{part}"
 
     def dtype(self, part: str) -> torch.dtype:
         """Type of what a layer does not quantise."""
-        return TYPES["fp32" if self.name(part) in self.kept else self.precision.rest]
+        return TYPES["fp32" if self.name(part) in self.kept else self.precision.floats]
 
     def quantised(self, part: str) -> bool:
-        return self.name(part) not in self.kept | self.excluded
+        """Whether a layer takes int8 or FP8."""
+        return self.precision.quantised and self.name(part) not in self.kept | self.excluded
 
     def factors(self, part: str) -> Tensor | None:
         """What a layer's inputs are divided by, [C], or None."""
@@ -156,6 +158,21 @@ class _Types:
         return QuantLinear(linear, largest, self.precision.mode)
 
 
+def smoothed_maps(qkv: Any, proj: Any, types: LayerTypes, scale: float, width: int) -> tuple[Any, Any]:
+    """The packed map of queries (times the scale), keys and values, and the projection, in their types and with their factors.
+
+    Args:
+        qkv, proj: linear maps. types: of the block. scale: of attention, which becomes part of the query weights. width: H*d.
+    """
+    inputs, values = types.factors("attn.qkv"), types.factors("attn.proj")
+    outputs = torch.ones(3 * width)
+    outputs[:width] = scale
+    outputs[2 * width :] = 1.0 if values is None else 1 / values
+    packed = Factored(qkv, 1.0 if inputs is None else inputs, outputs)
+    projection = Factored(proj, 1.0 if values is None else values)
+    return types.linear(packed, "attn.qkv"), types.linear(projection, "attn.proj")
+
+
 def _divided(norm: Any, factors: Tensor | None) -> Any:
     return norm if factors is None else lambda x: norm(x) / factors.to(x.device)
 
@@ -163,18 +180,14 @@ def _divided(norm: Any, factors: Tensor | None) -> Any:
 class QuantBlock:
     """A block as `vitprune.vit.blocks` reads it."""
 
-    def __init__(self, block: Any, types: _Types) -> None:
+    def __init__(self, block: Any, types: LayerTypes) -> None:
         attn = block.attn
-        inputs, values, hidden = (types.factors(part) for part in ("attn.qkv", "attn.proj", "mlp.fc1"))
+        inputs, hidden = (types.factors(part) for part in ("attn.qkv", "mlp.fc1"))
         self.norm1, self.norm2 = _divided(block.norm1, inputs), _divided(block.norm2, hidden)
         self.ls1, self.ls2 = block.ls1, block.ls2
-        width = attn.num_heads * attn.head_dim
-        outputs = torch.ones(3 * width)
-        outputs[:width] = 1.0 if has_norm(attn) else float(attn.scale)
-        outputs[2 * width :] = 1.0 if values is None else 1 / values
-        qkv = Factored(attn.qkv, 1.0 if inputs is None else inputs, outputs)
-        proj = Factored(attn.proj, 1.0 if values is None else values)
-        self.attn = _QuantAttention(attn, types.linear(qkv, "attn.qkv"), types.linear(proj, "attn.proj"), types.dtype("attn.qkv"))
+        scale = 1.0 if has_norm(attn) else float(attn.scale)
+        qkv, proj = smoothed_maps(attn.qkv, attn.proj, types, scale, attn.num_heads * attn.head_dim)
+        self.attn = _QuantAttention(attn, qkv, proj, types.dtype("attn.qkv"))
         self.first = types.linear(Factored(block.mlp.fc1, 1.0 if hidden is None else hidden), "mlp.fc1")
         self.second = types.linear(block.mlp.fc2, "mlp.fc2")
         self.between = _between(block.mlp)
@@ -208,7 +221,7 @@ class QuantViT(DenseViT):
         require_plain_attention(dense)
         self.dense, self.geometry, self.global_pool = dense, dense.geometry, dense.global_pool
         depth = self.geometry.depth
-        self.blocks = [QuantBlock(block, _Types(precision, depth, index)) for index, block in enumerate(dense.blocks)]
+        self.blocks = [QuantBlock(block, LayerTypes(precision, depth, index)) for index, block in enumerate(dense.blocks)]
 
     @property
     def quantised(self) -> list[str]:

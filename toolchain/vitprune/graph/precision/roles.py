@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
+from vitprune.errors import RecipeError
 from vitprune.graph.anatomy.feed_forward import first_linear, folded, not_understood, second_linear
 from vitprune.graph.passes.base import Surgery
 from vitprune.graph.types import Node, Tensor, constant, is_constant
@@ -21,6 +22,7 @@ MOVES = (
     r"|h/kept|cls"
 )
 ATTENTION = re.compile(rf"vitprune/block(\d+)/(?:[a-z_0-9]+/)*?(?:attn|prune|score|merge|all)/(?:{MAPS}|{PRODUCTS}|{MOVES})")
+SOFTMAX = re.compile(r"vitprune/block(\d+)/attn/probabilities")
 PROJECTION = re.compile(r"vitprune/block(\d+)/attn/proj(?:/matmul)?")
 
 
@@ -28,9 +30,9 @@ def layers(surgery: Surgery) -> dict[str, str]:
     """Layer (`vitprune.support.precision.layer_names`) of every node that belongs to one, by node name.
 
     Raises:
-        ExportError: VP316 when a block's MLP is not two linear maps with an activation between them, or attention is not found.
+        RecipeError: VP115 of `half_softmax`. ExportError: VP316 when a block's MLP is not two linear maps with an activation between them, or attention is not found.
     """
-    found: dict[str, str] = {}
+    found: dict[str, str] = dict(half_softmax(surgery))
     for node in surgery.graph.nodes:
         if match := ATTENTION.fullmatch(node.name):
             found[node.name] = f"blocks.{match[1]}.attn.qkv"
@@ -45,6 +47,29 @@ def layers(surgery: Surgery) -> dict[str, str]:
         if missing:
             raise not_understood(block.index, f"its {missing[0]} was not written by a surgery")
     return found
+
+
+def half_softmax(surgery: Surgery) -> Iterator[tuple[str, str]]:
+    """Softmax nodes that the recipe wants in a half type, with their layers: of blocks without a site, whose probabilities decide nothing.
+
+    Raises:
+        RecipeError: VP115 when every block prunes or merges.
+    """
+    if surgery.recipe.precision.softmax != "half":
+        return
+    sites, any_found = {site.block for site in surgery.sites}, False
+    for node in surgery.graph.nodes:
+        match = SOFTMAX.fullmatch(node.name)
+        if match and int(match[1]) not in sites:
+            any_found = True
+            yield node.name, f"blocks.{match[1]}.attn.qkv"
+    if not any_found:
+        raise RecipeError(
+            115,
+            "precision.softmax=half is not available here",
+            cause=f"{surgery.method.name} prunes or merges in every block, and what decides stays FP32",
+            next_step="--set precision.softmax=fp32",
+        )
 
 
 def freeze(surgery: Surgery, nodes: set[str]) -> None:

@@ -71,7 +71,7 @@ class Asvit(Method):
         """Tokens leave before the block; see `Method.block_tokens`."""
         return removed_before(sites, geometry, kept)
 
-    def score_scale(self, geometry: Geometry) -> float:
+    def score_scale(self, params: Any, geometry: Geometry) -> float:
         """Scores are shares of one attention row; see `Method.score_scale`."""
         return 1.0 / geometry.tokens
 

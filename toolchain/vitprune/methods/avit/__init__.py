@@ -71,6 +71,14 @@ class Avit(Method):
         """Rows leave before the block of a compaction; masked rows in between are still computed."""
         return removed_before(sites, geometry, kept)
 
+    def score_scale(self, params: Any, geometry: Geometry) -> float:
+        """A halting score reads the difference of two numbers of the gate's size; see `Method.score_scale`.
+
+        sigmoid(gamma x - beta) moves by h (1 - h) times what its argument moves by, and that is rounded relative to gamma x and beta,
+        which are alike where the gate is open. Scores that add up to the limit have slopes that add up to at most 1 - 1/L over L blocks.
+        """
+        return max(1.0, (1 - 1 / geometry.depth) * abs(float(params.gate_center)))
+
     @property
     def reference(self) -> type[ReferenceMethod]:
         """See `Method.reference`."""

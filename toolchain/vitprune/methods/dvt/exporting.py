@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -16,15 +17,21 @@ from vitprune.bundle import Bundle, folder_in_place, open_bundle, seal
 from vitprune.bundle_parts.manifest import Manifest
 from vitprune.errors import ExportError
 from vitprune.exporting import parity
+from vitprune.exporting.layers import check_layers, first_rows
+from vitprune.exporting.precision import Feeds, noted
+from vitprune.exporting.ranges import with_opset
 from vitprune.exporting.writing import describe_io
 from vitprune.graph.lowering.rounding import emulated
+from vitprune.graph.precision import audit
 from vitprune.methods.base import Geometry, keys_of
+from vitprune.methods.dvt import ranges
 from vitprune.methods.dvt.cost import embed_macs, exit_costs
-from vitprune.methods.dvt.graphs import member_graphs
-from vitprune.methods.dvt.half import in_precision
+from vitprune.methods.dvt.graphs import dense_graphs, member_graphs
 from vitprune.methods.dvt.host import Arrays, Member, all_exits, in_fixed_batches, member_file, torch_members
 from vitprune.methods.dvt.keys import Params
+from vitprune.methods.dvt.layers import of_member, prefix
 from vitprune.methods.dvt.members import load
+from vitprune.methods.dvt.precision import MemberLayers, in_precision
 from vitprune.methods.dvt.single import NAME as SINGLE
 from vitprune.methods.dvt.single import single_graph
 from vitprune.methods.dvt.validating import compare, gates_of, reference_arrays
@@ -40,17 +47,27 @@ def export(
     """Export a cascade to a bundle; arguments and errors as `vitprune.export`.
 
     Raises:
-        ExportError: VP30x the model, VP314 not a DeiT or T2T-ViT, VP32x the graph, VP330 graphs and reference disagree. RecipeError: VP15x.
+        ExportError: VP30x the model, VP314 not a DeiT or T2T-ViT, VP32x the graph, VP330 graphs and reference disagree. RecipeError: VP15x,
+            and what `ranges.settle` and `ranges.check_early` raise.
     """
     report("loading the model")
     model = load(module_or_name, recipe, pretrained=pretrained, seed=seed, weights=weights)
-    inputs = parity.samples(recipe, model.preprocessing, data, int(model.module.shape.classes))
+    recipe, classes = with_opset(recipe), int(model.module.shape.classes)
+    inputs = parity.samples(recipe, model.preprocessing, data, classes)
+    images = parity.calibration(model.preprocessing, data, classes)
+    ranges.check_early(recipe.precision, model.module.shape.depth, images)
     model = replace(model, preprocessing=inputs.naming(model.preprocessing))
-    graphs = member_graphs(model.module, recipe, report)
+    dense = dense_graphs(model.module, recipe, report)
+    beyond: dict[str, float] = {}
+    if recipe.precision.mode != "fp32":
+        report("looking for overflow and ranges")
+        recipe, beyond = ranges.settle(model.module, recipe, dense, inputs.pixels, images)
+    graphs = member_graphs(model.module, recipe, report, dense)
     report("checking against the PyTorch reference")
-    arrays = reference_arrays(torch_members(in_precision(model.module, recipe)), inputs, _params(recipe).thresholds)
+    typed = in_precision(model.module, recipe)
+    arrays = reference_arrays(torch_members(typed), inputs, _params(recipe).thresholds)
     files = {member_file(number): graph for number, graph in enumerate(graphs, start=1)}
-    check = _check(list(files.values()), arrays, recipe)
+    check = _check(list(files.values()), arrays, recipe) | _check_layers(graphs, typed, arrays, recipe)
     if _params(recipe).single_graph:
         files[SINGLE] = single_graph(graphs, _params(recipe).thresholds)
         plain = single_graph([emulated(graph) for graph in graphs], _params(recipe).thresholds)
@@ -59,6 +76,8 @@ def export(
         "check": check, "samples": inputs.origin, "nodes": sum(len(graph.graph.node) for graph in files.values()),
         "warnings": [] if model.source.get("weights") != "random" else ["random weights: confidences and exits mean nothing"],
     }  # fmt: skip
+    if recipe.precision.mode != "fp32":
+        notes = noted(notes | {"precision": _types(graphs, recipe, model.module.shape.depth)}, beyond)
     return _write(output, force, files, model, recipe, arrays, notes)
 
 
@@ -100,6 +119,41 @@ def _check(graphs: list[onnx.ModelProto], arrays: dict[str, NDArray[Any]], recip
     gates = gates_of(comparison, in_force)
     _refuse([gate.text() for gate in gates if not gate.passed and gate.name in ("logits_max_abs", "decisions")])
     return comparison.document()
+
+
+def _check_layers(
+    graphs: Sequence[onnx.ModelProto], typed: Any, arrays: dict[str, NDArray[Any]], recipe: Recipe
+) -> dict[str, Any]:
+    """Every quantised layer of every member alone.
+
+    Raises:
+        ExportError: VP330 one differs from the reference's.
+    """
+    if not recipe.precision.quantised:
+        return {}
+    rows = first_rows(arrays["images"], recipe.graph.static_batch)
+    feeds: list[Feeds] = [{"image": arrays["images"][rows]}]
+    counted, worst = 0, 0.0
+    for number, (graph, member) in enumerate(zip(graphs, typed.members, strict=True), start=1):
+        layers = MemberLayers(member)
+        if layers.quantised:
+            found, wrong = check_layers(graph, layers, feeds[0])
+            counted, worst = counted + found["layers_compared"], max(worst, found["layers_max_abs"])
+            _refuse([f"{prefix(number)}{text}" for text in wrong])
+        feeds = ranges.handed_on(emulated(graph), feeds)
+    return {"layers_compared": counted, "layers_max_abs": worst}
+
+
+def _types(graphs: Sequence[onnx.ModelProto], recipe: Recipe, depth: int) -> dict[str, Any]:
+    """What the members compute in, for the export report: counts of all together, and member by member."""
+    parts = {}
+    for number, graph in enumerate(graphs, start=1):
+        kept = of_member(recipe.precision, number, depth).keep_fp32
+        parts[f"exit{number}"] = audit.report(graph, recipe.precision.mode, tuple(kept))
+    layers: Counter[str] = Counter()
+    for part in parts.values():
+        layers.update(part["layers"])
+    return {"mode": recipe.precision.mode, "layers": dict(sorted(layers.items())), "members": parts}
 
 
 def _check_single(graph: onnx.ModelProto, arrays: dict[str, NDArray[Any]], recipe: Recipe) -> dict[str, Any]:

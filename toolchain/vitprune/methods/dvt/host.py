@@ -153,8 +153,8 @@ def open_session(bundle: Bundle, backend: str, engine: Path | None = None) -> Se
 
 
 def _cascade(bundle: Bundle) -> Any:
-    from vitprune.methods.dvt.half import in_precision
     from vitprune.methods.dvt.members import again
+    from vitprune.methods.dvt.precision import in_precision
 
     return in_precision(again(bundle.manifest.model["source"], bundle.recipe), bundle.recipe)
 

@@ -74,8 +74,8 @@ class CascadePipeline(Pipeline):
 
     def reference(self, module: Any, recipe: Recipe) -> Any:
         """The PyTorch reference with early exit of a `vitprune.methods.dvt.reference.Cascade`."""
-        from vitprune.methods.dvt.half import in_precision
         from vitprune.methods.dvt.members import require_cascade
+        from vitprune.methods.dvt.precision import in_precision
         from vitprune.methods.dvt.reference import EarlyExit
 
         return EarlyExit(in_precision(require_cascade(module), recipe), keys_of(recipe.prune, Params)).eval()

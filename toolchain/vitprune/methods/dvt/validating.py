@@ -23,7 +23,7 @@ from vitprune.methods.dvt.keys import EXITS, Params
 from vitprune.recipe import Gates
 from vitprune.validation import intervals
 from vitprune.validation.compare import Comparison, Gate, gate_list
-from vitprune.validation.precision import decision_types
+from vitprune.validation.precision import against_float32, decision_types
 from vitprune.validation.verdict import Verdict
 
 BATCH = 8
@@ -151,6 +151,10 @@ def validate(
         listed.append(Gate("routing", gates.logits_max_abs, routed, routed <= gates.logits_max_abs))
     if bundle.recipe.precision.mode != "fp32":
         listed.append(decision_types(bundle))
+        if cascade is not None and data is not None:
+            report("running the PyTorch reference in fp32")
+            full = reference_arrays(torch_members(_made(bundle, weights)), inputs, params.thresholds)["logits"]
+            listed += against_float32(_answers(found, exits), full, arrays.get("labels"), bundle.recipe.precision)
     return Verdict(
         bundle.manifest.name, backend, label, origin, comparison, listed, _macs(bundle, comparison), (_table(bundle, comparison),)
     )
@@ -171,19 +175,32 @@ def _live(bundle: Bundle, reference: str, data: Any, weights: str | None) -> tup
     """The live cascade, or None and the reason why stored samples serve."""
     from vitprune.backends import torch as torch_backend
 
+    if reference not in ("auto", "torch", "stored"):
+        raise RecipeError(
+            199,
+            f"--reference '{reference}'",
+            cause="exits of a cascade are compared with PyTorch's or the stored ones",
+            next_step="--reference stored",
+        )
     if reference == "stored":
         return None, "asked for"
     try:
         if why := torch_backend.missing():
             raise LoadError(611, "PyTorch is not at hand", cause=why, next_step="pip install 'vitprune[torch]'")
-        from vitprune.methods.dvt.half import in_precision
-        from vitprune.methods.dvt.members import again
+        from vitprune.methods.dvt.precision import in_precision
 
-        return in_precision(again(bundle.manifest.model["source"], bundle.recipe, weights), bundle.recipe), ""
+        return in_precision(_made(bundle, weights), bundle.recipe), ""
     except VitpruneError as error:
         if reference == "torch" or data is not None or weights is not None:
             raise
         return None, error.cause or error.message
+
+
+def _made(bundle: Bundle, weights: str | None) -> Any:
+    """The cascade in float32."""
+    from vitprune.methods.dvt.members import again
+
+    return again(bundle.manifest.model["source"], bundle.recipe, weights)
 
 
 def _inputs(bundle: Bundle, stored: Arrays, data: str | Path | None, samples: int | None) -> image_data.Images:

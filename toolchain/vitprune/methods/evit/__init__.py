@@ -51,7 +51,7 @@ class Evit(Method):
         asked = {site.block for site in sites if site.options.score == "mean_attention"}
         return with_all_queries(fixed_block_tokens(sites, geometry), asked, geometry)
 
-    def score_scale(self, geometry: Geometry) -> float:
+    def score_scale(self, params: Any, geometry: Geometry) -> float:
         """Scores are shares of one attention row; see `Method.score_scale`."""
         return 1.0 / geometry.tokens
 

@@ -1,0 +1,74 @@
+"""Memory that a model takes on the CPU, seen from a process of its own: what loading and running it adds to the process at its peak."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vitprune.benchmarking import subjects
+from vitprune.bundle import Bundle, open_bundle
+from vitprune.support.processes import isolated
+
+STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+RUNS, LONGEST = 3, 600  # calls; seconds
+
+
+def peak(bundle: Bundle, where: subjects.Runtime, engine: Path | None, images: NDArray[np.float32]) -> int | None:
+    """Bytes of resident memory at the peak beyond what the process took before, or None where that cannot be told.
+
+    Args:
+        bundle, where: what is run. engine: the dense model's file; None for the bundle's own. images: one batch, float32 [B,C,H,W].
+    """
+    if where.gpu or not STATUS.exists():
+        return None
+    with tempfile.TemporaryDirectory(prefix="vitprune-") as folder:
+        np.save(Path(folder) / "images.npy", images)
+        request = {
+            "bundle": str(bundle.path), "foreign_code": bundle.foreign_code, "target": where.target and where.target.name,
+            "threads": where.threads, "engine": engine and str(engine), "images": str(Path(folder) / "images.npy"),
+        }  # fmt: skip
+        try:
+            done = subprocess.run(
+                isolated(__name__, "main"), input=json.dumps(request), capture_output=True, text=True, timeout=LONGEST
+            )
+            found = json.loads(done.stdout.strip().splitlines()[-1])["bytes"]
+            return int(found) if done.returncode == 0 and found is not None else None
+        except (OSError, ValueError, IndexError, KeyError, subprocess.TimeoutExpired):
+            return None
+
+
+def main() -> int:
+    """The child: reads a request on stdin, writes {"bytes": N} to stdout."""
+    request = json.loads(sys.stdin.read())
+    bundle = open_bundle(request["bundle"], request["foreign_code"])
+    where = subjects.runtime(request["target"], subjects.ONNXRUNTIME, request["threads"])
+    images, engine = np.load(request["images"]), request["engine"]
+    before = _kib("VmRSS")
+    if not _forget_the_peak():
+        print(json.dumps({"bytes": None}))
+        return 0
+    session: Any = subjects.pruned(bundle, where) if engine is None else subjects.dense_session(bundle, where, Path(engine))
+    for _ in range(RUNS):
+        session.run(images)
+    print(json.dumps({"bytes": 1024 * (_kib("VmHWM") - before)}))
+    return 0
+
+
+def _forget_the_peak() -> bool:
+    """Linux starts VmHWM anew at the present size; False where it does not let us."""
+    try:
+        CLEAR.write_text("5", encoding="ascii")
+    except OSError:
+        return False
+    return True
+
+
+def _kib(name: str) -> int:
+    return next(int(line.split()[1]) for line in STATUS.read_text(encoding="utf-8").splitlines() if line.startswith(name))
