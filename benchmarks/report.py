@@ -171,6 +171,10 @@ def packed(path: Path) -> list[str]:
         lines.append(
             f"| {row['recipe']} | {', '.join(map(str, row['kept']))} | {row['sigma']:.2f} | {row['batch']} | "
             f"{row['padded_over_packed']:.3f} ({low:.3f}–{high:.3f}) | {row['rounds']} |"
+        )
+    return [*lines, ""]
+
+
 def precision_engines(path: Path) -> list[str]:
     """Section of what types make of graphs and engines."""
     rows = json.loads(path.read_text())["rows"]
