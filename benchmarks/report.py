@@ -154,7 +154,11 @@ def packed(path: Path) -> list[str]:
             "|---|---|---|---|---|---|---|",
         ]  # fmt: skip
     for row in document.get("stated", []):
-        goal = "– | –" if row["goal"] is None else f"{row['goal']:.2f} | {'yes' if row['padded_over_packed'] >= row['goal'] else 'no'}"
+        goal = (
+            "– | –"
+            if row["goal"] is None
+            else f"{row['goal']:.2f} | {'yes' if row['padded_over_packed'] >= row['goal'] else 'no'}"
+        )
         low, high = row["quartiles"]
         lines.append(
             f"| {row['batch']} | {row['sigma']} | {row['padded_over_packed']:.3f} ({low:.3f}–{high:.3f}) | {row['macs']:.3f} | {goal} | {row['rounds']} |"

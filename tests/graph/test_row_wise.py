@@ -55,7 +55,9 @@ def node_of(case: Case) -> tuple[types.Node, Emitter]:
     inputs = [x] + [x if isinstance(other, str) else types.constant(f"c{i}", np.asarray(other)) for i, other in enumerate(others)]
     import onnx_graphsurgeon as gs
 
-    return types.node(kind, "n", inputs, [types.variable("y", np.float32)], attrs=dict(attributes)), Emitter(gs.Graph(opset=18), "t")
+    return types.node(kind, "n", inputs, [types.variable("y", np.float32)], attrs=dict(attributes)), Emitter(
+        gs.Graph(opset=18), "t"
+    )
 
 
 def evaluate(node: types.Node, x: np.ndarray) -> np.ndarray:
@@ -86,7 +88,9 @@ def test_nodes_that_mix_tokens_are_left_alone(case: Case) -> None:
     assert by_rows(node, [0 if types.is_constant(tensor) else 3 for tensor in node.inputs]) is None
 
 
-@pytest.mark.parametrize("case", [("Softmax", [], {"axis": -1}), ("MatMul", [np.ones((N, 2), np.float32)], {}), ("ReduceSum", [np.array([-1])], {})])
+@pytest.mark.parametrize(
+    "case", [("Softmax", [], {"axis": -1}), ("MatMul", [np.ones((N, 2), np.float32)], {}), ("ReduceSum", [np.array([-1])], {})]
+)
 def test_the_last_axis_may_be_that_of_the_tokens(case: Case) -> None:
     """Of [B,N] it is: a softmax or a product over it goes over the tokens of an image."""
     node, _ = node_of(case)

@@ -253,7 +253,9 @@ class _Packing:
                 tensor.name, padded.name = f"{tensor.name}/packed", tensor.name
                 self.graph.outputs[place] = padded
         for node in [one for one in self.graph.nodes if one.op in KINDS and len(one.outputs) > MASK]:
-            still = any(reader.outputs for reader in node.outputs[MASK].outputs)  # the attention that it was for is packed, and empty
+            still = any(
+                reader.outputs for reader in node.outputs[MASK].outputs
+            )  # the attention that it was for is packed, and empty
             if node.outputs[MASK].name and not still and not any(node.outputs[MASK] is one for one in self.graph.outputs):
                 node.outputs[MASK].outputs.clear()
                 node.outputs[MASK] = types.absent()
