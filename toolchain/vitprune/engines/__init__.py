@@ -16,7 +16,7 @@ from typing import Any, get_args
 from vitprune import backends
 from vitprune.bundle import Bundle
 from vitprune.engines import building
-from vitprune.engines.batching import require_batching
+from vitprune.engines.batching import batch_profile, require_batching
 from vitprune.errors import BuildError, RecipeError, TargetError
 from vitprune.graph.lowering.logits import with_logits_only
 from vitprune.support import temporary
@@ -294,24 +294,6 @@ def _fixed_batch(bundle: Bundle, name: str) -> tuple[int, int, int] | None:
     inputs = bundle.manifest.io.get("models", {}).get(name, {}).get("inputs", [])
     size = inputs[0]["shape"][0] if inputs else None
     return (size, size, size) if isinstance(size, int) else None
-
-
-def batch_profile(bundle: Bundle, batch: tuple[int, int, int] | None) -> tuple[int, int, int]:
-    """The batch asked for, or the recipe's.
-
-    Raises:
-        RecipeError: VP108 when the graph has another, fixed batch.
-    """
-    static = bundle.recipe.graph.static_batch
-    profile = batch or bundle.recipe.graph.profile
-    if static is not None and profile != (static,) * 3:
-        raise RecipeError(
-            108,
-            f"the graph has a fixed batch of {static}",
-            cause=f"asked for {':'.join(map(str, profile))}",
-            next_step='export with --set graph.batch="1:4:8"',
-        )
-    return profile
 
 
 def _take_timing_cache(old: Path, new: Path) -> None:

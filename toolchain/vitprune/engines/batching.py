@@ -61,3 +61,21 @@ def _nothing_to_win(bundle: Bundle) -> tuple[str, str] | None:
         cause = f"its graph names no place where images keep different numbers of tokens; {method.name}: {method.varies}"
         return cause, f"{without}; a bundle of an older vitprune has to be exported again"
     return None
+
+
+def batch_profile(bundle: Bundle, batch: tuple[int, int, int] | None) -> tuple[int, int, int]:
+    """The batch asked for, or the recipe's.
+
+    Raises:
+        RecipeError: VP108 when the graph has another, fixed batch.
+    """
+    static = bundle.recipe.graph.static_batch
+    profile = batch or bundle.recipe.graph.profile
+    if static is not None and profile != (static,) * 3:
+        raise RecipeError(
+            108,
+            f"the graph has a fixed batch of {static}",
+            cause=f"asked for {':'.join(map(str, profile))}",
+            next_step='export with --set graph.batch="1:4:8"',
+        )
+    return profile
