@@ -48,7 +48,7 @@ def specialise(
         graph.cleanup(remove_unused_graph_inputs=False)
     merging = native_merging(graph, model) if native else 0
     _sort_integers(graph)
-    facts = {"attention": _fuse_attention(graph), "gelu": _fuse_gelu(graph)}
+    facts: dict[str, Any] = {"attention": _fuse_attention(graph), "gelu": _fuse_gelu(graph)}
     if packed:
         facts["packed"] = pack(graph, model)
     facts["gemm"] = _fuse_gemm(graph)
