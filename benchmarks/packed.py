@@ -5,7 +5,8 @@
 
 Stated spread: DeiT-S with ATS's nine sites, random weights. The scores are computed as ever, but which tokens stay is given: image b keeps
 f(b) times a mean path of 197 to 77 tokens, log f normal with standard deviation sigma, the same f at all sites. Both graphs get the same
-decisions, so that the difference is packing alone. One thread, CPU time, interleaved in random order, per-round ratios, medians; every
+decisions and the same plain nodes, so that the difference is packing alone; shipped recipes are timed as `build-engine` makes them, padded with one
+operator a site, packed with plain nodes there. One thread, CPU time, interleaved in random order, per-round ratios, medians; every
 round draws new counts.
 """
 
@@ -29,6 +30,7 @@ from speed import machine  # noqa: E402
 
 from vitprune import plugins  # noqa: E402
 from vitprune.backends.onnxruntime import make_session  # noqa: E402
+from vitprune.graph import outlines  # noqa: E402
 from vitprune.graph.lowering.onnxruntime import specialise  # noqa: E402
 
 OUT = Path(__file__).parent / "results" / "packed.json"
@@ -37,7 +39,10 @@ GOALS = {8: 1.15, 32: 1.25}
 
 
 def steered(model: onnx.ModelProto) -> onnx.ModelProto:
-    """A pruned model whose selections are inputs index_i int64 [B,K] and keep_i bool [B,K]; its scores become outputs, so they are computed."""
+    """A pruned model whose selections are inputs index_i int64 [B,K] and keep_i bool [B,K]; its scores become outputs, so they are computed.
+
+    What is said of its sites as one operator goes: their selections are made outside.
+    """
     graph = gs.import_onnx(model)
     graph.outputs = graph.outputs[:1]
     for number, node in enumerate(one for one in list(graph.nodes) if one.op == "TokenSample"):
@@ -50,7 +55,7 @@ def steered(model: onnx.ModelProto) -> onnx.ModelProto:
             graph.inputs.append(tensor)
         node.outputs.clear()
     steered_model = gs.export_onnx(graph.cleanup(remove_unused_graph_inputs=False).toposort())
-    told = {entry.key: entry.value for entry in model.metadata_props}
+    told = {entry.key: entry.value for entry in model.metadata_props if entry.key != outlines.KEY}
     names = {node.output[k]: f"{name}_{i}" for i, node in enumerate(_samples(model)) for k, name in enumerate(("index", "keep"))}
     for old, new in names.items():
         told = {key: value.replace(json.dumps(old), json.dumps(new)) for key, value in told.items()}

@@ -20,7 +20,7 @@
 extern "C" {
 #endif
 
-#define VP_ABI_VERSION 1
+#define VP_ABI_VERSION 2
 #define VP_MAX_PATCHES 16384
 #define VP_MAX_SAMPLES 65536
 
@@ -42,7 +42,8 @@ enum VpStatus {
     VP_BAD_SCALE = 13,
     VP_OUT_OF_MEMORY = 14,
     VP_CUDA_ERROR = 15,
-    VP_BAD_ENDS = 16
+    VP_UNKNOWN_COMBINE = 16,
+    VP_BAD_ENDS = 17
 };
 
 /* Bits of vp_features(). */
@@ -77,6 +78,46 @@ typedef struct VpTokenScoreAttributes {
     int64_t prefix_tokens;
 } VpTokenScoreAttributes;
 
+/* Attributes of PruneSite: a dropping site as one operator, from the class token's attention to the rows that stay.
+ *   sample         who stays, by the score; "threshold" with the lowest float and a capacity is a ranking
+ *   form           where the score comes from: "given", or the class token's attention a_h over heads: "per_head" sum a_h |v_h|,
+ *                  "pooled" (sum a_h) |v|, "sum", "mean", "head_share" sum a_h |v_h| / (sum |v_h| + 1e-8)
+ *   combine        one more row behind those that stay: "nothing", "weighted" (sum of the others weighted by score), "mean"
+ *   heads, prefix_tokens
+ *   originals      patches of the dense model; rows with a number from here on are not listed as kept */
+typedef struct VpPruneSiteAttributes {
+    VpTokenSampleAttributes sample;
+    const char* form;
+    const char* combine;
+    int64_t heads;
+    int64_t prefix_tokens;
+    int64_t originals;
+} VpPruneSiteAttributes;
+
+/* Tensors of PruneSite, all dense and row major; N = prefix_tokens + P, M = prefix_tokens + K. Null where a site has none.
+ *   inputs   x float [B,N,C], h float [B,N,C2]; query float [B,H*D] (scaled), key and value float [B,N,H*D], or score float [B,P];
+ *            theta float scalar, subtracted from the score before it is compared; valid bool [B,P], null: all; patch int64 [B,P],
+ *            null: 0, 1, ...
+ *   outputs  rows float [B,M,C] (with a combined row [B,M+1,C]), rows2 float [B*M,C2], index int64 [B,K], keep bool [B,K],
+ *            patch int64 [B,K] (combined: [B,K+1]), kept int64 [B,K], mask int32 [B,M] (combined: [B,M+1]), score_kept float
+ *            [B,K], score_out float [B,P] */
+typedef struct VpPruneSiteTensors {
+    const float *x, *h, *query, *key, *value, *score, *theta;
+    const uint8_t* valid;
+    const int64_t* patch;
+    float *rows, *rows2;
+    int64_t* index;
+    uint8_t* keep;
+    int64_t *patch_out, *kept;
+    int32_t* mask;
+    float *score_kept, *score_out;
+} VpPruneSiteTensors;
+
+/* Sizes of PruneSite: B, P, C, C2 and D. */
+typedef struct VpPruneSiteSizes {
+    int64_t batch, patches, width, width2, head_width;
+} VpPruneSiteSizes;
+
 VP_API int32_t vp_abi_version(void);
 VP_API uint32_t vp_features(void);
 /* JSON object: what the library was built with. */
@@ -108,6 +149,11 @@ VP_API int32_t vp_token_score_sample_cpu(const VpTokenScoreAttributes* score_att
                                          int64_t heads, int64_t patches, int64_t width, float* score, int64_t* index,
                                          uint8_t* keep, int64_t* count);
 
+/* PruneSite on the host. Outputs have room for the largest K; on return they are laid out by *count = K.
+ * Errors: those of vp_token_sample_cpu and VP_UNKNOWN_FORM, VP_UNKNOWN_COMBINE, VP_BAD_HEADS, VP_BAD_PREFIX. */
+VP_API int32_t vp_prune_site_cpu(const VpPruneSiteAttributes* attributes, const VpPruneSiteSizes* sizes,
+                                 const VpPruneSiteTensors* tensors, int64_t* count);
+
 /* Attention of images whose rows lie behind each other; image b has the rows query_ends[b]..query_ends[b+1] of query and output, and
  * key_ends[b]..key_ends[b+1] of key and value. An image without keys gets zeros.
  *   query and output float32 [Tq,H*D], key and value float32 [Tk,H*D]; bias float32 [Tk], added to the logits of a key, or null
@@ -135,6 +181,14 @@ VP_API int32_t vp_token_score_sample_cuda(const VpTokenScoreAttributes* score_at
                                           int64_t heads, int64_t patches, int64_t width, void* workspace,
                                           size_t workspace_bytes, float* score, int64_t* index, uint8_t* keep,
                                           int64_t* count, void* stream);
+
+/* PruneSite on device memory: two launches, after a memset of four bytes per image where the score is computed. `count` int64 scalar in
+ * device memory. Not padded, K is the largest count of the batch, and outputs have room for the largest possible one. */
+VP_API int32_t vp_prune_site_workspace(const VpPruneSiteAttributes* attributes, const VpPruneSiteSizes* sizes, size_t* bytes);
+
+VP_API int32_t vp_prune_site_cuda(const VpPruneSiteAttributes* attributes, const VpPruneSiteSizes* sizes,
+                                  const VpPruneSiteTensors* tensors, void* workspace, size_t workspace_bytes, int64_t* count,
+                                  void* stream);
 
 /* As vp_packed_attention_cpu, on tensors of any dtype (bias stays float32; sums are taken in float32) and D <= 128. The ends are read on
  * the device alone and not checked; `longest` is a bound on the queries of an image, 1..32768, that decides how many blocks start.

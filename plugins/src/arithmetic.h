@@ -11,6 +11,8 @@
 
 #if defined(__CUDACC__)
 #define VP_HD __host__ __device__ inline
+#elif defined(__GNUC__)
+#define VP_HD __attribute__((always_inline)) inline  // into functions that exist once per kind of processor, too
 #else
 #define VP_HD inline
 #endif
@@ -84,11 +86,12 @@ VP_HD float float_of(uint32_t bits) {
 }
 
 // e^x for x <= 0, below 2 units in the last place; 0 under -87, NaN stays NaN. Not the library's expf, because host and
-// device libraries round it differently.
+// device libraries round it differently. Without a branch, so that a loop over it becomes vector code.
 VP_HD float exp_nonpositive(float x) {
-    if (!(x >= -87.0f)) return x != x ? x : 0.0f;
-    const float n = rintf(mul(x, 1.44269504f));
-    const float r = fused(n, -1.42860677e-6f, fused(n, -0.693145752f, x));
+    const bool computed = x >= -87.0f;
+    const float safe = computed ? x : 0.0f;
+    const float n = rintf(mul(safe, 1.44269504f));
+    const float r = fused(n, -1.42860677e-6f, fused(n, -0.693145752f, safe));
     float p = 1.0f / 5040.0f;
     p = fused(p, r, 1.0f / 720.0f);
     p = fused(p, r, 1.0f / 120.0f);
@@ -97,7 +100,8 @@ VP_HD float exp_nonpositive(float x) {
     p = fused(p, r, 0.5f);
     p = fused(p, r, 1.0f);
     p = fused(p, r, 1.0f);
-    return mul(p, float_of(static_cast<uint32_t>(static_cast<int32_t>(n) + 127) << 23));
+    const float value = mul(p, float_of(static_cast<uint32_t>(static_cast<int32_t>(n) + 127) << 23));
+    return computed ? value : x != x ? x : 0.0f;
 }
 
 // A score as it enters the sampling: negative values and NaN count as nothing.

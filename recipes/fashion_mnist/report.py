@@ -136,6 +136,25 @@ def difference(one: Run, other: Run) -> tuple[float, float]:
     return 100 * (gained - lost) / count, half
 
 
+def tuned(found: dict[str, Any]) -> str:
+    """What `tuned.py` stored, in words."""
+    chosen, rivals = found["chosen"], found["rivals"]
+    if chosen is None:
+        return f"Nothing met {found['share']} of the MACs."
+    best = rivals[0] if rivals else None
+    against = "no recipe or calibrated setting costs as little"
+    if best is not None:
+        holds = "holds" if chosen["agreement"] >= best["agreement"] else "does not hold"
+        against = f"the best of {len(rivals)} recipes and calibrated settings at that cost, {best['candidate']} ({best['kind']}), has {100 * best['agreement']:.2f} % ({holds})"
+    shared = found["two_processes"]
+    return (
+        f"{found['trials']} trials on {found['images']} training images without labels (`tuned.py`): {chosen['candidate']} ({chosen['kind']}) gives "
+        f"{100 * chosen['agreement']:.2f} % of the dense model's predictions at {chosen['macs']:.3f} of its MACs; {against}. Killed at trial {found['killed_at']} and gone on "
+        f"with: {'the same front' if found['same_front_after_kill'] else 'ANOTHER front'}. Two processes on one study of {shared['trials']}: "
+        f"{'both know the same' if shared['same_outcomes'] else 'they DIFFER in the'} {shared['evaluated']} outcomes."
+    )
+
+
 def winners(runs: list[Run]) -> list[list[str]]:
     rows = []
     for share in (0.8, 0.65, 0.5, 0.4):
@@ -202,7 +221,7 @@ def details(runs: list[Run]) -> list[str]:
     return parts
 
 
-def markdown(runs: list[Run], plots: list[str], half: dict[str, Any] | None = None) -> str:
+def markdown(runs: list[Run], plots: list[str], half: dict[str, Any] | None = None, search: dict[str, Any] | None = None) -> str:
     named = {run["name"]: run for run in runs}
     dense = named.get("dense")
     head = ["run", "trained", "top-1 % [95 % CI]", "to dense", "MACs/image", "share", "patches per site", "ORT b=1", "ORT b=8"]
@@ -218,7 +237,12 @@ def markdown(runs: list[Run], plots: list[str], half: dict[str, Any] | None = No
         *(
             [
                 "## Ward merging against ToMe on its best falling schedule",
-                "Both calibrated on the same images; trained: one epoch with merging on, at half of the MACs. "
+                "Both calibrated on the same images"
+                + (
+                    "; trained: one epoch with merging on, at half of the MACs. "
+                    if "ward_merge-50" in named
+                    else "; not trained yet. "
+                )
                 + ward_verdict(named),
                 table(["runs", "top-1 at share", "points", ""], paired(named)),
             ]
@@ -229,6 +253,7 @@ def markdown(runs: list[Run], plots: list[str], half: dict[str, Any] | None = No
         "Off the shelf, calibrated to half of the dense MACs (`ablation.py`); padded: MACs that static shapes compute, with capacities for the "
         "fullest test image; points: to the first row, paired, with its 95 % interval.",
         table(["variant", "top-1 %", "MACs, dynamic", "MACs, padded", "points"], ablation.rows(named, difference)),
+        *(["## What `tune` finds at half of the dense MACs", tuned(search)] if search else []),
         "## Best at a share of the dense MACs",
         table(["share", "run", "top-1", "within its interval"], winners(runs)),
         *(["## Depths and exits", "\n\n".join(details(runs))] if details(runs) else []),
@@ -389,5 +414,7 @@ if __name__ == "__main__":
         raise SystemExit(f"no results in {args.results}: run results.py first")
     half = HERE / "precision.json"
     types = json.loads(half.read_text()) if half.exists() else None
-    args.out.write_text(markdown(stored, draw(stored, args.out.parent / "plots"), types))
+    found = HERE / "tune.json"
+    search = json.loads(found.read_text()) if found.exists() else None
+    args.out.write_text(markdown(stored, draw(stored, args.out.parent / "plots"), types, search))
     print(args.out)

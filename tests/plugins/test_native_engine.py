@@ -31,10 +31,11 @@ def nodes(bundle: Path) -> Counter[str]:
     return Counter(node.op_type for node in model.graph.node)
 
 
-def test_it_has_one_node_for_sampling_and_takes_the_same_decisions(built: Path) -> None:
+def test_it_has_one_node_a_site_and_takes_the_same_decisions(built: Path) -> None:
     document = json.loads((built / "engines" / TARGET / "engine.json").read_text())
     bundle = open_bundle(built)
-    assert document["facts"]["native"] == nodes(built)["TokenSample"] == 3
+    assert document["facts"]["native"] == document["facts"]["sites"] == nodes(built)["PruneSite"] == 3
+    assert nodes(built)["TokenSample"] == 0
     assert document["facts"]["plugin"]["sha256"] == bundle.manifest.files[f"engines/{TARGET}/libvitprune_plugin.so"]
     images = bundle.samples()["images"]
     for size in (1, 5):

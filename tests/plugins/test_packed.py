@@ -220,6 +220,7 @@ def test_the_engine(bundle_copy: Path, ort_library: Path, tmp_path: Path, monkey
     document = json.loads((bundle_copy / "engines" / TARGET / "engine.json").read_text())
     assert document["batching"] == "packed"
     assert document["facts"]["packed"]["attention"] == 3
+    assert document["facts"]["sites"] == 0, "an operator for a whole site wants all rows with pads"
     assert validate(open_bundle(bundle_copy), target=TARGET).passed
 
 

@@ -15,6 +15,7 @@ import precision  # noqa: E402
 import report  # noqa: E402
 import results  # noqa: E402
 import ship  # noqa: E402
+import tuned  # noqa: E402
 
 from vitprune.recipe import Recipe  # noqa: E402
 from vitprune.vit import loading  # noqa: E402
@@ -133,6 +134,52 @@ def test_a_drop_is_decided_by_its_interval():
 def test_every_method_of_the_half_types_has_a_recipe():
     assert all(precision.recipe_of(method).prune.method == method for method in precision.METHODS)
     assert len(precision.METHODS) >= 5
+
+
+def outcome(name, agreement, spent, kind="calibrated", number=0):
+    return {
+        "number": number,
+        "candidate": name,
+        "kind": kind,
+        "agreement": agreement,
+        "error": 0.1,
+        "macs": spent,
+        "spent": spent,
+    }
+
+
+def test_a_search_is_told_with_its_rivals_and_what_a_kill_changed():
+    chosen, rival = outcome("ward_merge", 0.96, 0.49, "searched", 7), outcome("tome", 0.95, 0.5, number=3)
+    dear, other = outcome("ats.yaml", 0.99, 0.7, "recipe"), outcome("topk", 0.9, 0.48, "searched")
+    whole = {
+        "trials": 100, "images": 512, "evaluated": 4, "chosen": chosen, "why": "", "front": [rival, chosen],
+        "outcomes": [rival, dear, other, chosen],
+    }  # fmt: skip
+    again = whole | {"front": [rival | {"number": 4}, chosen]}
+    found = tuned.summary(whole, again, 41, [whole, whole])
+    assert [one["candidate"] for one in found["rivals"]] == ["tome"], "too dear ones and searched ones are no rivals"
+    text = report.tuned(found)
+    assert "96.00 %" in text
+    assert "tome (calibrated), has 95.00 % (holds)" in text
+    assert "Killed at trial 41 and gone on with: the same front" in text
+    worse = tuned.summary(whole | {"chosen": other}, whole | {"front": [rival]}, 41, [whole, whole | {"outcomes": []}])
+    assert "(does not hold)" in report.tuned(worse)
+    assert "ANOTHER front" in report.tuned(worse)
+    assert "DIFFER" in report.tuned(worse)
+
+
+def test_ward_merging_is_judged_against_the_best_schedule_of_tome():
+    def pair(name, right):
+        return run(name, right.count("1") * 100, 0.5, right=right)
+
+    better, worse = "1" * 95 + "0" * 5, "0" * 15 + "1" * 80 + "0" * 5
+    runs = [pair(f"ward_merge-untrained-{share}", worse) for share in (50, 40)]
+    runs += [pair("tome_falling-untrained-50", better), pair("tome_falling-untrained-40", worse)]
+    runs.append(pair("ward_merge-q0-untrained-50", better))
+    text = report.ward_verdict({one["name"]: one for one in runs})
+    assert "at .50 no, worse; at .40 no, inside the interval" in text
+    assert "without the weighting by the CLS token it gains 15.00 [" in text
+    assert "not measured" in report.ward_verdict({})
 
 
 def test_exits_of_two_runs_are_compared_where_they_part_first():

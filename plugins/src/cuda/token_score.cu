@@ -4,13 +4,14 @@
 // block that finishes last for its image adds the heads in order and samples.
 #include "block_launch.cuh"
 #include "cuda/launch.h"
+#include "cuda/score.cuh"
 #include "cuda/workspace.cuh"
 #include "element.h"
 
 namespace vitprune {
 namespace {
 
-constexpr int kThreads = kSoftmaxStrands;  // the softmax sum has one partial per thread, as on the host
+constexpr int kThreads = kScoreThreads;
 
 // Tickets int32 [B], logits then attention float [B,H,N], squared value norms float [B,H,P], then the sampling part.
 struct ScoreWorkspace {
@@ -39,44 +40,6 @@ struct ScoreWorkspace {
                sample_workspace(shape.batch, shape.patches);
     }
 };
-
-template <typename Element>
-__device__ float warp_dot(const Element* a, const Element* b, int32_t width) {
-    float strand = 0.0f;
-    for (int32_t i = threadIdx.x % kWarp; i < width; i += kWarp) strand = fused(widen(a[i]), widen(b[i]), strand);
-    for (int offset = kWarp / 2; offset > 0; offset /= 2) {
-        strand = add(strand, __shfl_down_sync(kFullWarp, strand, offset));
-    }
-    return strand;  // complete in lane 0
-}
-
-// Turns one head's logits into attention.
-__device__ void softmax(float* row, int32_t keys, float* partial) {
-    float top = -INFINITY;
-    for (int32_t n = threadIdx.x; n < keys; n += kThreads) top = fmaxf(top, row[n]);
-    partial[threadIdx.x] = top;
-    __syncthreads();
-    for (int half = kThreads / 2; half > 0; half /= 2) {
-        if (static_cast<int>(threadIdx.x) < half) partial[threadIdx.x] = fmaxf(partial[threadIdx.x], partial[threadIdx.x + half]);
-        __syncthreads();
-    }
-    top = partial[0];
-    __syncthreads();
-    float strand = 0.0f;
-    for (int32_t n = threadIdx.x; n < keys; n += kThreads) {
-        const float value = row[n] == -INFINITY ? 0.0f : exp_nonpositive(add(row[n], -top));
-        row[n] = value;
-        strand = add(strand, value);
-    }
-    partial[threadIdx.x] = strand;
-    __syncthreads();
-    for (int half = kThreads / 2; half > 0; half /= 2) {
-        if (static_cast<int>(threadIdx.x) < half) partial[threadIdx.x] = add(partial[threadIdx.x], partial[threadIdx.x + half]);
-        __syncthreads();
-    }
-    const float total = partial[0];
-    for (int32_t n = threadIdx.x; n < keys; n += kThreads) row[n] = divide(row[n], total);
-}
 
 // Attention and squared value norms of one head.
 template <typename Element>

@@ -41,13 +41,14 @@ const char* vp_status_string(int32_t status) {
         case VP_BAD_CAPACITY: return "capacity must not be negative; 0 means no limit";
         case VP_BAD_EXPECTED: return "expected must not be negative; 0 means unknown";
         case VP_SMALL_WORKSPACE: return "the workspace is smaller than the workspace function asks for";
-        case VP_UNKNOWN_FORM: return "unknown score form; one of paper, official";
+        case VP_UNKNOWN_FORM: return "unknown score form; one of the forms in vitprune_plugin.h";
         case VP_UNKNOWN_DTYPE: return "unknown element type; one of float32, float16, bfloat16";
         case VP_BAD_HEADS: return "heads must lie in 1..1024 and the head width in 1..4096";
         case VP_BAD_PREFIX: return "prefix_tokens must lie in 0..16384";
         case VP_BAD_SCALE: return "scale must be finite and not negative; 0 means 1/sqrt(head width)";
         case VP_OUT_OF_MEMORY: return "out of host memory";
         case VP_CUDA_ERROR: return "CUDA refused a launch";
+        case VP_UNKNOWN_COMBINE: return "unknown way to combine; one of nothing, weighted, mean";
         case VP_BAD_ENDS: return "ends of images must rise from 0 to the number of rows";
         default: return "unknown status";
     }

@@ -6,6 +6,8 @@
 #include "host/token_score.h"
 #include "onnxruntime/merge_operators.h"
 #include "onnxruntime/packed_operator.h"
+#include "onnxruntime/pool.h"
+#include "onnxruntime/site_operator.h"
 
 namespace vitprune {
 namespace {
@@ -119,7 +121,7 @@ Operator::Operator(const char* name_, const char* provider_, bool fused_, Comput
 namespace {
 
 // Lives as long as the process: sessions refer to it.
-OrtCustomOpDomain* make_domain(const OrtApi& api, const OrtApi* threads) {
+OrtCustomOpDomain* make_domain(const OrtApi& api) {
     using namespace vitprune;
     static const Operator sample("TokenSample", nullptr, false, compute_sample);
     static const Operator score_sample("TokenScoreSample", nullptr, true, compute_score_sample);
@@ -128,7 +130,8 @@ OrtCustomOpDomain* make_domain(const OrtApi& api, const OrtApi* threads) {
     check(api.CustomOpDomain_Add(domain, &sample));
     check(api.CustomOpDomain_Add(domain, &score_sample));
     add_merge_operators(api, domain);
-    add_packed_operator(api, threads, domain);
+    add_site_operators(api, domain);
+    add_packed_operator(api, domain);
 #if VITPRUNE_FEATURES & 1
     static const Operator sample_cuda("TokenSample", "CUDAExecutionProvider", false, compute_sample_cuda);
     check(api.CustomOpDomain_Add(domain, &sample_cuda));
@@ -142,7 +145,8 @@ extern "C" VP_API OrtStatus* RegisterCustomOps(OrtSessionOptions* options, const
     const OrtApi* api = base->GetApi(vitprune::kOrtApi);
     if (api == nullptr) return base->GetApi(1)->CreateStatus(ORT_FAIL, "vitprune: ONNX Runtime 1.16 or newer is needed");
     return vitprune::guarded(*api, [&] {
-        static OrtCustomOpDomain* const domain = make_domain(*api, base->GetApi(vitprune::kThreadsApi));
+        vitprune::find_pool(base);
+        static OrtCustomOpDomain* const domain = make_domain(*api);
         vitprune::check(api->AddCustomOpDomain(options, domain));
     });
 }

@@ -4,21 +4,19 @@
 #include <cmath>
 
 #include "host/packed_attention.h"
+#include "onnxruntime/pool.h"
 
 namespace vitprune {
 namespace {
 
 struct PackedKernel {
     const OrtApi& api;
-    const OrtApi* threads;
     int64_t heads = 0;
     float scale = 0.0f;
 };
 
 struct PackedOperator : OrtCustomOp {
-    explicit PackedOperator(const OrtApi* threads);
-
-    const OrtApi* threads;
+    PackedOperator();
 };
 
 constexpr ONNXTensorElementDataType kFloat = ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT;
@@ -26,9 +24,9 @@ constexpr ONNXTensorElementDataType kInt64 = ONNX_TENSOR_ELEMENT_DATA_TYPE_INT64
 constexpr ONNXTensorElementDataType kInputs[] = {kFloat, kFloat, kFloat, kInt64, kInt64, kFloat};
 constexpr size_t kBias = 5;
 
-OrtStatus* create_kernel(const OrtCustomOp* op, const OrtApi* api, const OrtKernelInfo* info, void** kernel) {
+OrtStatus* create_kernel(const OrtCustomOp*, const OrtApi* api, const OrtKernelInfo* info, void** kernel) {
     return guarded(*api, [&] {
-        PackedKernel made{*api, static_cast<const PackedOperator*>(op)->threads};
+        PackedKernel made{*api};
         check(api->KernelInfoGetAttribute_int64(info, "num_heads", &made.heads));
         check(api->KernelInfoGetAttribute_float(info, "scale", &made.scale));
         const bool sane = made.heads > 0 && std::isfinite(made.scale) && made.scale > 0.0f;
@@ -69,15 +67,9 @@ void compute(const PackedKernel& kernel, OrtKernelContext* context) {
     if (!valid_ends(all.query_ends, images, query.dims[0]) || !valid_ends(all.key_ends, images, key.dims[0])) {
         fail(api, ORT_INVALID_ARGUMENT, "query_ends and key_ends must rise from 0 to the number of rows");
     }
-    const auto one = [](void* data, size_t unit) {
-        attend_packed(*static_cast<const PackedAttention*>(data), static_cast<int64_t>(unit));
-    };
-    const size_t units = static_cast<size_t>(images * kernel.heads);
-    if (kernel.threads != nullptr) {
-        check(kernel.threads->KernelContext_ParallelFor(context, one, units, 0, const_cast<PackedAttention*>(&all)));
-        return;
-    }
-    for (size_t unit = 0; unit < units; ++unit) one(const_cast<PackedAttention*>(&all), unit);
+    pool_of(context)(static_cast<size_t>(images * kernel.heads), [&all](size_t unit) {
+        attend_packed(all, static_cast<int64_t>(unit));
+    });
 }
 
 OrtStatus* compute_kernel(void* kernel, OrtKernelContext* context) {
@@ -85,7 +77,7 @@ OrtStatus* compute_kernel(void* kernel, OrtKernelContext* context) {
     return guarded(made.api, [&] { compute(made, context); });
 }
 
-PackedOperator::PackedOperator(const OrtApi* threads_) : OrtCustomOp{}, threads(threads_) {
+PackedOperator::PackedOperator() : OrtCustomOp{} {
     version = kOrtApi;
     GetName = [](const OrtCustomOp*) { return "PackedAttention"; };
     GetExecutionProviderType = [](const OrtCustomOp*) -> const char* { return nullptr; };
@@ -105,8 +97,8 @@ PackedOperator::PackedOperator(const OrtApi* threads_) : OrtCustomOp{}, threads(
 
 }  // namespace
 
-void add_packed_operator(const OrtApi& api, const OrtApi* threads, OrtCustomOpDomain* domain) {
-    static const PackedOperator packed(threads);  // lives as long as the process: sessions refer to it
+void add_packed_operator(const OrtApi& api, OrtCustomOpDomain* domain) {
+    static const PackedOperator packed;  // lives as long as the process: sessions refer to it
     check(api.CustomOpDomain_Add(domain, &packed));
 }
 

@@ -11,10 +11,6 @@
 
 namespace vitprune {
 
-// The first interface with a parallel loop (ONNX Runtime 1.17).
-constexpr uint32_t kThreadsApi = 17;
-
-// threads: the interface of that version, whose thread pool heads are spread over; null where it is older.
-void add_packed_operator(const OrtApi& api, const OrtApi* threads, OrtCustomOpDomain* domain);
+void add_packed_operator(const OrtApi& api, OrtCustomOpDomain* domain);
 
 }  // namespace vitprune

@@ -11,6 +11,8 @@
 
 #include "cuda/entry.cpp"
 #include "cuda/packed_attention.cu"
+#include "cuda/prune_site.cu"
+#include "cuda/site_entry.cpp"
 #include "cuda/token_sample.cu"
 #include "cuda/token_score.cu"
 

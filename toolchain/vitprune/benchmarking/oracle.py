@@ -13,6 +13,7 @@ from typing import Any
 import onnx
 
 from vitprune import methods
+from vitprune.errors import ExportError
 from vitprune.graph import canonical as parts
 from vitprune.graph import surgery
 from vitprune.graph.anatomy.find import Block, find
@@ -46,6 +47,13 @@ def slice_oracle(dense: onnx.ModelProto, recipe: Recipe, kept: list[int]) -> onn
     model = take_in(dense, recipe).model
     method = methods.get(recipe.prune.method)
     anatomy = find(model)
+    if any(block.position_bias is not None for block in anatomy.blocks):
+        raise ExportError(
+            346,
+            "there is no slice oracle of a model with position biases",
+            cause="its attention adds a table over all tokens, which a slice does not cut",
+            next_step="benchmark the bundle against its dense model alone",
+        )
     sites = method.sites(recipe.prune, surgery.geometry(anatomy))
     sizes = surgery.geometry(anatomy)
     cuts = places(method.block_tokens(sites, sizes, [float(count) for count in kept]), sizes.tokens)
@@ -72,6 +80,6 @@ def _cut_queries(work: Surgery, block: Block, rows: int) -> None:
     emit = work.emitter.child(f"block{block.index}/attn")
     h, x = work.tensors[block.h], work.tensors[block.x]
     key, value = parts.keys(emit, block, h), parts.values(emit, block, h)
-    query = parts.queries(emit, block, emit.slice(h, 0, rows, 1, "h/cut"))
-    context = parts.attend(emit, block, query, key, value)
-    parts.replace_attention(work, block, parts.project(emit, block, context), emit.slice(x, 0, rows, 1, "x/cut"))
+    left = emit.slice(h, 0, rows, 1, "h/cut")
+    context = parts.attend(work, emit, block, parts.queries(emit, block, left), key, value)
+    parts.replace_attention(work, block, parts.project(emit, block, context), emit.slice(x, 0, rows, 1, "x/cut"), left)

@@ -63,6 +63,9 @@ def command(
     package: Annotated[
         bool, typer.Option("--package", help="Only a package for another machine, also where an engine could be built here.")
     ] = False,
+    profile_tokens: Annotated[
+        bool, typer.Option("--profile-tokens", help="Package: with small models that run.sh --profile-tokens times for tune.")
+    ] = False,
     require_engine: Annotated[bool, typer.Option("--require-engine", help="Exit 2 when there is no engine in the end.")] = False,
     trials: Annotated[
         bool, typer.Option("--trials/--no-trials", help="Try plugin and graph with the compilers found here.")
@@ -79,7 +82,7 @@ def command(
     from vitprune.cli._device import packaged as render
     from vitprune.device.build import package_engine, require_device, run_remotely, wants_package
     from vitprune.device.remote import parse_remote
-    from vitprune.engines import build_engine, require_backend, require_precision, require_release
+    from vitprune.engines import batch_profile, build_engine, require_backend, require_precision, require_release
 
     choice = targets.choose(targets.load(target), jetpack=jetpack, module=module, tensorrt=tensorrt)
     chosen = choice.target
@@ -106,6 +109,13 @@ def command(
         opened = open_bundle(bundle)
         require_precision(chosen, opened.recipe.precision.mode, precision)
         with console.step(f"package for {console.plain(chosen.name)}") as step:
+            more = None
+            if profile_tokens:
+                from vitprune.tuning.packing import profile_files
+
+                step.update("models by token count")
+                low, usual, _ = batch_profile(opened, profile)
+                more = profile_files(opened, (low, usual))
             packaged = package_engine(
                 opened,
                 choice,
@@ -115,6 +125,7 @@ def command(
                 timeout=timeout,
                 trials=trials,
                 force=force,
+                more=more,
                 report=step.update,
             )
         result = None
@@ -124,6 +135,13 @@ def command(
                     opened, chosen, Path(packaged["path"]), place, rehearse=rehearse, again=force, report=step.update
                 )
         raise typer.Exit(render(packaged, result, require_engine))
+    if profile_tokens:
+        raise RecipeError(
+            199,
+            "--profile-tokens goes with a package for another machine",
+            cause=f"the engine for '{chosen.name}' is built here",
+            next_step="vitprune benchmark MODEL --profile-tokens -o table.json",
+        )
     if package or place is not None:
         raise RecipeError(
             199,

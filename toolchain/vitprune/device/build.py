@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +55,7 @@ def package_engine(
     timeout: float = 1800.0,
     trials: bool = True,
     force: bool = False,
+    more: Mapping[str, bytes] | None = None,
     report: Callable[[str], None] = lambda text: None,
 ) -> dict[str, Any]:
     """Prove what can be proven here and write the device package into the bundle.
@@ -67,6 +68,7 @@ def package_engine(
         trials: also compile the plugin and build with TensorRT-RTX, where they are installed.
         force: replace a package that is there and is another one; an equal package is kept. An engine that is there stays in
             either case, until the one of this package comes back from the device.
+        more: further files of the package by their path.
         report: called with progress texts.
 
     Returns:
@@ -88,7 +90,7 @@ def package_engine(
     try:
         with under_way(place) as new:
             tar = new / f"{package_name(bundle, target)}.tar"
-            manifest = write_package(bundle, target, job, tar)
+            manifest = write_package(bundle, target, job, tar, more)
             digest = sha256_of(tar)
             same = (place / tar.name).is_file() and sha256_of(place / tar.name) == digest
             if place.exists() and not same and not force:

@@ -6,6 +6,7 @@ Everything is written to a temporary sibling of the output folder, which appears
     out/environment.json          machine, versions, Jetson module, power mode
     out/validate.json             gates against the stored samples
     out/benchmark.json            latencies with the power state before and after
+    out/latency-table.json        with --profile-tokens: what a block and a site cost by token count
     out/engine/                   model.engine, engine.json, build.log, the graph as TensorRT parsed it, the plugin library
 """
 
@@ -18,11 +19,12 @@ import shutil
 import sys
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from vitprune.device.job import Job
+from vitprune.device.profiling import FOLDER, INDEX, profile_package
 from vitprune.errors import LoadError, TargetError, VitpruneError
 from vitprune.support import json_text, temporary
 from vitprune.support.about import VERSION
@@ -78,6 +80,7 @@ def _work(job: Job, work: Path, options: argparse.Namespace) -> dict[str, Any]:
     from vitprune.device.latency import benchmark
     from vitprune.environment.report import environment
 
+    _require_profile(job, options)
     _say("recording the environment")
     _write(work / "environment.json", environment())
     runtime = "onnxruntime" if options.rehearse else job.target["backend"]
@@ -102,10 +105,58 @@ def _work(job: Job, work: Path, options: argparse.Namespace) -> dict[str, Any]:
     _say("timing")
     timed = benchmark(job, openers, backend.version(), options.rounds, _say, options.require_locked_clocks)
     _write(work / "benchmark.json", timed)
+    if options.profile_tokens:
+        _say("timing blocks and sites by token count")
+        _write(work / "latency-table.json", _table(job, work, options, runtime, backend, plugin))
     return {
         "status": verdict["status"], "exit_code": verdict["exit_code"], "runtime": f"{runtime} {backend.version()}",
         "evidence": verdict["evidence"], "plugin": plugin, "engine": engine, "differs": differs,
     }  # fmt: skip
+
+
+def _require_profile(job: Job, options: argparse.Namespace) -> None:
+    """Refuse --profile-tokens where the package has no models for it, before anything is built.
+
+    Raises:
+        TargetError: VP251.
+    """
+    if options.profile_tokens and not (job.path.parent / FOLDER / INDEX).is_file():
+        raise TargetError(
+            251, "the package has no models by token count", cause="it was made without --profile-tokens",
+            next_step="vitprune build-engine BUNDLE --target TARGET --package --profile-tokens",
+        )  # fmt: skip
+
+
+def _table(
+    job: Job, work: Path, options: argparse.Namespace, runtime: str, backend: Any, plugin: dict[str, Any]
+) -> dict[str, Any]:
+    """The latency table of this device; an engine of every small model is built for it and thrown away."""
+    from vitprune.engines import building
+    from vitprune.environment.jetson import power_mode, power_state
+
+    with temporary.folder(work / "profile") as place:
+
+        def runner(model: bytes, shape: Sequence[int], batch: int) -> Callable[[Any], object]:
+            if runtime == "onnxruntime":
+                session = backend.make_session(model, threads=1, spin=False)
+                return lambda images: session.run(None, {session.get_inputs()[0].name: images})
+            (place / "graph.onnx").write_bytes(model)
+            request = {
+                "backend": runtime, "model": str(place / "graph.onnx"), "output": str(place / "graph.engine"),
+                "log": str(place / "build.log"), "batch": [batch, batch, batch], "workspace_mib": _workspace(job.target),
+                "precision": job.facts["precision"], "keep_fp32": [], "plugin": _chosen(plugin, work, options),
+                "architectures": _architectures(job),
+            }  # fmt: skip
+            building.run_child(request, lambda text: None, options.timeout)
+            small = Job(job.path, {**job.facts, "batch": [batch] * 3, "input_size": list(shape), "blocks": []})
+            run: Callable[[Any], object] = backend.Session(small, engine=place / "graph.engine").run
+            return run
+
+        device = {
+            "target": job.target["name"], "runtime": f"{runtime} {backend.version()}", "processor": os.uname().machine,
+            "power_mode": power_mode(power_state()), "clock": "wall time, host copies included",
+        }  # fmt: skip
+        return profile_package(job.path.parent / FOLDER, runner, device, options.rounds, _say)
 
 
 def _backend(name: str) -> Any:

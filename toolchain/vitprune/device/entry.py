@@ -136,6 +136,9 @@ def arguments(given: list[str]) -> argparse.Namespace:
     parser.add_argument(
         "--kept-outputs", action="store_true", help="the engine also gives the kept patches: decisions are validated"
     )
+    parser.add_argument(
+        "--profile-tokens", action="store_true", help="also measure a latency table (latency-table.json) for vitprune tune"
+    )
     parser.add_argument("--rounds", type=int, default=20, help="rounds of the benchmark, at least (default: 20)")
     parser.add_argument("--require-locked-clocks", action="store_true", help="refuse to time with clocks that are not held")
     parser.add_argument("--timeout", type=float, default=3600.0, help="seconds for the engine build (default: 3600)")

@@ -5,6 +5,7 @@
   package.json      what to do, sha256 of every file
   bundle/           model.onnx, samples.npz, recipe.yaml, manifest.json: a bundle without engines and reports
   plugins/          sources of the native library
+  profile/          where it was asked for: small models by token count, for run.sh --profile-tokens
   lib/vitprune/     this package's Python sources
 """
 
@@ -16,6 +17,7 @@ import json
 import os
 import re
 import tarfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -54,11 +56,14 @@ def job_of(
     }  # fmt: skip
 
 
-def write_package(bundle: Bundle, target: Target, job: dict[str, Any], output: Path) -> dict[str, Any]:
+def write_package(
+    bundle: Bundle, target: Target, job: dict[str, Any], output: Path, more: Mapping[str, bytes] | None = None
+) -> dict[str, Any]:
     """Write the tar.
 
     Args:
         bundle: an opened bundle. target: what the engine is for. job: from `job_of`. output: the tar; appears whole or not at all.
+        more: further files by their path in the package.
 
     Returns:
         The package's manifest.
@@ -66,7 +71,7 @@ def write_package(bundle: Bundle, target: Target, job: dict[str, Any], output: P
     Raises:
         TargetError: VP239 without the plugin's sources. RecipeError: VP107 when the tar cannot be written.
     """
-    contents = package_files(bundle)
+    contents = package_files(bundle) | dict(more or {})
     manifest: dict[str, Any] = {
         "schema_version": entry.SCHEMA, "kind": entry.KIND, "name": package_name(bundle, target), "tool_version": VERSION,
         "machine": machine_of(target), "job": job, "files": {name: _digest(source) for name, source in sorted(contents.items())},

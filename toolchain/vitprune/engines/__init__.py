@@ -11,10 +11,9 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 from vitprune import backends
-from vitprune.bundle import Bundle
 from vitprune.engines import building
 from vitprune.engines.batching import batch_profile, require_batching
 from vitprune.errors import BuildError, RecipeError, TargetError
@@ -26,7 +25,10 @@ from vitprune.support.locking import locked
 from vitprune.support.replacing import replaced
 from vitprune.support.suggestions import did_you_mean
 from vitprune.support.versions import Version
-from vitprune.targets import SINCE, Choice, Precision, Target, lacking
+
+if TYPE_CHECKING:  # a device package builds engines where there is no pydantic
+    from vitprune.bundle import Bundle
+    from vitprune.targets import Choice, Target
 
 
 def require_backend(target: Target) -> Any:
@@ -63,6 +65,8 @@ def require_precision(target: Target, mode: str, asked: str | None = None) -> No
     Raises:
         TargetError: VP246 the hardware lacks it. RecipeError: VP116 the bundle has another precision, or there is no such precision.
     """
+    from vitprune.targets import SINCE, Precision, lacking
+
     known = get_args(Precision)
     if asked is not None and asked not in known:
         raise RecipeError(

@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
+import re
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ from vitprune.graph.surgery import MAX_IR
 from vitprune.recipe import Recipe
 from vitprune.support.files import inside
 
+ANSI = re.compile(r"\x1b\[[0-9;]*m")
 MOST_BYTES = (1 << 31) - (1 << 20)  # of a message, less what is not weights
 
 
@@ -76,6 +79,31 @@ def require_one_message(size: int, what: str) -> None:
         )
 
 
+@contextlib.contextmanager
+def written_out(module: Any) -> Iterator[None]:
+    """Attention with position biases as products and a softmax: torch.export cannot follow its fused form where the batch is open."""
+    biased = [
+        part
+        for part in module.modules()
+        if getattr(part, "fused_attn", False)
+        and (getattr(part, "relative_position_bias_table", None) is not None or hasattr(part, "rel_pos"))
+    ]
+    for part in biased:
+        part.fused_attn = False
+    try:
+        yield
+    finally:
+        for part in biased:
+            part.fused_attn = True
+
+
+def _innermost(error: BaseException) -> str:
+    """What went wrong first, without colours."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return ANSI.sub("", str(error) or type(error).__name__).strip().splitlines()[0][:200]
+
+
 def dense_onnx(module: Any, image_shape: tuple[int, int, int], recipe: Recipe) -> onnx.ModelProto:
     """Export a dense module with torch.onnx; its output is called logits, or as its `names` say.
 
@@ -92,7 +120,7 @@ def dense_onnx(module: Any, image_shape: tuple[int, int, int], recipe: Recipe) -
     level = logger.level
     logger.setLevel(logging.ERROR)
     try:
-        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()), written_out(module):
             warnings.simplefilter("ignore")
             program = torch.onnx.export(
                 module,
@@ -108,7 +136,7 @@ def dense_onnx(module: Any, image_shape: tuple[int, int, int], recipe: Recipe) -
         raise ExportError(
             304,
             "torch cannot export the dense model to ONNX",
-            cause=str(error).splitlines()[0][:200],
+            cause=_innermost(error),
             next_step="try another torch version, or export the ONNX yourself and use vitprune rewrite",
         ) from error
     finally:

@@ -123,6 +123,7 @@ class _Attention:
         self.parts = [_affine(part) for part in (block.query, block.key, block.value)]
         self.q_norm, self.k_norm = _HeadNorm(block.query_norm), _HeadNorm(block.key_norm)
         self.norm, self.proj, self.rotation = _HeadNorm(block.context_norm), projection, block.rotation
+        self.position_bias = block.position_bias
 
     def qkv(self, h: Tensor) -> Tensor:
         """[B,K,C] -> [B,K,3*H*d]."""
@@ -143,9 +144,17 @@ class GraphBlock:
             return _Rowwise(Piece(graph, [source], result), block.tokens)
 
         self.norm1 = rowwise(block.x, block.h)
-        self.attn = _Attention(block, _Projection(graph, block))
-        self.mlp = rowwise(block.attended, block.mlp_branch)
         self.norm2 = self.ls1 = self.ls2 = nn.Identity()
+        if block.beside is None:
+            self.attn = _Attention(block, _Projection(graph, block))
+            self.mlp = rowwise(block.attended, block.mlp_branch)
+            return
+        weight, bias = _affine(block.projection)
+        self.attn = _Attention(block, _Weights(weight.T, bias))
+        self.beside = rowwise(block.h, block.mlp_branch)
+        summed = next(reader for reader in graph.tensors()[block.mlp_branch].outputs).outputs[0].name
+        if summed != block.attention_branch:
+            self.ls1 = rowwise(summed, block.attention_branch)  # type: ignore[assignment]
 
 
 class _Weights:

@@ -9,6 +9,7 @@ import numpy as np
 
 from vitprune.graph.anatomy.find import Block
 from vitprune.graph.anatomy.projections import HeadNorm
+from vitprune.graph.biasing import logit_bias
 from vitprune.graph.emit import BOOL, FLOAT, INT64, Emitter
 from vitprune.graph.passes.base import Surgery
 from vitprune.graph.turning import turned
@@ -17,6 +18,13 @@ from vitprune.graph.types import Tensor, redirect
 
 def head_norm(emit: Emitter, x: Tensor, norm: HeadNorm, label: str) -> Tensor:
     """LayerNorm or RMSNorm over the last axis."""
+    if norm.rms:
+        squares = emit.reduce("ReduceMean", emit.op("Mul", [x, x], f"{label}/squares"), -1, f"{label}/mean", keepdims=1)
+        length = emit.op(
+            "Sqrt", [emit.op("Add", [squares, emit.constant(norm.epsilon, FLOAT)], f"{label}/floored")], f"{label}/length"
+        )
+        unit = emit.op("Div", [x, length], f"{label}/unit")
+        return emit.op("Mul", [unit, emit.constant(norm.weight, FLOAT, f"{label}.weight")], label)
     bias = np.zeros_like(norm.weight) if norm.bias is None else norm.bias
     inputs = [x, emit.constant(norm.weight, FLOAT, f"{label}.weight"), emit.constant(bias, FLOAT, f"{label}.bias")]
     return emit.op("LayerNormalization", inputs, label, axis=-1, epsilon=norm.epsilon)
@@ -62,8 +70,11 @@ def _split(emit: Emitter, block: Block, x: Tensor, perm: list[int], label: str) 
     return emit.op("Transpose", [emit.op("Reshape", [x, heads], f"{label}/heads")], f"{label}/transpose", perm=perm)
 
 
-def probabilities(emit: Emitter, block: Block, query: Tensor, key: Tensor, bias: Tensor | None = None) -> Tensor:
-    """Attention probabilities [B,H,M,N] of flat q [B,M,H*d] over flat k [B,N,H*d]; bias [B,1,1,N] or None."""
+def probabilities(
+    surgery: Surgery, emit: Emitter, block: Block, query: Tensor, key: Tensor, bias: Tensor | None = None
+) -> Tensor:
+    """Attention probabilities [B,H,M,N] of flat q [B,M,H*d] over flat k [B,N,H*d], both placed by `turned`; bias [B,1,1,N] or None."""
+    bias = logit_bias(surgery, emit, block, query, key, bias)
     logits = emit.op(
         "MatMul", [_split(emit, block, query, [0, 2, 1, 3], "query"), _split(emit, block, key, [0, 2, 3, 1], "key")], "logits"
     )
@@ -79,9 +90,11 @@ def weigh(emit: Emitter, block: Block, weights: Tensor, value: Tensor) -> Tensor
     return emit.op("Reshape", [rows, emit.constant([0, 0, block.heads * block.head_dim])], "context")
 
 
-def attend(emit: Emitter, block: Block, query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None = None) -> Tensor:
+def attend(
+    surgery: Surgery, emit: Emitter, block: Block, query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None = None
+) -> Tensor:
     """Attention of flat q [B,M,H*d] over flat k, v [B,N,H*d]; bias [B,1,1,N] or None; returns context [B,M,H*d]."""
-    return weigh(emit, block, probabilities(emit, block, query, key, bias), value)
+    return weigh(emit, block, probabilities(surgery, emit, block, query, key, bias), value)
 
 
 def project(emit: Emitter, block: Block, context: Tensor) -> Tensor:
@@ -91,9 +104,21 @@ def project(emit: Emitter, block: Block, context: Tensor) -> Tensor:
     return emit.linear(context, block.projection.weight, block.projection.bias, "proj")
 
 
-def replace_attention(surgery: Surgery, block: Block, projected: Tensor, x: Tensor | None = None) -> None:
-    """Put a new projection output in the place of the old one; x, if given, becomes the residual input."""
+def replace_attention(
+    surgery: Surgery, block: Block, projected: Tensor, x: Tensor | None = None, h: Tensor | None = None
+) -> None:
+    """Put a new projection output in the place of the old one.
+
+    Args:
+        surgery, block: where. projected: [B,M,C]. x, h: rows of the residual input and of LN1's output that are left, where rows have left.
+    """
     surgery.replace(surgery.tensors[block.projected], projected)
+    if block.beside is not None:
+        assert (x is None) == (h is None), "an MLP beside the attention reads the rows that are left"
+        emit = surgery.emitter.child(f"block{block.index}/mlp")
+        rows = surgery.tensors[block.h] if h is None else h
+        hidden = emit.linear(rows, block.beside.linear.weight, block.beside.linear.bias, "hidden")
+        surgery.replace(surgery.tensors[block.beside.hidden], hidden)
     if x is not None:
         old = surgery.tensors[block.x]
         redirect([surgery.nodes[block.residual_node]], old, x)
@@ -105,7 +130,7 @@ def canonical(surgery: Surgery, block: Block) -> None:
     h = surgery.tensors[block.h]
     query = turned(surgery, emit, block, queries(emit, block, h), "q")
     key = turned(surgery, emit, block, keys(emit, block, h), "k")
-    context = attend(emit, block, query, key, values(emit, block, h), surgery.bias)
+    context = attend(surgery, emit, block, query, key, values(emit, block, h), surgery.bias)
     replace_attention(surgery, block, project(emit, block, context))
 
 

@@ -91,9 +91,9 @@ class Emitter:
         stop = np.iinfo(np.int64).max if end is None else end
         return self.op("Slice", [x, self.constant([start]), self.constant([stop]), self.constant([axis])], label, dtype=dtype)
 
-    def take_rows(self, x: Tensor, rows: Tensor, label: str) -> Tensor:
-        """X [B,N,C], rows int64 [B,M,1] -> [B,M,C]."""
-        return self.op("GatherND", [x, rows], label, batch_dims=1)
+    def take_rows(self, x: Tensor, rows: Tensor, label: str, shape: Shape | None = None) -> Tensor:
+        """X [B,N,C], rows int64 [B,M,1] -> [B,M,C], a shape to be stated where it is known."""
+        return self.op("GatherND", [x, rows], label, shape=shape, batch_dims=1)
 
     def reduce(self, kind: str, x: Tensor, axis: int, label: str, keepdims: int = 0) -> Tensor:
         """ReduceMax or ReduceMean over one axis; the axis is an input from opset 18 on, an attribute before."""

@@ -1,7 +1,7 @@
 """What a site does as one operator: written into the model beside its plain nodes, for runtimes whose library has that operator.
 
 The plain nodes stay what a model means. A lowering may put one node in their place where the library is at hand
-(`graph/lowering/merging.py`); a runtime without it never looks here.
+(`graph/lowering/merging.py`, `pruning.py`); a runtime without it never looks here.
 """
 
 from __future__ import annotations
@@ -25,20 +25,20 @@ class Outline:
 
     Attributes:
         kind: name of the operator. inputs, outputs: tensor names in the graph by their role, absent ones left out.
-        attributes: its attributes, whole numbers and floats.
+        attributes: its attributes: whole numbers, floats and texts.
     """
 
     kind: str
     inputs: dict[str, str]
     outputs: dict[str, str]
-    attributes: dict[str, int | float]
+    attributes: dict[str, int | float | str]
 
 
 def outline(
     kind: str,
     inputs: Mapping[str, Tensor | None],
     outputs: Mapping[str, Tensor | None],
-    **attributes: float,
+    **attributes: float | str,
 ) -> Outline:
     """The outline of a site whose tensors are given by role; None = it has none."""
 
@@ -67,6 +67,6 @@ def _read(one: dict[str, Any]) -> Outline:
     found = Outline(str(one["kind"]), dict(one["inputs"]), dict(one["outputs"]), dict(one["attributes"]))
     if not all(isinstance(value, str) for value in (*found.inputs.values(), *found.outputs.values())):
         raise TypeError("tensor names are texts")
-    if not all(isinstance(value, int | float) for value in found.attributes.values()):
-        raise TypeError("attributes are numbers")
+    if not all(isinstance(value, int | float | str) for value in found.attributes.values()):
+        raise TypeError("attributes are numbers or texts")
     return found

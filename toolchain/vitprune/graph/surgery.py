@@ -11,6 +11,7 @@ import onnx_graphsurgeon as gs
 from vitprune import methods
 from vitprune.errors import ExportError, RecipeError
 from vitprune.graph import families, outlines, ragged
+from vitprune.graph.anatomy.feed_forward import not_understood
 from vitprune.graph.anatomy.find import Anatomy
 from vitprune.graph.families.base import Family
 from vitprune.graph.intake import take_in
@@ -88,6 +89,8 @@ def _operated(
             next_step="--set precision.mode=fp16, or --set output.kind=logits",
         )
     anatomy = _anatomy(model, family, recipe)
+    if recipe.precision.mode != "fp32" and any(getattr(block, "beside", None) for block in anatomy.blocks):
+        raise not_understood(0, "its MLP stands beside its attention, and one map makes what both read")
     if has_cls is not None:
         anatomy = replace(anatomy, reads_cls=has_cls)
     sizes = geometry(anatomy)
@@ -213,7 +216,8 @@ def finish(surgery: Surgery) -> onnx.ModelProto:
         result.functions.extend(surgery.functions.values())
     result.ir_version = min(MAX_IR, max(result.ir_version, 8))
     result.producer_name = "vitprune"
-    outlines.store(result, surgery.outlines)
+    biased = any(getattr(block, "position_bias", None) is not None for block in surgery.anatomy.blocks)
+    outlines.store(result, [] if biased else surgery.outlines)  # operators of whole sites know no biases of positions
     ragged.store(result, surgery.anatomy.prefix, surgery.anatomy.blocks[0].x, surgery.ragged)
     refused = forbidden(result)
     if refused:

@@ -8,23 +8,33 @@ import numpy as np
 
 from vitprune.graph.anatomy.find import Block
 from vitprune.graph.emit import BOOL, FLOAT, INT64, Emitter
-from vitprune.graph.passes.base import Surgery
+from vitprune.graph.passes.base import Rows, Surgery
 from vitprune.graph.types import Tensor, given
 from vitprune.support.attention import Rotation
 
 
 def turned(surgery: Surgery, emit: Emitter, block: Block, x: Tensor, label: str) -> Tensor:
-    """Flat queries or keys [B,N,H*d] of the rows that are there now, turned by their positions; as they are without rotary positions."""
+    """Flat queries or keys [B,N,H*d] of the rows that are there now, with their positions.
+
+    Rotary ones turn them; for position biases it is noted which rows they are.
+    """
     rotation = block.rotation
     if rotation is None:
-        return x
+        return _noted(surgery, block, x)
     cos, sin = tables(surgery, rotation)
     heads, width = block.heads, block.head_dim
     split = emit.op("Reshape", [x, emit.constant([0, 0, heads, width])], f"{label}/rotary/heads")
     partners = _partners(emit, split, rotation.half, heads, width, f"{label}/rotary")
     whole = emit.op("Mul", [split, cos], f"{label}/rotary/cos")
     placed = emit.op("Add", [whole, emit.op("Mul", [partners, sin], f"{label}/rotary/sin")], f"{label}/rotary/placed")
-    return emit.op("Reshape", [placed, emit.constant([0, 0, heads * width])], f"{label}/rotary")
+    return _noted(surgery, block, emit.op("Reshape", [placed, emit.constant([0, 0, heads * width])], f"{label}/rotary"))
+
+
+def _noted(surgery: Surgery, block: Block, x: Tensor) -> Tensor:
+    """Queries or keys, with a note of which rows they are, where position biases need it (`graph.biasing`)."""
+    if block.position_bias is not None:
+        surgery.rows_of[x.name] = Rows(surgery.patch, surgery.members)
+    return x
 
 
 def _partners(emit: Emitter, x: Tensor, half: bool, heads: int, width: int, label: str) -> Tensor:
@@ -57,7 +67,9 @@ def _rows(surgery: Surgery, emit: Emitter, table: np.ndarray, none: float, label
     if surgery.members is not None:
         rows = emit.op("MatMul", [surgery.members, emit.constant(flat, FLOAT)], f"{label}/means")
         if prefix:
-            ahead = emit.op("Expand", [emit.constant(front[None], FLOAT), _like(surgery, emit.child(label))], f"{label}/prefix")
+            ahead = emit.op(
+                "Expand", [emit.constant(front[None], FLOAT), like_images(surgery, emit.child(label))], f"{label}/prefix"
+            )
             rows = emit.op("Concat", [ahead, rows], f"{label}/rows", axis=1)
         return emit.op("Reshape", [rows, emit.constant([0, 0, heads, width])], label)
     if surgery.patch is None:
@@ -65,12 +77,12 @@ def _rows(surgery: Surgery, emit: Emitter, table: np.ndarray, none: float, label
     added = np.full((1, heads * width), none, np.float32)
     behind = emit.op("Gather", [emit.constant(np.concatenate([flat, added]), FLOAT), surgery.patch], f"{label}/patches", axis=0)
     if prefix:
-        ahead = emit.op("Expand", [emit.constant(front[None], FLOAT), _like(surgery, emit.child(label))], f"{label}/prefix")
+        ahead = emit.op("Expand", [emit.constant(front[None], FLOAT), like_images(surgery, emit.child(label))], f"{label}/prefix")
         behind = emit.op("Concat", [ahead, behind], f"{label}/rows", axis=1)
     return emit.op("Reshape", [behind, emit.constant([0, 0, heads, width])], label)
 
 
-def _like(surgery: Surgery, emit: Emitter) -> Tensor:
+def like_images(surgery: Surgery, emit: Emitter) -> Tensor:
     """Shape [B,1,1]."""
     if (batch := surgery.recipe.graph.static_batch) is not None:
         return emit.constant([batch, 1, 1])

@@ -61,9 +61,10 @@ class SingleModelPipeline(Pipeline):
 
     def reference(self, module: Any, recipe: Recipe) -> Any:
         """See `vitprune.vit.pruned.PrunedViT`."""
+        from vitprune.vit.naflex import at_size
         from vitprune.vit.pruned import PrunedViT
 
-        return PrunedViT(module, recipe).eval()
+        return PrunedViT(at_size(module, recipe.model.image_size), recipe).eval()
 
     def session(self, bundle: Bundle, backend: str, target: str | None = None) -> Session:
         """See `vitprune.backends.session`."""

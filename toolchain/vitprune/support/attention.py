@@ -23,3 +23,23 @@ class Rotation:
     cos: np.ndarray
     sin: np.ndarray
     half: bool
+
+
+@dataclass(frozen=True)
+class PositionBias:
+    """A number on the attention logits for each query and key, by their positions (BEiT, Swin's relative positions).
+
+    Pruned with the tokens: rows follow the queries, columns the keys. A token that a method adds has no position and takes the mean over
+    the patches; a merged row stands for several patches and takes the mean over its members.
+
+    Attributes:
+        table: float32 [H,N,N] over all tokens of the model, prefix first, queries by keys. prefix: number of prefix tokens.
+    """
+
+    table: np.ndarray
+    prefix: int
+
+    def extended(self) -> np.ndarray:
+        """The table [H,N+1,N+1] with a token of no position behind the others."""
+        wide = np.concatenate([self.table, self.table[:, self.prefix :].mean(axis=1, keepdims=True)], axis=1)
+        return np.concatenate([wide, wide[:, :, self.prefix :].mean(axis=2, keepdims=True)], axis=2)

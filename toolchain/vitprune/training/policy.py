@@ -46,7 +46,7 @@ def embed(model: Any, images: Tensor) -> Tensor:
     Raises:
         ExportError: VP311 for blocks whose attention `masked_block` would leave something out of, VP313 for attention pooling.
     """
-    if model.attn_pool is not None:
+    if getattr(model, "attn_pool", None) is not None:
         raise ExportError(
             313,
             "a model with attention pooling cannot be trained under a mask",

@@ -12,6 +12,7 @@ import numpy as np
 import onnx
 
 from vitprune.backends import onnxruntime as runtime
+from vitprune.device.profiling import DEPTH, Sizes, Tokens, parts
 from vitprune.device.timing import Variant, measure
 from vitprune.errors import RecipeError
 from vitprune.exporting.dense import dense_onnx
@@ -26,10 +27,8 @@ from vitprune.recipe import Recipe
 from vitprune.tuning.candidates import of_methods
 from vitprune.tuning.evaluating import run
 from vitprune.tuning.latency import TARGET
-from vitprune.tuning.table import Batch, Curve, LatencyTable, Model, TableLatency
+from vitprune.tuning.table import Batch, Curve, LatencyTable, Model
 from vitprune.vit.dense import geometry
-
-DEPTH = 2
 
 
 def token_counts(sizes: Geometry, wanted: int) -> list[int]:
@@ -55,7 +54,7 @@ def profile(
     columns: dict[int, dict[str, list[float]]] = {batch: {} for batch in batches}
     for place, tokens in enumerate(counts):
         report(place, len(counts), f"{tokens} tokens")
-        small, shape = _model(base, module, tokens - sizes.prefix)
+        small, shape = model_for(base, module, tokens - sizes.prefix)
         for batch in batches:
             found = _measured(base, small, shape, methods, batch, rounds)
             for name, value in found.items():
@@ -82,7 +81,7 @@ def _curve(tokens: list[int], values: list[float]) -> Curve:
     return Curve(tokens=tokens, milliseconds=[round(max(0.0, value), 6) for value in values])
 
 
-def _model(base: Recipe, module: Any, patches: int) -> tuple[Any, tuple[int, int, int]]:
+def model_for(base: Recipe, module: Any, patches: int) -> tuple[Any, tuple[int, int, int]]:
     """A model of the same blocks, two of them, whose image is one row of patches."""
     import timm
     import torch
@@ -108,8 +107,25 @@ def _measured(
     base: Recipe, small: Any, shape: tuple[int, int, int], methods: Sequence[str], batch: int, rounds: int
 ) -> dict[str, float]:
     """Milliseconds of "rest", "block" and every method's site at the model's token count."""
+    pixels = images(batch, shape)
+    graphs, recipes = graphs_of(base, small, shape, methods, batch)
+    variants = [Variant(name, batch, _call(graph, pixels)) for name, graph in graphs.items()]
+    times = {one.name: one.median_ms for one in measure(variants, rounds=rounds, clock=time.process_time)}
     sizes = geometry(small)
-    images = np.random.default_rng(0).standard_normal((batch, *shape)).astype(np.float32)
+    blocks = {name: tokens_of(small, sizes, name, recipe, pixels) for name, recipe in recipes.items()}
+    return parts(model_of(sizes), sizes.tokens, times, blocks)
+
+
+def images(batch: int, shape: tuple[int, int, int]) -> Any:
+    """What is run, float32 [batch,C,H,W]."""
+    return np.random.default_rng(0).standard_normal((batch, *shape)).astype(np.float32)
+
+
+def graphs_of(
+    base: Recipe, small: Any, shape: tuple[int, int, int], methods: Sequence[str], batch: int
+) -> tuple[dict[str, onnx.ModelProto], dict[str, Recipe]]:
+    """Graphs by name, "rest" without the blocks, "dense" and one per method with a site in block 0; and the methods' recipes."""
+    sizes = geometry(small)
     plain = base.with_("graph.batch", f"1:{batch}:{max(batch, 2)}")
     recipes = {}
     for name in methods:
@@ -117,28 +133,22 @@ def _measured(
         recipes[name] = candidate.with_keys({"stages": [0]})
     dense = dense_onnx(small, shape, plain)
     graphs = {"rest": without_blocks(dense, plain), "dense": surgery.canonical(dense, plain)}
-    graphs |= {name: surgery.rewrite(dense, recipe)[0] for name, recipe in recipes.items()}
-    variants = [Variant(name, batch, _call(graph, images)) for name, graph in graphs.items()]
-    times = {one.name: one.median_ms for one in measure(variants, rounds=rounds, clock=time.process_time)}
-    block = max(0.0, (times["dense"] - times["rest"]) / DEPTH)  # below nothing by noise alone, as in `_curve`
-    found = {"rest": times["rest"], "block": block}
-    for name, recipe in recipes.items():
-        kept = run(small, recipe, images).counts.max(axis=0)
-        found[name] = times[name] - times["rest"] - _blocks(sizes, block, name, recipe, [float(value) for value in kept])
-    return found
+    return graphs | {name: surgery.rewrite(dense, recipe)[0] for name, recipe in recipes.items()}, recipes
 
 
-def _blocks(sizes: Geometry, block: float, name: str, recipe: Recipe, kept: list[float]) -> float:
-    """Milliseconds of the blocks of a model with one site, from those of a whole block: in proportion to rows, attention as counted."""
+def tokens_of(small: Any, sizes: Geometry, name: str, recipe: Recipe, pixels: Any) -> list[Tokens]:
+    """Token counts of the blocks of a model with one site, the fullest image's."""
     from vitprune import methods
 
-    straight = Curve(tokens=[1, sizes.tokens], milliseconds=[block / sizes.tokens, block])
-    part = Batch(rest=Curve(tokens=[1, 2], milliseconds=[0, 0]), block=straight, sites={})
-    model = Model(width=sizes.width, heads=sizes.heads, mlp_hidden=sizes.mlp_hidden, prefix=sizes.prefix)
-    table = TableLatency(LatencyTable(device={}, model=model, batches={1: part}), 1, sizes)
+    kept = run(small, recipe, pixels).counts.max(axis=0)
     method = methods.get(name)
-    tokens = method.block_tokens(method.sites(recipe.prune, sizes), sizes, kept)
-    return sum(table.block(one) for one in tokens)
+    blocks = method.block_tokens(method.sites(recipe.prune, sizes), sizes, [float(value) for value in kept])
+    return [Tokens(one.entering, one.queries, one.mlp) for one in blocks]
+
+
+def model_of(sizes: Geometry) -> Sizes:
+    """Sizes of the blocks."""
+    return Sizes(width=sizes.width, heads=sizes.heads, mlp_hidden=sizes.mlp_hidden, prefix=sizes.prefix)
 
 
 def without_blocks(dense: onnx.ModelProto, recipe: Recipe) -> onnx.ModelProto:

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from vitprune.calibration.bench import Bench
+from vitprune.device.profiling import Sizes, Tokens, block_time
 from vitprune.errors import LoadError, RecipeError
 from vitprune.methods.base import BlockTokens, Geometry, Site
 from vitprune.support import json_text
@@ -137,17 +138,8 @@ class TableLatency:
 
     def block(self, tokens: BlockTokens) -> float:
         """One block: attention at the tokens that enter (less where queries are pruned), the MLP at its rows."""
-        n, k = tokens.entering, tokens.queries
-        attention = self._share(n) * self.part.block.at(n) * self._attention(n, k) / self._attention(n, n)
-        return attention + (1 - self._share(tokens.mlp)) * self.part.block.at(tokens.mlp)
-
-    def _attention(self, n: float, k: float) -> float:
-        return 2 * (n + k) * self.sizes.width**2 + 2 * n * k * self.sizes.width
-
-    def _share(self, n: float) -> float:
-        """Attention's share of a block's MACs."""
-        whole = self._attention(n, n)
-        return whole / (whole + 2 * n * self.sizes.width * self.sizes.mlp_hidden)
+        sizes = Sizes(self.sizes.width, self.sizes.heads, self.sizes.mlp_hidden, self.sizes.prefix)
+        return block_time(sizes, Tokens(tokens.entering, tokens.queries, tokens.mlp), self.part.block.at)
 
 
 def table_for(path: Path, batch: int, sizes: Geometry) -> TableLatency:

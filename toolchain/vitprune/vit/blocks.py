@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vitprune.support.attention import Rotation
+from vitprune.support.attention import PositionBias, Rotation
 from vitprune.vit.tokens import TokenState
 
 
@@ -20,20 +20,47 @@ def project(attn: Any, h: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def placed(attn: Any, query: Tensor, key: Tensor, state: TokenState | None) -> tuple[Tensor, Tensor]:
-    """Queries and keys [B,H,N,d] turned by the positions of their rows, where the attention has rotary positions.
+    """Queries and keys [B,H,N,d'] with the positions of their rows, so that their products are the attention logits.
+
+    Rotary positions turn them. Position biases are a bilinear form of who asks and who is asked, so they become N+1 further channels:
+    of a key the shares that the tokens of the model have in its row, of a query the biases of its row against all of them.
 
     Args:
-        attn: with or without `rotation`. query, key: as `project` gives them. state: the tokens that the rows are.
+        attn: with or without `rotation` and `position_bias`. query, key: as `project` gives them. state: the tokens that the rows are.
 
     Raises:
-        ValueError: rotary positions, and no `state` to take them from.
+        ValueError: positions, and no `state` to take them from.
     """
     rotation: Rotation | None = getattr(attn, "rotation", None)
-    if rotation is None:
+    bias: PositionBias | None = getattr(attn, "position_bias", None)
+    if rotation is None and bias is None:
         return query, key
     if state is None:
-        raise ValueError("rotary positions follow the tokens: which ones the rows are must be said")
-    return _turned(query, rotation, state), _turned(key, rotation, state)
+        raise ValueError("positions follow the tokens: which ones the rows are must be said")
+    if rotation is not None:
+        query, key = _turned(query, rotation, state), _turned(key, rotation, state)
+    if bias is not None:
+        shares = _shares(state, query.dtype)
+        table = torch.as_tensor(bias.extended(), dtype=query.dtype, device=query.device)
+        query = torch.cat([query, (shares[:, None] @ table).expand(-1, query.shape[1], -1, -1)], dim=-1)
+        key = torch.cat([key, shares[:, None].expand(-1, key.shape[1], -1, -1)], dim=-1)
+    return query, key
+
+
+def _shares(state: TokenState, dtype: torch.dtype) -> Tensor:
+    """[B,N',N+1]: shares of the model's tokens, and of one without a position, in the rows that are there."""
+    slots = state.patch.shape[1]
+    patches = torch.arange(state.patches + 1, device=state.patch.device)
+    named, group = state.patch.clamp(max=state.patches), state.extra.get("group")
+    own = (named[:, :, None] == patches).to(dtype)
+    if group is not None:
+        hits = (group[:, None, :] == state.patch[:, :, None]).to(dtype)
+        members = hits / hits.sum(dim=-1, keepdim=True).clamp(min=1)
+        own = torch.cat([members, torch.zeros_like(members[:, :, :1])], dim=-1)
+    whole = own.new_zeros(len(own), state.prefix + slots, state.prefix + state.patches + 1)
+    whole[:, : state.prefix, : state.prefix] = torch.eye(state.prefix, dtype=dtype, device=own.device)
+    whole[:, state.prefix :, state.prefix :] = own
+    return whole
 
 
 def _turned(x: Tensor, rotation: Rotation, state: TokenState) -> Tensor:
@@ -93,21 +120,28 @@ def merge_heads(context: Tensor) -> Tensor:
 
 
 def attention_output(block: Any, context: Tensor, h: Tensor | None = None) -> Tensor:
-    """Norm, gate, projection and LayerScale of merged context rows [B,M,H*d].
+    """Norm, gate, projection and LayerScale of merged context rows [B,M,H*d], with the MLP where it stands beside the attention.
 
     Args:
-        block: the block. context: of the queries that are left. h: [B,M,C], the normalised rows of the same tokens; a gate reads them.
+        block: the block. context: of the queries that are left. h: [B,M,C], the normalised rows of the same tokens; a gate and a parallel
+            MLP read them.
     """
     context = block.attn.norm(context)
+    beside = getattr(block, "beside", None)
     gate = getattr(block.attn, "gate", None)
     if gate is not None:
         context = context * gate(h).sigmoid()
-    rows: Tensor = block.ls1(block.attn.proj(context))
-    return rows
+    rows: Tensor = block.attn.proj(context)
+    if beside is not None:
+        rows = rows + beside(h)
+    scaled: Tensor = block.ls1(rows)
+    return scaled
 
 
 def feed_forward(block: Any, x: Tensor) -> Tensor:
-    """X + LayerScale(MLP(LN2(x)))."""
+    """X + LayerScale(MLP(LN2(x))); x where the MLP stands beside the attention (`attention_output` has added it)."""
+    if getattr(block, "beside", None) is not None:
+        return x
     out: Tensor = x + block.ls2(block.mlp(block.norm2(x)))
     return out
 

@@ -1,8 +1,8 @@
 """A dense ViT taken apart: what the reference needs of a model, whichever library or file it comes from.
 
 A family comes in as an adapter of this kind; blocks have the attributes that `vitprune.vit.blocks` reads: norm1, attn (qkv, num_heads,
-head_dim, q_norm, k_norm, scale, norm, proj; where there is one a gate and a `support.attention.Rotation` as `rotation`), ls1, norm2,
-mlp, ls2.
+head_dim, q_norm, k_norm, scale, norm, proj; where there is one a gate, a `support.attention.Rotation` as `rotation`, a `PositionBias`
+as `position_bias`), ls1, norm2, mlp, ls2; with an MLP beside the attention `beside` instead of the last three.
 """
 
 from __future__ import annotations
@@ -53,12 +53,15 @@ class DenseViT(ABC):
 
 def mlp_hidden(model: Any) -> int:
     """Hidden width of a plain MLP with as many weights as the model's: gated ones have three matrices, packed or not."""
+    split = getattr(model.blocks[0], "in_split", None)
+    if split is not None:  # the MLP stands beside the attention
+        return int(split[0])
     weights: int = sum(part.weight.numel() for part in model.blocks[0].mlp.modules() if isinstance(part, nn.Linear))
     return round(weights / (2 * int(model.embed_dim)))
 
 
 def geometry(model: Any) -> Geometry:
-    """Sizes of a timm VisionTransformer or Eva."""
+    """Sizes of a timm model."""
     conv = model.patch_embed.proj
     grid = model.patch_embed.grid_size
     patches = grid[0] * grid[1]
@@ -69,7 +72,7 @@ def geometry(model: Any) -> Geometry:
         patches=patches,
         prefix=model.num_prefix_tokens,
         width=model.embed_dim,
-        heads=model.blocks[0].attn.num_heads,
+        heads=getattr(model.blocks[0], "attn", model.blocks[0]).num_heads,
         mlp_hidden=mlp_hidden(model),
         embed_macs=embed,
         classes=model.num_classes,

@@ -19,6 +19,7 @@ from vitprune.vit.fitting import check_module
 from vitprune.vit.fitting import load_weights as load_weights
 from vitprune.vit.hub import folder_of
 from vitprune.vit.hub import is_folder_name as is_folder_name
+from vitprune.vit.naflex import at_size
 from vitprune.vit.weights import read_weights as read_weights
 from vitprune.vit.weights import shards as shards
 from vitprune.vit.weights import weights_digest as weights_digest
@@ -95,6 +96,7 @@ def from_module(module: Any, section: ModelSection, name: str = "") -> LoadedMod
     module = module.eval()
     label = name or section.name or type(module).__name__.lower()
     check_module(module, label)
+    module = at_size(module, section.image_size)
     if not hasattr(module, "patch_embed"):
         return LoadedModel(module, label, {}, {"kind": "module"})
     return LoadedModel(module, label, preprocessing_of(module, section), {"kind": "module"})
@@ -127,7 +129,8 @@ def load(section: ModelSection, *, pretrained: bool = True, seed: int = 0, weigh
             cause=did_you_mean(name, timm.list_models()[:5000]) if name else "no model was named",
             next_step="give a timm model name, for example deit_small_patch16_224, or ./FOLDER that transformers saved",
         )
-    args = dict(section.args) | ({"img_size": section.image_size} if section.image_size else {})
+    flexible = name.startswith("naflexvit")  # of any size until `naflex.at_size`
+    args = dict(section.args) | ({"img_size": section.image_size} if section.image_size and not flexible else {})
     file = weights or section.weights
     source: dict[str, Any] = {"kind": "timm", "name": name, "args": args}
     fetch = pretrained and not file
@@ -157,6 +160,7 @@ def load(section: ModelSection, *, pretrained: bool = True, seed: int = 0, weigh
     else:
         source |= {"weights": "pretrained"} if fetch else {"weights": "random", "seed": seed}
     check_module(module, name)
+    module = at_size(module, section.image_size)
     preprocessing = preprocessing_of(module, section)
     if fetch and "classes" not in preprocessing and (names := imagenet_names(module)):
         preprocessing["classes"] = names

@@ -125,12 +125,13 @@ def require_plain_attention(dense: DenseViT) -> None:
             next_step="--set precision.mode=fp32",
         )
     for block in dense.blocks:
-        own = next((part for part in ("rotation", "gate") if getattr(block.attn, part, None) is not None), "")
-        if own or not hasattr(block.attn.qkv, "weight"):
+        parts = {"rotation": "a rotation", "position_bias": "position biases", "gate": "a gate"}
+        own = next((text for part, text in parts.items() if getattr(block.attn, part, None) is not None), "separate maps")
+        if own != "separate maps" or not hasattr(block.attn.qkv, "weight"):
             raise ExportError(
                 315,
                 "the attention of this model can be had in float32 alone",
-                cause=f"it has {f'a {own}' if own else 'separate maps'}, whose roundings no reference follows yet",
+                cause=f"it has {own}, whose roundings no reference follows yet",
                 next_step="--set precision.mode=fp32",
             )
 

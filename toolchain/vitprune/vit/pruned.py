@@ -1,4 +1,4 @@
-"""A timm VisionTransformer or Eva with a method applied: the oracle for graphs and engines."""
+"""A plain ViT of timm with a method applied: the oracle for graphs and engines."""
 
 from __future__ import annotations
 
@@ -17,6 +17,11 @@ from vitprune.vit.timm_blocks import why_not
 from vitprune.vit.timm_vit import TimmViT, can_weigh
 from vitprune.vit.tokens import TokenState
 
+OTHERS = {
+    "VisionTransformerSAM": "its blocks attend within windows of the image, and tokens that leave would tear the windows",
+    "SwinTransformer": "its blocks attend within windows of the image, and tokens that leave would tear the windows",
+}  # why models that are nearly plain ViTs are not taken
+
 
 def check_supported(model: nn.Module, method: methods.Method, by_cls: bool | None = None, pooled: bool = True) -> None:
     """Refuse models that the method cannot be applied to.
@@ -25,19 +30,23 @@ def check_supported(model: nn.Module, method: methods.Method, by_cls: bool | Non
         model: timm's. method: what prunes. by_cls: it scores by the CLS row (None: as it does by itself). pooled: the head is asked for.
 
     Raises:
-        ExportError: VP310 neither a timm VisionTransformer nor an Eva, VP311 blocks of another kind, VP312 no CLS token, VP313 pooling that
-            cannot leave out pad slots.
+        ExportError: VP310 no plain ViT of timm, VP311 blocks of another kind, VP312 no CLS token, VP313 pooling that cannot leave out pad
+            slots.
     """
+    from timm.models.beit import Beit
     from timm.models.eva import Eva
     from timm.models.vision_transformer import VisionTransformer
+    from timm.models.vision_transformer_relpos import VisionTransformerRelPos
 
     name = type(model).__name__
-    if not isinstance(model, VisionTransformer | Eva):
+    if not isinstance(model, VisionTransformer | Eva | Beit | VisionTransformerRelPos):
         raise ExportError(
             310,
             f"nothing to patch in {name}",
-            cause=f"{name} is not a timm VisionTransformer or Eva",
-            next_step="use a timm VisionTransformer such as deit_small_patch16_224",
+            cause=OTHERS.get(
+                name, f"{name} is not one of timm's plain ViTs (VisionTransformer, Eva, Beit, VisionTransformerRelPos)"
+            ),
+            next_step="use a timm VisionTransformer such as deit_small_patch16_224; vitprune models lists what works",
         )
     refused = [(index, why_not(block)) for index, block in enumerate(model.blocks) if why_not(block)]
     if refused or not len(model.blocks):
@@ -54,12 +63,13 @@ def check_supported(model: nn.Module, method: methods.Method, by_cls: bool | Non
         )
     if not pooled:
         return
-    pooling = model.attn_pool is not None and not can_weigh(model.attn_pool)
+    pool = getattr(model, "attn_pool", None)
+    pooling = pool is not None and not can_weigh(pool)
     if pooling or model.global_pool not in ("token", "avg", "", "map"):
-        pool = f"attention pooling by {type(model.attn_pool).__name__}" if pooling else f"'{model.global_pool}' pooling"
+        kind = f"attention pooling by {type(pool).__name__}" if pooling else f"'{model.global_pool}' pooling"
         raise ExportError(
             313,
-            f"{pool} is not supported",
+            f"{kind} is not supported",
             cause="pad slots could not be left out of the pooled result",
             next_step="create the model with global_pool='token' or 'avg'",
         )

@@ -1,4 +1,4 @@
-"""timm's VisionTransformer and Eva as a `DenseViT`."""
+"""timm's VisionTransformer, Eva, Beit and VisionTransformerRelPos as a `DenseViT`."""
 
 from __future__ import annotations
 
@@ -8,25 +8,33 @@ import torch
 from torch import Tensor, nn
 
 from vitprune.recipe import OutputSection
-from vitprune.support.attention import Rotation
+from vitprune.support.attention import PositionBias, Rotation
 from vitprune.vit.dense import DenseViT, geometry
 from vitprune.vit.features import depth_of
 from vitprune.vit.timm_blocks import taken_apart
 
 
 class TimmViT(DenseViT):
-    """A timm VisionTransformer or Eva; its modules are used, not copied."""
+    """A timm VisionTransformer, Eva, Beit or VisionTransformerRelPos; its modules are used, not copied."""
 
     def __init__(self, model: Any) -> None:
         self.model = model
         self.geometry = geometry(model)
-        rotations = rotations_of(model)
-        self.blocks = [taken_apart(block, rotation) for block, rotation in zip(model.blocks, rotations, strict=True)]
-        self.global_pool = model.global_pool if model.attn_pool is None else "map"
+        positions = zip(model.blocks, rotations_of(model), position_biases_of(model), strict=True)
+        self.blocks = [taken_apart(block, rotation, bias) for block, rotation, bias in positions]
+        self.pool = getattr(model, "attn_pool", None)
+        self.global_pool = model.global_pool if self.pool is None else "map"
 
     def embed(self, image: Tensor) -> Tensor:
         """See `DenseViT.embed`."""
         model = self.model
+        if not hasattr(model, "_pos_embed"):  # Beit, VisionTransformerRelPos
+            patches: Tensor = model.patch_embed(image)
+            if model.cls_token is not None:
+                patches = torch.cat([model.cls_token.expand(len(patches), -1, -1), patches], dim=1)
+            added = getattr(model, "pos_embed", None)
+            whole: Tensor = patches if added is None else patches + added
+            return whole
         placed = model._pos_embed(model.patch_embed(image))
         if hasattr(model, "rope"):  # Eva: tokens and tables
             rows: Tensor = model.norm_pre(placed[0])
@@ -41,7 +49,7 @@ class TimmViT(DenseViT):
         if hasattr(model, "weighted_head"):
             read: Tensor = model.weighted_head(x, weight)
             return read
-        if model.attn_pool is not None:
+        if self.pool is not None:
             start = 0 if model.pool_include_prefix else self.geometry.prefix
             counted = weight[:, start:].to(x.dtype).log()[:, None, None, :]  # pads -inf; a row of n patches is n equal keys
             found: Tensor = model.head(model.head_drop(model.fc_norm(model.attn_pool(x[:, start:], attn_mask=counted))))
@@ -89,6 +97,30 @@ def rotations_of(model: Any) -> list[Rotation | None]:
     return [
         _rotation(table, bool(getattr(block.attn, "rotate_half", False))) for table, block in zip(each, model.blocks, strict=True)
     ]
+
+
+def position_biases_of(model: Any) -> list[PositionBias | None]:
+    """Biases on the attention logits of every block, as the model itself computes them; None where it has none."""
+    shared = getattr(model, "rel_pos_bias", None)  # Beit's; VisionTransformerRelPos calls it shared_rel_pos
+    of_all = getattr(model, "shared_rel_pos", None)
+    found: list[PositionBias | None] = []
+    for block in model.blocks:
+        attn: Any = getattr(block, "attn", None)
+        tables: list[Tensor] = []
+        with torch.no_grad():
+            if shared is not None:
+                tables.append(shared())
+            if getattr(attn, "relative_position_bias_table", None) is not None:
+                tables.append(attn._get_rel_pos_bias())
+            if getattr(attn, "rel_pos", None) is not None:
+                tables.append(attn.rel_pos.get_bias())
+            elif of_all is not None:
+                tables.append(of_all.get_bias())
+        whole = torch.stack([table.detach().float().cpu() for table in tables]).sum(dim=0) if tables else None
+        found.append(
+            None if whole is None else PositionBias(whole.reshape(-1, *whole.shape[-2:]).numpy(), model.num_prefix_tokens)
+        )
+    return found
 
 
 def _rotation(table: Tensor, half: bool) -> Rotation:

@@ -76,7 +76,7 @@ def _pool(softmax: gs.Node, batch: int) -> FoundPool | None:
     shape = [int(size) for size in softmax.outputs[0].shape or ()]
     if len(shape) not in (3, 4) or softmax.attrs.get("axis", -1) not in (-1, len(shape) - 1):
         return None
-    product, scale = attention_product(softmax, None)
+    product, scale, bias = attention_product(softmax, None)
     heads, latents, tokens = (shape[1] if len(shape) == 4 else shape[0] // batch), shape[-2], shape[-1]
     reader = only_consumer(softmax.outputs[0], None)
     while reader.op in PASS_THROUGH:
@@ -87,7 +87,13 @@ def _pool(softmax: gs.Node, batch: int) -> FoundPool | None:
     query = _query(value_of(product.inputs[0]), (batch, heads, latents, head_dim))
     key = walk_up(product.inputs[1], None, heads, head_dim, parts=2)
     value = walk_up(reader.inputs[1], None, heads, head_dim, parts=2)
-    if query is None or value.scale != 1.0 or value.norm is not None or key.linear.source != value.linear.source:
+    if (
+        bias is not None
+        or query is None
+        or value.scale != 1.0
+        or value.norm is not None
+        or key.linear.source != value.linear.source
+    ):
         return None
     rows = before_moves(tensor_named(key.linear.source, softmax))
     projection, projected, norm = down_to_projection(reader, None)

@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 
@@ -18,6 +19,7 @@ from vitprune.graph.anatomy.attention_pool import AttentionPool, pools_of
 from vitprune.graph.anatomy.embedding import embedding
 from vitprune.graph.anatomy.layout import prefix_of
 from vitprune.graph.anatomy.mlp import mlp
+from vitprune.graph.anatomy.parallel import Beside, beside_of
 from vitprune.graph.anatomy.positions import of_patches, same
 from vitprune.graph.anatomy.projections import (
     PASS_THROUGH,
@@ -39,7 +41,7 @@ from vitprune.graph.anatomy.walking import (
     only_consumer,
     tensor_named,
 )
-from vitprune.support.attention import Rotation
+from vitprune.support.attention import PositionBias, Rotation
 
 NORM_PARTS = {"LayerNormalization", "ReduceMean", "Sub", "Pow", "Mul", "Add", "Sqrt", "Div", "Reciprocal"} | PASS_THROUGH
 
@@ -51,7 +53,8 @@ class Block:
     x: block input [B,N,C]. h: LN1(x). query, key, value: linear maps of h (weights [C,H*d]). scale: factor on the attention
     logits. context: input of the projection [B,N,H*d]. projected: the projection's output. attended: sum of x and the attention branch
     (residual_node makes it). output: the block's output. attention_branch, mlp_branch: what the two residual sums add. rotation: of
-    queries and keys. context_norm: before the projection.
+    queries and keys. position_bias: on the logits. context_norm: before the projection. beside: the MLP where it reads h too, beside the
+    attention; attended is the output then, and mlp_branch what the MLP adds.
     """
 
     index: int
@@ -75,6 +78,8 @@ class Block:
     attention_branch: str
     mlp_branch: str
     rotation: Rotation | None = field(default=None, kw_only=True)
+    position_bias: PositionBias | None = field(default=None, kw_only=True)
+    beside: Beside | None = field(default=None, kw_only=True)
     context_norm: HeadNorm | None = field(default=None, kw_only=True)
 
 
@@ -127,7 +132,7 @@ def check_norm(h: Any, x_name: str, index: int) -> None:
 def _block(index: int, softmax: gs.Node, batch: int, opset: int) -> Block:
     shape = [int(size) for size in softmax.outputs[0].shape]
     heads, tokens = shape[1] if len(shape) == 4 else shape[0] // batch, shape[-1]
-    product, scale = attention_product(softmax, index)
+    product, scale, bias = attention_product(softmax, index)
     reader = only_consumer(softmax.outputs[0], index)
     while reader.op in PASS_THROUGH:
         reader = only_consumer(reader.outputs[0], index)
@@ -136,6 +141,8 @@ def _block(index: int, softmax: gs.Node, batch: int, opset: int) -> Block:
     head_dim = int(reader.inputs[1].shape[-1])
     query = walk_up(product.inputs[0], index, heads, head_dim, tokens, opset)
     key = walk_up(product.inputs[1], index, heads, head_dim, tokens, opset)
+    if bias is not None and len(bias) not in (1, heads):
+        raise fail(index, softmax, f"position biases of {heads} heads, found {len(bias)}")
     if not same(query.rotation, key.rotation):
         raise fail(index, product, "queries and keys with the same rotary positions")
     value = walk_up(reader.inputs[1], index, heads, head_dim)
@@ -152,26 +159,40 @@ def _block(index: int, softmax: gs.Node, batch: int, opset: int) -> Block:
     x = next((t for t in residual.inputs if t.name not in branch), None)
     if x is None:
         raise fail(index, residual, "a residual sum of the block's input and the attention branch")
-    h = before_moves(tensor_named(query.linear.source, softmax))
+    h = before_moves(tensor_named(query.linear.source, softmax), [batch, tokens])
+    beside = beside_of(x, h, index)
+    if beside is not None:
+        summed = residual.outputs[0]
+        residual = down_to_residual(summed, index)
+        branch = ancestors_within(summed, residual)
+        x = next((t for t in residual.inputs if t.name not in branch), None)
+        if x is None:
+            raise fail(index, residual, "a residual sum of the block's input and both branches")
     for tensor in (h, projected):
         if list(tensor.shape or ())[:2] != [batch, tokens]:
             raise fail(
                 index, f"tensor '{tensor.name}' {tensor.shape}", f"rows of {tokens} tokens with the batch in front, [B,N,C]"
             )
     check_norm(h, x.name, index)
-    hidden, output, mlp_branch = mlp(residual.outputs[0], index)
+    if beside is None:
+        hidden, output, mlp_branch = mlp(residual.outputs[0], index)
+    else:
+        hidden, output, mlp_branch = int(beside.linear.weight.shape[1]), residual.outputs[0].name, beside.output
     return Block(
         index=index, heads=heads, head_dim=head_dim, tokens=tokens, x=x.name, h=h.name,
         query=query.linear, key=key.linear, value=value.linear, scale=scale * query.scale * key.scale,
         query_norm=query.norm, key_norm=key.norm, projection=projection, projected=projected.name,
         residual_node=residual.name, attended=residual.outputs[0].name, output=output, mlp_hidden=hidden,
         attention_branch=next(tensor.name for tensor in residual.inputs if tensor is not x), mlp_branch=mlp_branch,
-        rotation=query.rotation, context_norm=context_norm,
+        rotation=query.rotation, context_norm=context_norm, beside=beside,
+        position_bias=None if bias is None else PositionBias(np.broadcast_to(bias, (heads, *bias.shape[1:])).copy(), 0),
     )  # fmt: skip
 
 
 def _placed(block: Block, prefix: int) -> Block:
-    """A block with the rotation of its patches alone."""
+    """A block with the rotation of its patches alone, and the number of prefix tokens where positions bias its logits."""
+    if block.position_bias is not None:
+        block = replace(block, position_bias=replace(block.position_bias, prefix=prefix))
     if block.rotation is None:
         return block
     rotation = of_patches(block.rotation, prefix)

@@ -68,7 +68,7 @@ def rotation_between(source: Any, result: Any, heads: int, tokens: int, opset: i
     head_axis = len(shape) - 3 if shape[-3:-1] == [heads, tokens] else len(shape) - 2
     if heads == tokens or {shape[head_axis], shape[2 * len(shape) - 5 - head_axis]} != {heads, tokens}:
         return None
-    run = _function(source, result, opset)
+    run = function_between(source, result, opset)
 
     def per_head(x: np.ndarray) -> np.ndarray:
         """[H,N,d] through the graph."""
@@ -127,7 +127,7 @@ def same(one: Rotation | None, other: Rotation | None) -> bool:
     )
 
 
-def _function(source: Any, result: Any, opset: int) -> Any:
+def function_between(source: Any, result: Any, opset: int) -> Any:
     """The part of a graph from `source` to `result`, as a function of arrays."""
     nodes, frontier, seen = [], [result], set()
     while frontier:

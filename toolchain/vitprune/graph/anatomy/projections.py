@@ -10,7 +10,8 @@ import onnx_graphsurgeon as gs
 
 from vitprune.errors import ExportError
 from vitprune.graph.anatomy.positions import rotation_between, source_of
-from vitprune.graph.anatomy.static import integer_of, scalar_of, value_of
+from vitprune.graph.anatomy.rms import rms_above
+from vitprune.graph.anatomy.static import integer_of, scalar_of, sliced, value_of
 from vitprune.support.attention import Rotation
 
 PASS_THROUGH = {"Cast", "Identity", "Dropout"}
@@ -100,6 +101,18 @@ def _selected_third(node: gs.Node, tensor: Any) -> int | None:
     return None
 
 
+def first_column(node: gs.Node, tensor: Any) -> int | None:
+    """First column of its input that a Split or Slice over the last axis takes for `tensor`, or None where it takes none."""
+    rank = len(node.inputs[0].shape or ())
+    if node.op == "Split" and int(node.attrs.get("axis", 0)) % max(rank, 1) == rank - 1:
+        place = next(i for i, output in enumerate(node.outputs) if output is tensor)
+        return sum(int(output.shape[-1]) for output in node.outputs[:place])
+    taken = sliced(node) if node.op == "Slice" else None
+    if taken is None or taken[0] != rank - 1 or taken[1] != list(range(taken[1][0], taken[1][0] + len(taken[1]))):
+        return None
+    return taken[1][0]
+
+
 def walk_up(tensor: Any, index: int | None, heads: int, head_dim: int, tokens: int = 0, opset: int = 18, parts: int = 3) -> Walk:
     """From an operand of an attention product up to its linear map, alone or one of `parts` packed ones.
 
@@ -125,6 +138,8 @@ def walk_up(tensor: Any, index: int | None, heads: int, head_dim: int, tokens: i
                 if len(shape) == 5 and shape[3] == parts and shape[2] == heads and heads != parts:
                     raise fail(index, node, f"packed maps in the order [{parts}, heads, head_dim]")
             tensor = node.inputs[0]
+        elif (columns := _columns(node, tensor, inner)) is not None:
+            return Walk(columns, scale, norm, rotation)
         elif node.op in ("Slice", "Gather", "Split") and (taken := _selected_third(node, tensor)) is not None:
             part, tensor = taken, node.inputs[0]
         elif node.op == "LayerNormalization" and norm is None:
@@ -135,6 +150,9 @@ def walk_up(tensor: Any, index: int | None, heads: int, head_dim: int, tokens: i
                 weight, value_of(node.inputs[2]) if len(node.inputs) > 2 else None, float(node.attrs.get("epsilon", 1e-5))
             )
             tensor = node.inputs[0]
+        elif tokens and norm is None and (rms := rms_above(tensor, head_dim, opset)) is not None:
+            tensor, weight, epsilon = rms
+            norm = HeadNorm(weight, None, epsilon, rms=True)
         elif tokens and rotation is None and (above := source_of(tensor)) is not None:
             rotation = rotation_between(above, tensor, heads, tokens, opset)
             if rotation is None:
@@ -143,6 +161,17 @@ def walk_up(tensor: Any, index: int | None, heads: int, head_dim: int, tokens: i
         else:
             raise fail(index, node, "reshapes, scaling, rotary positions or q/k norm between a linear map and attention")
     raise fail(index, f"tensor '{tensor.name}'", "a linear map with constant weights above attention")
+
+
+def _columns(node: gs.Node, tensor: Any, inner: int) -> Linear | None:
+    """The part of a linear map that a Split or Slice straight behind it takes, where it is as wide as all heads."""
+    if node.op not in ("Split", "Slice") or not tensor.shape or tensor.shape[-1] != inner:
+        return None
+    packed, start = linear_above(node.inputs[0]), first_column(node, tensor)
+    if packed is None or start is None:
+        return None
+    columns = slice(start, start + inner)
+    return Linear(packed.weight[:, columns], None if packed.bias is None else packed.bias[columns], packed.source)
 
 
 def _section(linear: Linear, part: int | None, inner: int, index: int | None, tensor: Any, parts: int) -> Linear:

@@ -56,6 +56,7 @@ def _fold_once(graph: gs.Graph) -> gs.Graph:
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
         logger.setLevel(logging.ERROR)
         _fold_shapes(graph)
+        _fold_splits(graph)
         graph.fold_constants(size_threshold=1 << 24, fold_shapes=False).cleanup()
     logger.setLevel(level)
     return gs.import_onnx(onnx.shape_inference.infer_shapes(gs.export_onnx(graph, do_type_check=False), data_prop=True))
@@ -71,6 +72,23 @@ def _fold_shapes(graph: gs.Graph) -> None:
         constant = gs.Constant(f"{node.outputs[0].name}/folded", np.asarray(shape, np.int64)[start:end])
         for consumer in list(node.outputs[0].outputs):
             consumer.inputs = [constant if tensor is node.outputs[0] else tensor for tensor in consumer.inputs]
+
+
+def _fold_splits(graph: gs.Graph) -> None:
+    """Replace the parts of split constants; graphsurgeon folds no operator with several outputs."""
+    for node in graph.nodes:
+        whole = value_of(node.inputs[0]) if node.op == "Split" else None
+        if whole is None:
+            continue
+        axis, count = int(node.attrs.get("axis", 0)), len(node.outputs)
+        sizes = value_of(node.inputs[1]) if len(node.inputs) > 1 else node.attrs.get("split")
+        if sizes is None:
+            each = -(-whole.shape[axis] // count)
+            sizes = [each] * (count - 1) + [whole.shape[axis] - each * (count - 1)]
+        for output, part in zip(node.outputs, np.split(whole, np.cumsum(sizes)[:-1], axis=axis), strict=True):
+            constant = gs.Constant(f"{output.name}/folded", np.ascontiguousarray(part))
+            for consumer in list(output.outputs):
+                consumer.inputs = [constant if tensor is output else tensor for tensor in consumer.inputs]
 
 
 def value_of(tensor: Any) -> np.ndarray | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import onnx_graphsurgeon as gs
 
 from vitprune.graph.anatomy.projections import (
@@ -17,6 +18,8 @@ from vitprune.graph.anatomy.projections import (
     producer,
 )
 from vitprune.graph.anatomy.static import scalar_of, value_of
+
+LARGEST_BIAS = 1e3  # what is larger hides a key and is a mask
 
 
 def only_consumer(tensor: Any, index: int | None) -> gs.Node:
@@ -57,9 +60,15 @@ def _moved(tensor: Any) -> Any:
     return tensor
 
 
-def before_moves(tensor: Any) -> Any:
-    """Up through what only moves values: the rows that queries, keys and values are made of, as the norm leaves them."""
-    while (node := producer(tensor)) is not None and node.op in RESHAPING:
+def before_moves(tensor: Any, rows: list[int] | None = None) -> Any:
+    """Up through what only moves values: the rows that queries, keys and values are made of, as the norm leaves them.
+
+    With `rows`, no further than to a tensor [B,N,C] with these B and N.
+    """
+    while rows is None or len(tensor.shape or ()) != 3 or list(tensor.shape)[:2] != rows:
+        node = producer(tensor)
+        if node is None or node.op not in RESHAPING:
+            break
         tensor = node.inputs[0]
     return tensor
 
@@ -107,23 +116,48 @@ def ancestors_within(top: Any, bottom: gs.Node) -> set[str]:
     return names
 
 
-def attention_product(softmax: gs.Node, index: int | None) -> tuple[gs.Node, float]:
-    """The Q·Kᵀ MatMul above a Softmax and the scale between them."""
+def _pairs(table: np.ndarray, softmax: gs.Node, index: int | None, node: gs.Node) -> np.ndarray:
+    """Constants on attention logits as float32 [H or 1,M,N]."""
+    rows, columns = (int(size) for size in softmax.outputs[0].shape[-2:])
+    table = np.asarray(table, np.float32)
+    if table.ndim == 4 and (table == table[:1]).all():
+        table = table[0]
+    if not np.isfinite(table).all() or np.abs(table).max() > LARGEST_BIAS:
+        raise fail(
+            index, node, f"position biases that are numbers below {LARGEST_BIAS:g} (masks that hide keys are not supported)"
+        )
+    if table.ndim < 2 or table.ndim > 3 or table.shape[-2:] != (rows, columns):
+        raise fail(
+            index, node, f"position biases of {rows} x {columns} pairs, the same for every image, found {list(table.shape)}"
+        )
+    return table.reshape(-1, rows, columns)
+
+
+def attention_product(softmax: gs.Node, index: int | None) -> tuple[gs.Node, float, np.ndarray | None]:
+    """The Q·Kᵀ MatMul above a Softmax, the scale between them, and what is added to the logits for each pair of tokens, [H or 1,M,N] or None.
+
+    Raises:
+        ExportError: VP322 anything else between them, numbers that hide keys among them.
+    """
     tensor, scale = softmax.inputs[0], 1.0
+    bias: np.ndarray | None = None
     for _ in range(8):
         node = producer(tensor)
         if node is None:
             break
         if node.op == "MatMul":
-            return node, scale
+            return node, scale, bias
         if node.op in ("Mul", "Div") and any(scalar_of(t) is not None for t in node.inputs):
             factor = next(s for t in node.inputs if (s := scalar_of(t)) is not None)
             scale *= factor if node.op == "Mul" else 1 / factor
             tensor = data_input(node)
         elif node.op in PASS_THROUGH:
             tensor = node.inputs[0]
-        elif node.op == "Add" and any((v := value_of(t)) is not None and not v.any() for t in node.inputs):
+        elif node.op == "Add" and (table := next((v for t in node.inputs if (v := value_of(t)) is not None), None)) is not None:
+            if table.any():
+                added = _pairs(table, softmax, index, node) * np.float32(scale)
+                bias = added if bias is None else bias + added
             tensor = data_input(node)
         else:
-            raise fail(index, node, "Q·Kᵀ, scaled, straight before Softmax (masks and position biases are not supported)")
+            raise fail(index, node, "Q·Kᵀ, scaled, and constant position biases before Softmax (masks are not supported)")
     raise fail(index, softmax, "a MatMul of queries and keys above Softmax")

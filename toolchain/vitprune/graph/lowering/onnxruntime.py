@@ -8,21 +8,20 @@ from __future__ import annotations
 import math
 from typing import Any
 
-import numpy as np
 import onnx
 import onnx.inliner
 import onnx_graphsurgeon as gs
 
 from vitprune.graph import types
-from vitprune.graph.anatomy.static import scalar_of, value_of
-from vitprune.graph.lowering.constants import direct
+from vitprune.graph.anatomy.static import scalar_of
+from vitprune.graph.lowering.attention import CONTRIB, above, fuse_attention
+from vitprune.graph.lowering.linear import fuse_linear
 from vitprune.graph.lowering.merging import native_merging
 from vitprune.graph.lowering.packed import pack
-from vitprune.graph.types import Graph, Node, Tensor, dims
+from vitprune.graph.lowering.pruning import Sites, native_sites
+from vitprune.graph.types import Graph, is_constant, redirect
 from vitprune.ops.function import Valid, function
 from vitprune.ops.token_sample import DOMAIN, NAME
-
-CONTRIB = "com.microsoft"
 
 
 def specialise(
@@ -33,27 +32,31 @@ def specialise(
     Args:
         model: a pruned (or dense, canonical) model written by vitprune; not changed.
         keep_outputs: keep the kept-patch outputs.
-        native: leave TokenSample to the operator of the native library; else its function is written out.
-        packed: lay the token rows of a batch behind each other (`lowering.packed`); needs the native library, too.
+        native: put operators of the native library in the place of sites and of TokenSample; else its function is written out.
+        packed: lay the token rows of a batch behind each other (`lowering.packed`); needs the native library, too. Dropping sites then
+            stay plain nodes: as one operator they would want every row with its pads.
 
     Returns:
-        The specialised model and how many of each fusion were made; `native`: operators that need the library.
+        The specialised model and how many of each fusion were made; `sites`, `merging`: sites that are one operator, `native`: all
+        operators that need the library.
     """
     opened = _native_sampling(model) if native else _shorter_sampling(model)
     flat = onnx.shape_inference.infer_shapes(onnx.inliner.inline_local_functions(opened))
     graph: Graph = gs.import_onnx(flat)
-    direct(graph)
     if not keep_outputs:
         graph.outputs = graph.outputs[:1]
-        graph.cleanup(remove_unused_graph_inputs=False)
+    graph.cleanup(remove_unused_graph_inputs=False)
+    _skip_identities(graph)
+    sites = native_sites(graph, model) if native and not packed else Sites()
     merging = native_merging(graph, model) if native else 0
+    graph.cleanup(remove_unused_graph_inputs=False)
     _sort_integers(graph)
-    facts: dict[str, Any] = {"attention": _fuse_attention(graph), "gelu": _fuse_gelu(graph)}
+    facts: dict[str, Any] = {"attention": fuse_attention(graph, sites.masks), "gelu": _fuse_gelu(graph)}
     if packed:
         facts["packed"] = pack(graph, model)
-    facts["gemm"] = _fuse_gemm(graph)
+    facts["gemm"] = fuse_linear(graph, sites.shapes)
     graph.cleanup(remove_unused_graph_inputs=False).toposort()
-    facts["merging"] = merging
+    facts["sites"], facts["merging"] = sites.made, merging
     facts["native"] = sum(node.domain == DOMAIN for node in graph.nodes)
     result: onnx.ModelProto = gs.export_onnx(graph, do_type_check=False)
     del result.opset_import[:]
@@ -63,6 +66,14 @@ def specialise(
     result.opset_import.append(onnx.helper.make_opsetid(CONTRIB, 1))
     result.ir_version = model.ir_version
     return result, facts
+
+
+def _skip_identities(graph: Graph) -> None:
+    """Whoever reads a copy of an initialiser reads the initialiser: exporters write one tensor for parameters that are equal."""
+    for node in [node for node in graph.nodes if node.op == "Identity" and is_constant(node.inputs[0])]:
+        copy = node.outputs[0]
+        if not any(copy is one for one in graph.outputs):
+            redirect(list(copy.outputs), copy, node.inputs[0])
 
 
 def _sort_integers(graph: Graph) -> None:
@@ -75,104 +86,11 @@ def _sort_integers(graph: Graph) -> None:
         topk.inputs[0], topk.outputs[0] = key.inputs[0], sorted_index
 
 
-def _above(tensor: Tensor, *kinds: str) -> Node | None:
-    node = tensor.inputs[0] if tensor.inputs else None
-    return node if node is not None and node.op in kinds else None
-
-
-def _flat_heads(tensor: Tensor, perm: list[int]) -> tuple[Tensor, int] | None:
-    """Undo Reshape [B,N,H,d] + Transpose: the flat tensor [B,N,H*d] and H."""
-    transpose = _above(tensor, "Transpose")
-    reshape = _above(transpose.inputs[0], "Reshape") if transpose is not None and transpose.attrs.get("perm") == perm else None
-    shape = value_of(reshape.inputs[1]) if reshape is not None else None
-    return None if reshape is None or shape is None or len(shape) != 4 else (reshape.inputs[0], int(shape[2]))
-
-
-def _fuse_attention(graph: Graph) -> int:
-    """Canonical chains -> MultiHeadAttention with a key padding mask."""
-    made = 0
-    masks: dict[int, Tensor] = {}
-    for softmax in [node for node in graph.nodes if node.op == "Softmax" and node.name.endswith("/probabilities")]:
-        add = _above(softmax.inputs[0], "Add")
-        bias = add.inputs[1] if add is not None else None
-        logits = _above(add.inputs[0] if add is not None else softmax.inputs[0], "MatMul")
-        context = softmax.outputs[0].outputs[0]
-        if logits is None or context.op != "MatMul" or len(softmax.inputs[0].outputs) > 1:
-            continue  # logits that something else reads, too, have to be computed anyway
-        query, key, value = (
-            _flat_heads(logits.inputs[0], [0, 2, 1, 3]),
-            _flat_heads(logits.inputs[1], [0, 2, 3, 1]),
-            _flat_heads(context.inputs[1], [0, 2, 1, 3]),
-        )
-        merge = context.outputs[0].outputs[0]
-        flat = merge.outputs[0].outputs[0] if merge.op == "Transpose" else None
-        if query is None or key is None or value is None or flat is None or flat.op != "Reshape":
-            continue
-        inputs = [query[0], key[0], value[0]]
-        if bias is not None and _is_sized(bias):
-            inputs += [types.absent(), types.absent(), _row_bias(graph, bias, query[0], softmax.name)]
-        elif bias is not None and _above(bias, "Unsqueeze") is None:
-            inputs += [types.absent(), types.absent(), bias]  # one value per query and key, not a padding mask
-        elif bias is not None:
-            inputs += [types.absent(), _padding_mask(graph, bias, masks)]
-        output = flat.outputs[0]
-        flat.outputs.clear()
-        attributes = {"num_heads": query[1], "scale": 1.0, "mask_filter_value": -10000.0}
-        graph.nodes.append(
-            types.node(
-                "MultiHeadAttention",
-                name=f"{softmax.name}/fused",
-                attrs=attributes,
-                inputs=inputs,
-                outputs=[output],
-                domain=CONTRIB,
-            )
-        )
-        made += 1
-    return made
-
-
-def _is_sized(bias: Tensor) -> bool:
-    """Whether a key bias holds log(size) of merged rows: it is no mask, its values count."""
-    flat = _above(bias, "Unsqueeze")
-    if flat is not None and flat.inputs[0].inputs and flat.inputs[0].inputs[0].domain == DOMAIN:
-        return True  # of a merging operator
-    source = _above(flat.inputs[0], "Log", "Add") if flat is not None else None
-    return source is not None and (source.op == "Log" or any(_above(tensor, "Log") is not None for tensor in source.inputs))
-
-
-def _row_bias(graph: Graph, bias: Tensor, query: Tensor, name: str) -> Tensor:
-    """Key bias [B,1,1,N] repeated for every query row: [B,1,M,N], the smallest form MultiHeadAttention takes."""
-    one = types.constant(f"{name}/one", np.asarray([1], np.int64))
-    ones = types.constant(f"{name}/ones", np.asarray([1, 1], np.int64))
-    rows = types.variable(f"{name}/rows", dtype=np.int64)
-    shape = types.variable(f"{name}/bias_shape", dtype=np.int64)
-    wide = types.variable(f"{name}/row_bias", dtype=np.float32)
-    graph.nodes.append(types.node("Shape", name=rows.name, attrs={"start": 1, "end": 2}, inputs=[query], outputs=[rows]))
-    graph.nodes.append(types.node("Concat", name=shape.name, attrs={"axis": 0}, inputs=[ones, rows, one], outputs=[shape]))
-    graph.nodes.append(types.node("Expand", name=wide.name, inputs=[bias, shape], outputs=[wide]))
-    return wide
-
-
-def _padding_mask(graph: Graph, bias: Tensor, masks: dict[int, Tensor]) -> Tensor:
-    """int32 [B,N], 1 where the additive bias [B,1,1,N] is zero; one per bias."""
-    if id(bias) not in masks:
-        flat = _above(bias, "Unsqueeze")
-        assert flat is not None
-        zero = types.constant(f"{bias.name}/half", np.asarray(-0.5, np.float32))
-        live = types.variable(f"{bias.name}/live", dtype=np.bool_)
-        mask = types.variable(f"{bias.name}/mask", dtype=np.int32)
-        graph.nodes.append(types.node("Greater", name=live.name, inputs=[flat.inputs[0], zero], outputs=[live]))
-        graph.nodes.append(types.node("Cast", name=mask.name, attrs={"to": 6}, inputs=[live], outputs=[mask]))
-        masks[id(bias)] = mask
-    return masks[id(bias)]
-
-
 def _fuse_gelu(graph: Graph) -> int:
     """X * (0.5 * (1 + erf(x / sqrt 2))), in whichever order it was written, -> Gelu."""
     made = 0
     for erf in [node for node in graph.nodes if node.op == "Erf"]:
-        scaled = _above(erf.inputs[0], "Div", "Mul")
+        scaled = above(erf.inputs[0], "Div", "Mul")
         factor = next((s for t in scaled.inputs if (s := scalar_of(t)) is not None), None) if scaled is not None else None
         if (
             scaled is None
@@ -235,58 +153,3 @@ def _shorter_sampling(model: onnx.ModelProto) -> onnx.ModelProto:
             valid: Valid = "single" if single and not padded else "first"
             body.CopyFrom(function(next(iter(modes)), overflow=overflow, padded=padded, valid=valid, opset=opset))
     return copy
-
-
-def _fuse_gemm(graph: Graph) -> int:
-    """MatMul of rows [B,N,C] with weights + bias -> one Gemm over [B*N,C]; ONNX Runtime does this only for static shapes."""
-    made = 0
-    images = dims(graph.inputs[0])[0]
-    batch = images if isinstance(images, int) else None
-    shapes: dict[tuple[int, int], Tensor] = {}
-    for matmul in [node for node in graph.nodes if node.op == "MatMul"]:
-        weight = value_of(matmul.inputs[1])
-        readers = matmul.outputs[0].outputs
-        x = matmul.inputs[0]
-        if (
-            weight is None
-            or weight.ndim != 2
-            or len(readers) != 1
-            or readers[0].op != "Add"
-            or len(dims(x)) != 3
-            or dims(x)[1] == 1
-        ):
-            continue
-        add = readers[0]
-        bias = next((t for t in add.inputs if (v := value_of(t)) is not None and v.ndim == 1 and v.size == weight.shape[1]), None)
-        if bias is None:
-            continue
-        name, output = add.name or add.outputs[0].name, add.outputs[0]
-        add.outputs.clear()
-        rows = types.variable(f"{name}/rows", dtype=np.float32)
-        flat = types.variable(f"{name}/flat", dtype=np.float32)
-        minus = types.constant(f"{name}/rows_shape", np.array([-1, weight.shape[0]], np.int64))
-        full = _outer_shape(graph, x, weight.shape[1], batch, shapes)
-        graph.nodes += [
-            types.node("Reshape", name=f"{name}/to_rows", inputs=[x, minus], outputs=[rows]),
-            types.node("Gemm", name=f"{name}/gemm", inputs=[rows, matmul.inputs[1], bias], outputs=[flat]),
-            types.node("Reshape", name=f"{name}/from_rows", inputs=[flat, full], outputs=[output]),
-        ]
-        made += 1
-    return made
-
-
-def _outer_shape(graph: Graph, x: Tensor, width: int, batch: int | None, shapes: dict[tuple[int, int], Tensor]) -> Tensor:
-    """The shape [B,N,width] to go back to: a constant when batch or token count is fixed, else read off x once per width."""
-    tokens = dims(x)[1]
-    if batch is not None or isinstance(tokens, int):
-        known = [-1, tokens, width] if batch is None else [batch, -1, width]
-        return types.constant(f"{x.name}/back_{width}_{len(graph.nodes)}", np.array(known, np.int64))
-    key = (id(x), width)
-    if key not in shapes:
-        outer = types.variable(f"{x.name}/outer_{width}", dtype=np.int64)
-        full = types.variable(f"{x.name}/full_{width}", dtype=np.int64)
-        constant = types.constant(f"{x.name}/width_{width}", np.array([width], np.int64))
-        graph.nodes.append(types.node("Shape", name=outer.name, attrs={"start": 0, "end": -1}, inputs=[x], outputs=[outer]))
-        graph.nodes.append(types.node("Concat", name=full.name, attrs={"axis": 0}, inputs=[outer, constant], outputs=[full]))
-        shapes[key] = full
-    return shapes[key]

@@ -40,7 +40,7 @@ def pack(graph: Graph, model: onnx.ModelProto) -> dict[str, int]:
     """Pack a graph with fused attention, which is changed.
 
     Args:
-        graph: the imported model after `_fuse_attention`. model: what it was imported from, with its places (`graph/ragged.py`).
+        graph: the imported model after `fuse_attention`. model: what it was imported from, with its places (`graph/ragged.py`).
 
     Returns:
         Counts for the report: `attention` packed, `unpacked` tensors that something needs with pads; zeros where nothing was done.

@@ -14,7 +14,7 @@ from vitprune.graph.anatomy.find import Anatomy
 from vitprune.graph.emit import Emitter
 from vitprune.graph.outlines import Outline
 from vitprune.graph.ragged import Ragged
-from vitprune.graph.types import Graph, Tensor, given, redirect
+from vitprune.graph.types import Graph, Shape, Tensor, given, redirect
 from vitprune.methods.base import Method, Site
 from vitprune.recipe import Recipe
 
@@ -24,6 +24,13 @@ class Slots(NamedTuple):
 
     valid: Tensor
     patch: Tensor
+
+
+class Rows(NamedTuple):
+    """Whose positions rows have: patch int64 [B,K], None while all patches are there; members float32 [B,K,P] where rows merge."""
+
+    patch: Tensor | None
+    members: Tensor | None
 
 
 @dataclass
@@ -38,7 +45,7 @@ class Surgery:
         each slot stands for, None = one each. kept: per site, the output tensor of kept patch numbers, None where a site is bypassed.
         groups: per block with a site of a method that merges, int64 [B,P]: for every patch the one that represents it.
         members: float32 [B,K,P], shares of the original patches in the rows that are there, where rows merge and positions are rotary.
-        tables: of rotary positions, see `graph.turning`.
+        tables: of rotary positions, see `graph.turning`. rows_of, biases, numbers: of position biases, see `graph.biasing`.
         more_outputs: further outputs of the method, by name.
         functions: model-local functions to attach. outlines: what sites do as one operator.
         ragged: where tokens are born whose number differs between images (see `born`). notes: facts for the export report.
@@ -57,6 +64,9 @@ class Surgery:
     weight: Tensor | None = None
     members: Tensor | None = None
     tables: dict[tuple[str, int, int], tuple[Tensor, Tensor]] = field(default_factory=dict)
+    rows_of: dict[str, Rows] = field(default_factory=dict)
+    biases: dict[tuple[str, int, int, int, int], Tensor] = field(default_factory=dict)
+    numbers: dict[int, Tensor] = field(default_factory=dict)
     kept: list[Tensor | None] = field(default_factory=list)
     groups: dict[int, Tensor] = field(default_factory=dict)
     more_outputs: dict[str, Tensor] = field(default_factory=dict)
@@ -90,6 +100,12 @@ class Surgery:
         """Note token rows [B,prefix+K,...] of which images may have different numbers; keep bool [B,K]: the patch rows that are no pads."""
         if not self.padded and not self.single:
             self.ragged += [Ragged(one.name, keep.name) for one in tokens]
+
+    def rows_shape(self, block: int, patches: int | None) -> Shape:
+        """Shape [B,M,C] of the rows that a site leaves, for whoever infers shapes behind it; patches: slots that stay, None = not constant."""
+        batch = self.recipe.graph.static_batch
+        tokens = f"tokens_block{block}" if patches is None else self.anatomy.prefix + patches
+        return ["batch" if batch is None else batch, tokens, self.anatomy.width]
 
     def replace(self, old: Tensor, new: Tensor) -> None:
         """Let every reader of `old` read `new`."""

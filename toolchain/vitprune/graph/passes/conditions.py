@@ -18,7 +18,7 @@ def attention_chains(surgery: Surgery, shared: int = 0) -> str:
         if node.op == "Softmax" and node.attrs.get("axis") == -1 and node.name.endswith("/probabilities"):
             reader = node.outputs[0].outputs
             above = node.inputs[0].inputs[0]
-            above = above.inputs[0].inputs[0] if above.op == "Add" else above
+            above = next(one for one in above.inputs if one.inputs).inputs[0] if above.op == "Add" else above
             clean += len(reader) == 1 and reader[0].op == "MatMul" and above.op == "MatMul" and len(above.outputs[0].outputs) == 1
     wanted = len(surgery.anatomy.blocks) - shared
     return "" if clean == wanted else f"{clean} clean attention chains for {wanted} blocks"

@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import DTypeLike
 
 from vitprune.graph.anatomy.find import Block
+from vitprune.graph.biasing import cls_bias
 from vitprune.graph.canonical import probabilities, queries, scaled_query
 from vitprune.graph.emit import BOOL, FLOAT, INT64, Emitter
 from vitprune.graph.passes.base import Surgery
@@ -21,19 +22,30 @@ def head_indicator(block: Block) -> np.ndarray:
     return np.repeat(np.eye(block.heads, dtype=np.float32), block.head_dim, axis=0)
 
 
-def cls_attention(emit: Emitter, block: Block, h: Tensor, key: Tensor, bias: Tensor | None) -> Tensor:
+def cls_query(emit: Emitter, block: Block, h: Tensor) -> Tensor:
+    """Scaled query of the CLS token, [B,H*d], or [B,1,H*d] behind a query norm."""
+    if block.query_norm is None:
+        return emit.linear(emit.op("Gather", [h, emit.constant(0)], "cls", axis=1), *scaled_query(block), "cls_query")
+    return queries(emit, block, emit.slice(h, 0, 1, 1, "cls"), "cls_query")
+
+
+def cls_attention(
+    surgery: Surgery, emit: Emitter, block: Block, h: Tensor, key: Tensor, bias: Tensor | None, query: Tensor | None = None
+) -> Tensor:
     """CLS row of the attention probabilities, [B,N,H], by its own small product so that the main chain has no second reader.
 
-    The product runs on flat keys [B,N,H*d] against a block-diagonal query, which spares a transposed copy of the keys.
+    The product runs on flat keys [B,N,H*d] against a block-diagonal query, which spares a transposed copy of the keys. query: what
+    `cls_query` made, None = make it here.
     """
+    flat = cls_query(emit, block, h) if query is None else query
     if block.query_norm is None:
-        flat = emit.linear(emit.op("Gather", [h, emit.constant(0)], "cls", axis=1), *scaled_query(block), "cls_query")
         column = emit.op("Unsqueeze", [flat, emit.constant([2])], "cls_query/column")
     else:
-        flat = queries(emit, block, emit.slice(h, 0, 1, 1, "cls"), "cls_query")
         column = emit.op("Transpose", [flat], "cls_query/column", perm=[0, 2, 1])
     spread = emit.op("Mul", [column, emit.constant(head_indicator(block), FLOAT)], "cls_query/heads")
     logits = emit.op("MatMul", [key, spread], "cls_logits")
+    if block.position_bias is not None:
+        logits = emit.op("Add", [logits, cls_bias(surgery, emit, block, key, "cls_positions")], "cls_placed")
     if bias is not None:
         logits = emit.op(
             "Add",
@@ -52,7 +64,7 @@ def received(surgery: Surgery, emit: Emitter, block: Block, h: Tensor, key: Tens
     """Mean attention every token receives from those that are there, [B,N,H], by products of its own; keys with their positions."""
     every = emit.child("all")
     query = turned(surgery, every, block, queries(every, block, h), "q")
-    weights = probabilities(every, block, query, key, surgery.bias)
+    weights = probabilities(surgery, every, block, query, key, surgery.bias)
     if surgery.valid is None or surgery.single:
         mean = every.reduce("ReduceMean", weights, 2, "received")
     else:
@@ -92,13 +104,21 @@ SCORES = {"per_head": _per_head, "pooled": _pooled, "attention": _attention}
 
 
 def score(
-    emit: Emitter, surgery: Surgery, block: Block, form: str, h: Tensor, key: Tensor, value: Tensor, asking: str = "cls"
+    emit: Emitter,
+    surgery: Surgery,
+    block: Block,
+    form: str,
+    h: Tensor,
+    key: Tensor,
+    value: Tensor,
+    asking: str = "cls",
+    query: Tensor | None = None,
 ) -> Tensor:
     """Significance score [B,P'] of the patches present, by the named form; asking: "cls", or "all" tokens that are there."""
     if asking == "all":
         row = received(surgery, emit, block, h, key)
     else:
-        row = cls_attention(emit, block, h, key, surgery.bias)
+        row = cls_attention(surgery, emit, block, h, key, surgery.bias, query)
     return emit.slice(SCORES[form](emit, block, row, value), surgery.anatomy.prefix, None, 1, "score")
 
 

@@ -25,20 +25,22 @@ from vitprune.graph.passes.base import GraphPass, Surgery
 from vitprune.graph.passes.conditions import attention_chains, sites_in_graph
 from vitprune.graph.turning import turned
 from vitprune.graph.types import Tensor
-from vitprune.methods._dropping.sampling import cls_attention, received
+from vitprune.methods._dropping.operator import Roles, describe_ranking, entering, left_behind
+from vitprune.methods._dropping.sampling import cls_attention, cls_query, received
 from vitprune.methods._dropping.selection import append_slot, splice, top_k, track
 from vitprune.methods._dropping.sites import FixedRateOptions
 from vitprune.methods.base import Site
 
 
-def attention_score(emit: Emitter, surgery: Surgery, block: Block, h: Tensor, key: Tensor, everyone: bool) -> Tensor:
-    """Mean over heads of the CLS row, or of the attention from all tokens, prefix columns cut off: [B,P']."""
-    if everyone:
-        row = received(surgery, emit, block, h, key)
-    else:
-        row = cls_attention(emit, block, h, key, surgery.bias)
+def attention_score(
+    emit: Emitter, surgery: Surgery, block: Block, h: Tensor, key: Tensor, everyone: bool
+) -> tuple[Tensor, Roles]:
+    """Mean over heads of the CLS row, or of the attention from all tokens, prefix columns cut off: [B,P']; and what it is made of."""
+    query = None if everyone else cls_query(emit, block, h)
+    row = received(surgery, emit, block, h, key) if everyone else cls_attention(surgery, emit, block, h, key, surgery.bias, query)
     mean = emit.reduce("ReduceMean", row, 2, "cls_row/mean")
-    return emit.slice(mean, surgery.anatomy.prefix, None, 1, "score")
+    score = emit.slice(mean, surgery.anatomy.prefix, None, 1, "score")
+    return score, {"score": score} if everyone else {"query": query, "key": key}
 
 
 def column_score(emit: Emitter, surgery: Surgery, block: Block, weights: Tensor, value: Tensor) -> Tensor:
@@ -54,6 +56,11 @@ def column_score(emit: Emitter, surgery: Surgery, block: Block, weights: Tensor,
     )
     content = emit.slice(content, prefix, None, 1, "value/patches")
     return emit.op("Add", [relative, emit.op("Softmax", [content], "value/term", axis=1)], "score")
+
+
+def form_of(roles: Roles) -> str:
+    """Form of a score by what it is made of."""
+    return "given" if "score" in roles else "mean"
 
 
 class FixedRateSurgery(GraphPass):
@@ -85,24 +92,32 @@ class FixedRateSurgery(GraphPass):
         scoring = surgery.emitter.child(f"block{block.index}/prune")
         h, x = surgery.tensors[block.h], surgery.tensors[block.x]
         key, value = turned(surgery, emit, block, keys(emit, block, h), "k"), values(emit, block, h)
-        score = attention_score(scoring, surgery, block, h, key, site.options.score == "mean_attention")
-        rows = track(surgery, scoring, top_k(scoring, score, site.options.keep))
-        query = turned(surgery, emit, block, queries(emit, block, emit.take_rows(h, rows, "h/kept")), "q")
-        context = attend(emit, block, query, key, value)
-        replace_attention(surgery, block, project(emit, block, context), scoring.take_rows(x, rows, "x/kept"))
+        score, roles = attention_score(scoring, surgery, block, h, key, site.options.score == "mean_attention")
+        entered: Roles = {"x": x, "h": h, **roles, **entering(surgery)}
+        index = top_k(scoring, score, site.options.keep)
+        rows = track(surgery, scoring, index)
+        shape = surgery.rows_shape(block.index, site.options.keep)
+        taken, left = emit.take_rows(h, rows, "h/kept", shape), scoring.take_rows(x, rows, "x/kept", shape)
+        query = turned(surgery, emit, block, queries(emit, block, taken), "q")
+        context = attend(surgery, emit, block, query, key, value)
+        replace_attention(surgery, block, project(emit, block, context), left, taken)
+        leaving = {"rows": left, "rows2": taken, "index": index, **left_behind(surgery)}
+        describe_ranking(surgery, site.options.keep, form_of(roles), block.heads, entered, leaving)
 
     def _combine(self, surgery: Surgery, block: Block, site: Site[FixedRateOptions]) -> None:
         emit = surgery.emitter.child(f"block{block.index}/attn")
         scoring = surgery.emitter.child(f"block{block.index}/prune")
         h = surgery.tensors[block.h]
         key, value = turned(surgery, emit, block, keys(emit, block, h), "k"), values(emit, block, h)
-        weights = probabilities(emit, block, turned(surgery, emit, block, queries(emit, block, h), "q"), key)
+        weights = probabilities(surgery, emit, block, turned(surgery, emit, block, queries(emit, block, h), "q"), key)
         replace_attention(surgery, block, project(emit, block, weigh(emit, block, weights, value)))
         if site.options.score != "columns":
-            score = attention_score(scoring, surgery, block, h, key, site.options.score == "mean_attention")
+            score, roles = attention_score(scoring, surgery, block, h, key, site.options.score == "mean_attention")
         else:
             score = column_score(scoring, surgery, block, weights, value)
+            roles = {"score": score}
         keep, slots = site.options.keep, site.options.slots
+        entered: Roles = {**roles, **entering(surgery)}
         index = top_k(scoring, score, keep)
         rows = track(surgery, scoring, index)
         append_slot(surgery, scoring)
@@ -115,7 +130,13 @@ class FixedRateSurgery(GraphPass):
             patches = scoring.slice(attended, surgery.anatomy.prefix, None, 1, "dropped/patches")
             token = scoring.op("MatMul", [lone, patches], "combined")
             kept = scoring.take_rows(attended, rows, "attended/kept")
-            return scoring.op("Concat", [kept, token], "attended/reduced", axis=1)
+            shape = surgery.rows_shape(block.index, keep + 1)
+            reduced = scoring.op("Concat", [kept, token], "attended/reduced", shape=shape, axis=1)
+            leaving = {"rows": reduced, "index": index, **left_behind(surgery)}
+            describe_ranking(
+                surgery, keep, form_of(roles), block.heads, {"x": attended, **entered}, leaving, site.options.combine
+            )
+            return reduced
 
         splice(surgery, block.attended, combined)
 

@@ -30,8 +30,8 @@ class MergingSurgery(GraphPass):
     """Writes every block canonically and lets a kind merge rows between attention and MLP of its sites.
 
     size: float [B,N] patches per token row (1 for the prefix), None while all are 1. group: int64 [B,P], for every original patch the
-    patch that represents its row; only traced when the recipe asks for it, for features, or where positions are rotary. turned_key, turned_query: of
-    the site's block with their positions.
+    patch that represents its row; only traced when the recipe asks for it, for features, or where attention has positions. turned_key, turned_query:
+    of the site's block with their positions.
     """
 
     def __init__(self) -> None:
@@ -40,7 +40,7 @@ class MergingSurgery(GraphPass):
         self.turned_key: Tensor | None = None
         self.turned_query: Tensor | None = None
         self.key_bias: Tensor | None = None
-        self.proportional = self.rotary = False
+        self.proportional = self.placed = False
         self._column: Tensor | None = None
         self._numbers_of_images: Tensor | None = None
 
@@ -70,9 +70,9 @@ class MergingSurgery(GraphPass):
         """See `GraphPass.apply`."""
         sites = {site.block: site for site in surgery.sites}
         self.proportional = any(site.options.proportional for site in surgery.sites)
-        self.rotary = any(block.rotation is not None for block in surgery.anatomy.blocks)
+        self.placed = any(block.rotation or block.position_bias for block in surgery.anatomy.blocks)
         trace = any(site.options.trace for site in surgery.sites)
-        if trace or self.rotary or surgery.recipe.output.features:
+        if trace or self.placed or surgery.recipe.output.features:
             self.group = self._everyone(surgery)
         for block in surgery.anatomy.blocks:
             site = sites.get(block.index)
@@ -102,13 +102,13 @@ class MergingSurgery(GraphPass):
         key, value = keys(emit, block, h), values(emit, block, h)
         self.turned_key = turned(surgery, emit, block, key, "k")
         self.turned_query = turned(surgery, emit, block, queries(emit, block, h), "q")
-        context = attend(emit, block, self.turned_query, self.turned_key, value, surgery.bias)
+        context = attend(surgery, emit, block, self.turned_query, self.turned_key, value, surgery.bias)
         replace_attention(surgery, block, project(emit, block, context))
         attended = surgery.tensors[block.attended]
         readers = list(attended.outputs)  # those of the dense graph: LN2 and the second residual sum
         merging = surgery.emitter.child(f"block{block.index}/merge")
         merged = self.merge(surgery, merging, block, site, attended, h, key, value)
-        if self.rotary:
+        if self.placed:
             surgery.members = members(surgery, merging, given(self.group))
         if surgery.valid is not None:
             surgery.born(surgery.valid, merged)

@@ -25,7 +25,8 @@ from vitprune.graph.passes.base import GraphPass, Surgery
 from vitprune.graph.passes.conditions import attention_chains, sites_in_graph
 from vitprune.graph.turning import turned
 from vitprune.graph.types import Tensor, constant, given, is_constant
-from vitprune.methods._dropping.sampling import cls_attention, head_indicator, token_sample
+from vitprune.methods._dropping.operator import Roles, describe_sampling, entering, left_behind
+from vitprune.methods._dropping.sampling import cls_attention, cls_query, head_indicator, token_sample
 from vitprune.methods._dropping.selection import ascending, splice
 from vitprune.methods.asvit import keys as asvit
 from vitprune.methods.asvit.keys import AsvitOptions
@@ -97,26 +98,33 @@ class AsvitSurgery(GraphPass):
         sites = {site.block: site for site in surgery.sites}
         scored = params.scored_blocks()
         score: Tensor | None = None
+        roles: Roles = {}
         for block in surgery.anatomy.blocks:
             if block.index in sites:
-                score = self._drop(surgery, block, sites[block.index], given(score))
+                score = self._drop(surgery, block, sites[block.index], given(score), roles)
             if block.index in scored:
-                new = self._scored_block(surgery, block, params.head_weight)
+                new, roles = self._scored_block(surgery, block, params.head_weight)
                 score = self._accumulate(surgery, block, score, new, params.score_mode)
+                roles = roles if score is new else {"score": score}
             else:
                 canonical(surgery, block)
         return True
 
-    def _scored_block(self, surgery: Surgery, block: Block, weighted: bool) -> Tensor:
+    def _scored_block(self, surgery: Surgery, block: Block, weighted: bool) -> tuple[Tensor, Roles]:
+        """The block's score and what it is made of."""
         emit = surgery.emitter.child(f"block{block.index}/attn")
         scoring = surgery.emitter.child(f"block{block.index}/score")
         h = surgery.tensors[block.h]
         key, value = turned(surgery, emit, block, keys(emit, block, h), "k"), values(emit, block, h)
-        context = attend(emit, block, turned(surgery, emit, block, queries(emit, block, h), "q"), key, value, surgery.bias)
+        context = attend(
+            surgery, emit, block, turned(surgery, emit, block, queries(emit, block, h), "q"), key, value, surgery.bias
+        )
         replace_attention(surgery, block, project(emit, block, context))
-        row = cls_attention(scoring, block, h, key, surgery.bias)
+        asking = cls_query(scoring, block, h)
+        row = cls_attention(surgery, scoring, block, h, key, surgery.bias, asking)
         score = head_weighted(scoring, block, row, context) if weighted else head_mean(scoring, block, row)
-        return scoring.slice(score, surgery.anatomy.prefix, None, 1, "score")
+        roles: Roles = {"query": asking, "key": key, **({"value": context} if weighted else {})}
+        return scoring.slice(score, surgery.anatomy.prefix, None, 1, "score"), roles
 
     def _accumulate(self, surgery: Surgery, block: Block, previous: Tensor | None, new: Tensor, mode: str) -> Tensor:
         if previous is None or mode == "last":
@@ -127,20 +135,28 @@ class AsvitSurgery(GraphPass):
             new = emit.op("Mul", [new, emit.constant(asvit.EMA_NEW, FLOAT)], "new")
         return emit.op("Add", [previous, new], "running")
 
-    def _drop(self, surgery: Surgery, block: Block, site: Site[AsvitOptions], score: Tensor) -> Tensor:
+    def _drop(self, surgery: Surgery, block: Block, site: Site[AsvitOptions], score: Tensor, roles: Roles) -> Tensor:
         emit = surgery.emitter.child(f"block{block.index}/prune")
         theta = constant(threshold_name(block.index), np.asarray(site.options.theta, np.float32))
         excess = emit.op("Sub", [score, theta], "excess")
+        entered: Roles = {"x": surgery.tensors[block.x], "theta": theta, **roles, **entering(surgery)}
         start(surgery, emit, excess)
         if site.options.infer == "batch_topk":
             index, keep = batch_top_k(emit, surgery, excess)
         else:
             index, keep = token_sample(emit, surgery, site, excess)
         rows = update(surgery, emit, index, keep)
-        splice(surgery, block.x, lambda x: emit.take_rows(x, rows, "x/kept"))
+        shape = surgery.rows_shape(block.index, site.limit if surgery.padded else None)
+        splice(surgery, block.x, lambda x: emit.take_rows(x, rows, "x/kept", shape))
         if site.options.infer != "batch_topk":  # which keeps as many in every image
             surgery.born(keep, surgery.tensors[block.x])
-        return emit.op("GatherElements", [score, index], "score/kept", axis=1)
+        kept = emit.op("GatherElements", [score, index], "score/kept", axis=1)
+        if site.options.infer == "per_image":
+            form = "given" if "score" in roles else "head_share" if "value" in roles else "mean"
+            left = surgery.tensors[block.x]
+            leaving = {"rows": left, "index": index, "keep": keep, "score_kept": kept, **left_behind(surgery)}
+            describe_sampling(surgery, site, form, block.heads, entered, leaving)
+        return kept
 
     def ensures(self, surgery: Surgery) -> str:
         """One selection and one threshold per site, and one clean attention chain per block."""

@@ -79,7 +79,7 @@ class CvtSurgery(GraphPass):
         if surgery.patch is not None:
             column = emit.op("Unsqueeze", [surgery.patch, emit.constant([2])], "q/cells", dtype=INT64)
             cells = emit.take_rows(cells, column, "q/present")
-        context = attend(emit, block, queries(emit, block, _join(emit, cls, cells, "q")), key, value, bias)
+        context = attend(surgery, emit, block, queries(emit, block, _join(emit, cls, cells, "q")), key, value, bias)
         x = None if rows is None else emit.take_rows(surgery.tensors[block.x], rows, "x/kept")
         replace_attention(surgery, block, project(emit, block, context), x)
 

@@ -21,10 +21,13 @@ from vitprune.graph.canonical import (
 from vitprune.graph.passes.base import GraphPass, Surgery
 from vitprune.graph.passes.conditions import attention_chains, sites_in_graph
 from vitprune.graph.turning import turned
-from vitprune.methods._dropping.sampling import score, token_sample
+from vitprune.methods._dropping.operator import describe_sampling, entering, left_behind
+from vitprune.methods._dropping.sampling import cls_query, score, token_sample
 from vitprune.methods.ats.keys import AtsOptions
 from vitprune.methods.base import Site
 from vitprune.ops.token_sample import NAME
+
+FORMS = {"per_head": "per_head", "pooled": "pooled", "attention": "sum"}
 
 
 class AtsSurgery(GraphPass):
@@ -56,16 +59,23 @@ class AtsSurgery(GraphPass):
         scoring = surgery.emitter.child(f"block{block.index}/prune")
         h, x = surgery.tensors[block.h], surgery.tensors[block.x]
         key, value = turned(surgery, emit, block, keys(emit, block, h), "k"), values(emit, block, h)
-        significance = score(scoring, surgery, block, site.options.score, h, key, value, site.options.asking)
+        by_cls = site.options.asking == "cls"
+        asking = cls_query(scoring, block, h) if by_cls else None
+        significance = score(scoring, surgery, block, site.options.score, h, key, value, site.options.asking, asking)
+        entered = {"x": x, "h": h, **entering(surgery)}
+        entered |= {"query": asking, "key": key, "value": value} if by_cls else {"score": significance}
         start(surgery, scoring, significance)
         index, keep = token_sample(scoring, surgery, site, significance)
         bias = surgery.bias  # keys are still those of all tokens that entered
         rows = update(surgery, scoring, index, keep)
-        asking, staying = emit.take_rows(h, rows, "h/kept"), scoring.take_rows(x, rows, "x/kept")
-        surgery.born(keep, asking, staying)
-        query = turned(surgery, emit, block, queries(emit, block, asking), "q")
-        context = attend(emit, block, query, key, value, bias)
-        replace_attention(surgery, block, project(emit, block, context), staying)
+        shape = surgery.rows_shape(block.index, site.limit if surgery.padded else None)
+        taken, left = emit.take_rows(h, rows, "h/kept", shape), scoring.take_rows(x, rows, "x/kept", shape)
+        surgery.born(keep, taken, left)
+        query = turned(surgery, emit, block, queries(emit, block, taken), "q")
+        context = attend(surgery, emit, block, query, key, value, bias)
+        replace_attention(surgery, block, project(emit, block, context), left, taken)
+        leaving = {"rows": left, "rows2": taken, "index": index, "keep": keep, **left_behind(surgery)}
+        describe_sampling(surgery, site, FORMS[site.options.score] if by_cls else "given", block.heads, entered, leaving)
 
     def ensures(self, surgery: Surgery) -> str:
         """One TokenSample per live site and one clean attention chain per block."""

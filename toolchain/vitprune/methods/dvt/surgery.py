@@ -102,7 +102,7 @@ class DvtSurgery(GraphPass):
         h, bias = surgery.tensors[block.h], None
         if relations is not None:
             bias = emit.slice(relations, block.index * block.heads, (block.index + 1) * block.heads, 1, "reused")
-        context = attend(emit, block, queries(emit, block, h), keys(emit, block, h), values(emit, block, h), bias)
+        context = attend(surgery, emit, block, queries(emit, block, h), keys(emit, block, h), values(emit, block, h), bias)
         replace_attention(surgery, block, project(emit, block, context))
         if self.reuse is not None:
             self._feed_forward(surgery, self.reuse, block, given(tokens))

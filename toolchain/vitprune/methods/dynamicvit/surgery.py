@@ -12,6 +12,7 @@ from vitprune.graph.emit import FLOAT, Emitter
 from vitprune.graph.passes.base import GraphPass, Surgery
 from vitprune.graph.passes.conditions import attention_chains, sites_in_graph
 from vitprune.graph.types import Tensor
+from vitprune.methods._dropping.operator import describe_ranking, entering, left_behind
 from vitprune.methods._dropping.selection import splice, top_k, track
 from vitprune.methods.base import Site, keys_of
 from vitprune.methods.dynamicvit import weights as predictor
@@ -95,8 +96,13 @@ class DynamicVitSurgery(GraphPass):
 
         def reduced(x: Tensor) -> Tensor:
             score = predicted(network, x, weights, site.options.slots, surgery.anatomy.prefix)
-            rows = track(surgery, emit, top_k(emit, score, site.options.keep))
-            return emit.take_rows(x, rows, "x/kept")
+            entered = {"x": x, "score": score, **entering(surgery)}
+            index = top_k(emit, score, site.options.keep)
+            shape = surgery.rows_shape(block.index, site.options.keep)
+            left = emit.take_rows(x, track(surgery, emit, index), "x/kept", shape)
+            leaving = {"rows": left, "index": index, **left_behind(surgery)}
+            describe_ranking(surgery, site.options.keep, "given", block.heads, entered, leaving)
+            return left
 
         splice(surgery, block.x, reduced)
 

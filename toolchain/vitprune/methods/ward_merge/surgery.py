@@ -67,7 +67,7 @@ class WardMergeSurgery(MergingSurgery):
             live = emit.op("Cast", [surgery.valid], "live", to=1)
         size = self._sizes(surgery, emit, flat_norm)
         by_cls, turned_key = surgery.anatomy.reads_cls and prefix, given(self.turned_key)
-        row = cls_attention(emit, block, h, turned_key, surgery.bias) if by_cls else None
+        row = cls_attention(surgery, emit, block, h, turned_key, surgery.bias) if by_cls else None
         attention = self._attention(surgery, emit, block, h, turned_key, live, row)
         mass = self._mass(emit, site, attention, size)
         gone = None if live is None else emit.op("Sub", [emit.constant(1.0, FLOAT), live], "absent")
@@ -85,7 +85,7 @@ class WardMergeSurgery(MergingSurgery):
             "valid": valid,
             "group": self.group,
         }
-        if row is not None and site.options.power:
+        if row is not None and site.options.power and block.position_bias is None:  # the operator knows no biases of positions
             entering |= {"query": self.turned_query, "key": self.turned_key, "asked_bias": asked_bias}
         stay = emit.op("Equal", [into, slots], "stay/bool", dtype=BOOL)
         leaves = emit.op("Cast", [emit.op("Not", [stay], "leaves/bool", dtype=BOOL)], "leaves", to=1)
@@ -127,7 +127,9 @@ class WardMergeSurgery(MergingSurgery):
             total = emit.op("ReduceSum", [row, emit.constant([2])], "attention/sum", keepdims=0)
         else:
             every = emit.child("all")
-            weights = probabilities(every, block, turned(surgery, every, block, queries(every, block, h), "q"), key, surgery.bias)
+            weights = probabilities(
+                surgery, every, block, turned(surgery, every, block, queries(every, block, h), "q"), key, surgery.bias
+            )
             mean = emit.op("ReduceSum", [weights, emit.constant([1])], "attention/heads", keepdims=0)
             asking = self.size if self.size is not None else self._ones(surgery)
             if live is not None:

@@ -1,0 +1,97 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "host/prune_site.h"
+
+#include <algorithm>
+#include <cstring>
+
+namespace vitprune {
+namespace {
+
+constexpr int64_t kRowsAtOnce = 64;
+
+void copy_row(const float* source, float* target, int64_t width) { std::memcpy(target, source, width * sizeof(float)); }
+
+// One row for all that leave: what they add up to, weighted by score or all alike.
+void combine(const SiteParameters& parameters, const float* patches, const float* score, const uint8_t* valid, const SiteShape& shape,
+             const std::vector<int32_t>& kept, float* out) {
+    std::fill(out, out + shape.width, 0.0f);
+    std::vector<uint8_t> stays(shape.patches, 0);
+    for (const int32_t j : kept) stays[j] = 1;
+    int64_t leaving = 0;
+    for (int32_t j = 0; j < shape.patches; ++j) leaving += !stays[j] && (valid == nullptr || valid[j]);
+    const float share = divide(1.0f, static_cast<float>(std::max<int64_t>(leaving, 1)));
+    for (int32_t j = 0; j < shape.patches; ++j) {
+        if (stays[j] || (valid != nullptr && !valid[j])) continue;
+        const float weight = parameters.combine == Combine::kWeighted ? score[j] : share;
+        const float* row = patches + static_cast<int64_t>(j) * shape.width;
+        for (int64_t c = 0; c < shape.width; ++c) out[c] = add(out[c], mul(weight, row[c]));
+    }
+}
+
+// Everything of one image but its rows.
+void write_slots(const SiteParameters& parameters, const SiteInputs& in, const SiteShape& shape, const float* score,
+                 const std::vector<int32_t>& kept, int64_t b, const SiteOutputs& out) {
+    const int64_t more = parameters.combine != Combine::kNothing, count = out.count, real = kept.size();
+    const int64_t* numbers = in.patch == nullptr ? nullptr : in.patch + b * shape.patches;
+    int32_t* mask = out.mask == nullptr ? nullptr : out.mask + b * (shape.prefix + count + more);
+    if (mask != nullptr) std::fill(mask, mask + shape.prefix, 1);
+    if (mask != nullptr && more) mask[shape.prefix + count] = 1;
+    for (int64_t slot = 0; slot < count; ++slot) {
+        const bool here = slot < real;
+        const int64_t j = here ? kept[slot] : 0;
+        const int64_t number = numbers == nullptr ? j : numbers[j];
+        if (out.index != nullptr) out.index[b * count + slot] = j;
+        if (out.keep != nullptr) out.keep[b * count + slot] = here;
+        if (out.patch != nullptr) out.patch[b * (count + more) + slot] = number;
+        if (out.kept != nullptr) out.kept[b * count + slot] = here && number < parameters.originals ? number : -1;
+        if (out.score_kept != nullptr) out.score_kept[b * count + slot] = score[j];
+        if (mask != nullptr) mask[shape.prefix + slot] = here;
+    }
+    if (out.patch != nullptr && more) out.patch[b * (count + more) + count] = parameters.originals;
+}
+
+}  // namespace
+
+Selection select_site(const SiteParameters& parameters, const SiteInputs& in, const SiteShape& shape, const float* score) {
+    const int64_t size = static_cast<int64_t>(shape.batch) * shape.patches;
+    std::vector<uint8_t> all;
+    std::vector<float> excess;
+    if (in.valid == nullptr) all.assign(size, 1);
+    if (in.theta != nullptr) {
+        excess.resize(size);
+        for (int64_t i = 0; i < size; ++i) excess[i] = add(score[i], -*in.theta);
+    }
+    return select_tokens(parameters.sample, excess.empty() ? score : excess.data(), in.valid == nullptr ? all.data() : in.valid,
+                         shape.batch, shape.patches);
+}
+
+void write_site(const SiteParameters& parameters, const SiteInputs& in, const SiteShape& shape, const float* score,
+                const Selection& selection, const SiteOutputs& out, const ForEach& each) {
+    const int64_t more = parameters.combine != Combine::kNothing, rows = shape.prefix + out.count, tokens = shape.tokens();
+    const int64_t pieces = (rows + kRowsAtOnce - 1) / kRowsAtOnce + 1;  // the last one: what is no row of x or h
+    each(shape.batch * pieces, [&](size_t piece) {
+        const int64_t b = piece / pieces, part = piece % pieces;
+        const std::vector<int32_t>& kept = selection.rows[b];
+        const float* x = in.x + b * tokens * shape.width;
+        float* to = out.rows + b * (rows + more) * shape.width;
+        const float* image_score = score + b * shape.patches;
+        if (part + 1 == pieces) {
+            write_slots(parameters, in, shape, image_score, kept, b, out);
+            const uint8_t* valid = in.valid == nullptr ? nullptr : in.valid + b * shape.patches;
+            if (more) {
+                combine(parameters, x + shape.prefix * shape.width, image_score, valid, shape, kept, to + rows * shape.width);
+            }
+            return;
+        }
+        for (int64_t r = part * kRowsAtOnce; r < std::min(rows, (part + 1) * kRowsAtOnce); ++r) {
+            const int64_t slot = r - shape.prefix;
+            const int64_t source = slot < 0 ? r : shape.prefix + (slot < static_cast<int64_t>(kept.size()) ? kept[slot] : 0);
+            copy_row(x + source * shape.width, to + r * shape.width, shape.width);
+            if (out.rows2 != nullptr) {
+                copy_row(in.h + (b * tokens + source) * shape.width2, out.rows2 + (b * rows + r) * shape.width2, shape.width2);
+            }
+        }
+    });
+}
+
+}  // namespace vitprune

@@ -1,0 +1,39 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// C entry point of PruneSite on the host.
+#include <new>
+
+#include "host/prune_site.h"
+#include "vitprune_plugin.h"
+
+using namespace vitprune;
+
+int32_t vp_prune_site_cpu(const VpPruneSiteAttributes* attributes, const VpPruneSiteSizes* sizes, const VpPruneSiteTensors* t,
+                          int64_t* count) {
+    SiteParameters parameters;
+    SiteShape shape;
+    int32_t status = check_site(attributes, parameters);
+    if (status == VP_OK && !(sizes && t && count)) status = VP_NULL_POINTER;
+    if (status == VP_OK) status = check_site_shape(parameters, *sizes, shape);
+    if (status != VP_OK) return status;
+    const SiteInputs in{t->x, t->h, t->query, t->key, t->value, t->score, t->theta, t->valid, t->patch};
+    status = check_site_inputs(parameters, in);
+    if (status != VP_OK || t->rows == nullptr || (t->rows2 != nullptr && t->h == nullptr)) return status != VP_OK ? status : VP_NULL_POINTER;
+    try {
+        std::vector<float> own;
+        const float* score = t->score;
+        if (parameters.form != SiteForm::kGiven) {
+            own.resize(static_cast<size_t>(shape.batch) * shape.patches);
+            site_score(parameters, in, shape, own.data(), one_by_one);
+            score = own.data();
+        }
+        if (t->score_out != nullptr) std::copy(score, score + static_cast<size_t>(shape.batch) * shape.patches, t->score_out);
+        const Selection selection = select_site(parameters, in, shape, score);
+        const SiteOutputs out{t->rows, t->rows2, t->index, t->keep, t->patch_out, t->kept, t->mask, t->score_kept, selection.count};
+        write_site(parameters, in, shape, score, selection, out, one_by_one);
+        *count = selection.count;
+        return VP_OK;
+    } catch (const std::bad_alloc&) {
+        return VP_OUT_OF_MEMORY;
+    }
+}

@@ -1,0 +1,129 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// Token rows are walked in the order they lie in memory, all heads of a row at once. A dot product has one partial sum per lane of a
+// warp and the softmax denominator one per thread of a block, as on the device, and both are combined by halving.
+#include <algorithm>
+#include <cmath>
+#include <limits>
+
+#include "host/prune_site.h"
+
+// Where the compiler can, loops over floats exist twice, and the processor at hand decides. Both round alike: fused() is one rounding.
+#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
+#if __GNUC__ >= 12
+#define VP_VECTOR __attribute__((target_clones("arch=x86-64-v3", "default")))
+#else
+#define VP_VECTOR __attribute__((target_clones("fma", "default")))
+#endif
+#define VP_INLINE __attribute__((always_inline)) inline  // a call would leave the function that exists twice
+#else
+#define VP_VECTOR
+#define VP_INLINE inline
+#endif
+
+namespace vitprune {
+namespace {
+
+constexpr float kLowest = -std::numeric_limits<float>::infinity();
+constexpr int64_t kRowsAtOnce = 64;
+
+template <int Half>
+VP_INLINE void halve(float* partial) {
+    for (int i = 0; i < Half; ++i) partial[i] = add(partial[i], partial[i + Half]);
+    if constexpr (Half > 1) halve<Half / 2>(partial);
+}
+
+template <int Count>
+VP_INLINE float combined(float (&partial)[Count]) {
+    halve<Count / 2>(partial);
+    return partial[0];
+}
+
+VP_INLINE float dot(const float* a, const float* b, int64_t width) {
+    float partial[kDotStrands] = {};
+    int64_t i = 0;
+    for (; i + kDotStrands <= width; i += kDotStrands) {
+        for (int lane = 0; lane < kDotStrands; ++lane) partial[lane] = fused(a[i + lane], b[i + lane], partial[lane]);
+    }
+    for (int lane = 0; i + lane < width; ++lane) partial[lane] = fused(a[i + lane], b[i + lane], partial[lane]);
+    return combined(partial);
+}
+
+// Of rows [first, last) the dot products with `other`, one per head: out[h * stride + row]. other null: with themselves.
+VP_VECTOR void dots(const float* rows, const float* other, int64_t heads, int64_t head_width, int64_t first, int64_t last,
+                    float* out, int64_t stride) {
+    for (int64_t n = first; n < last; ++n) {
+        for (int64_t h = 0; h < heads; ++h) {
+            const float* row = rows + (n * heads + h) * head_width;
+            out[h * stride + n] = dot(row, other == nullptr ? row : other + h * head_width, head_width);
+        }
+    }
+}
+
+VP_VECTOR void softmax(float* row, int64_t keys) {
+    float top = kLowest;
+    for (int64_t n = 0; n < keys; ++n) top = row[n] > top ? row[n] : top;
+    float partial[kSoftmaxStrands] = {};
+    for (int64_t base = 0; base < keys; base += kSoftmaxStrands) {
+        const int64_t here = std::min<int64_t>(kSoftmaxStrands, keys - base);
+        for (int64_t i = 0; i < here; ++i) {
+            const float logit = row[base + i];
+            row[base + i] = logit == kLowest ? 0.0f : exp_nonpositive(add(logit, -top));
+            partial[i] = add(partial[i], row[base + i]);
+        }
+    }
+    const float total = combined(partial);
+    for (int64_t n = 0; n < keys; ++n) row[n] = divide(row[n], total);
+}
+
+// Attention [H,N] and squared lengths [H,N] of one image.
+struct Scratch {
+    std::vector<float> attention, squares;
+};
+
+void score_image(const SiteParameters& parameters, const SiteShape& shape, const uint8_t* valid, Scratch& scratch, float* score) {
+    const int64_t tokens = shape.tokens();
+    float* attention = scratch.attention.data();
+    const float* squares = scratch.squares.data();
+    for (int32_t h = 0; h < shape.heads; ++h) {
+        float* row = attention + h * tokens;
+        for (int32_t j = 0; valid != nullptr && j < shape.patches; ++j) {
+            if (!valid[j]) row[shape.prefix + j] = kLowest;
+        }
+        softmax(row, tokens);
+    }
+    for (int32_t j = 0; j < shape.patches; ++j) {
+        const int64_t at = shape.prefix + j;
+        const float all = patch_score(
+            parameters.form, shape.heads, [=](int32_t h) { return attention[h * tokens + at]; },
+            [=](int32_t h) { return squares[h * tokens + at]; });
+        score[j] = valid == nullptr || valid[j] ? all : 0.0f;
+    }
+}
+
+}  // namespace
+
+void site_score(const SiteParameters& parameters, const SiteInputs& in, const SiteShape& shape, float* score, const ForEach& each) {
+    const int64_t tokens = shape.tokens(), row = static_cast<int64_t>(shape.heads) * shape.head_width;
+    const int64_t pieces = (tokens + kRowsAtOnce - 1) / kRowsAtOnce;
+    const bool values = reads_value(parameters.form);
+    std::vector<Scratch> scratch(shape.batch);
+    for (Scratch& one : scratch) {
+        one.attention.resize(shape.heads * tokens);
+        one.squares.resize(values ? shape.heads * tokens : 0);
+    }
+    each(shape.batch * pieces, [&](size_t piece) {
+        const int64_t b = piece / pieces, first = piece % pieces * kRowsAtOnce, last = std::min(first + kRowsAtOnce, tokens);
+        dots(in.key + b * tokens * row, in.query + b * row, shape.heads, shape.head_width, first, last, scratch[b].attention.data(),
+             tokens);
+        if (values) {
+            dots(in.value + b * tokens * row, nullptr, shape.heads, shape.head_width, first, last, scratch[b].squares.data(), tokens);
+        }
+    });
+    each(shape.batch, [&](size_t b) {
+        const uint8_t* valid = in.valid == nullptr ? nullptr : in.valid + b * shape.patches;
+        score_image(parameters, shape, valid, scratch[b], score + b * shape.patches);
+    });
+}
+
+}  // namespace vitprune

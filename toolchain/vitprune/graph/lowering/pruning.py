@@ -1,0 +1,153 @@
+"""Dropping sites as one operator of the native library, where the model says what they are (`graph/outlines.py`)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import onnx
+
+from vitprune.graph import types
+from vitprune.graph.outlines import Outline, stored
+from vitprune.graph.types import Graph, Node, Shape, Tensor, dims
+from vitprune.ops.token_sample import DOMAIN
+
+KIND = "PruneSite"
+HALF = (onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16)
+INPUTS = ("x", "valid", "query", "key", "value", "score", "h", "patch", "theta")
+OUTPUTS = {
+    "rows": np.float32, "rows2": np.float32, "index": np.int64, "keep": np.bool_, "patch": np.int64, "kept": np.int64,
+    "mask": np.int32, "score_kept": np.float32, "shape": np.int64,
+}  # fmt: skip
+ATTRIBUTES = {
+    "form": str, "combine": str, "heads": int, "prefix_tokens": int, "originals": int, "mode": str, "num_samples": int,
+    "threshold": float, "capacity": int, "expected": int, "pad_to_capacity": int,
+}  # fmt: skip
+WAYS = ("/from_rows", "/to_rows", "/rows2_again")  # names of Reshapes between [B,M,C] and [B*M,C]
+DATA = ("x", "query", "key", "value", "score", "h", "theta")
+
+
+@dataclass
+class Sites:
+    """What came of the outlines of a graph.
+
+    made: operators put in. masks: key padding masks int32 [B,N] that stand for a key bias, by the id of the bias. shapes: by the id of
+    rows [B,M,C] that an operator writes, where their shape int64 [3] is to be had.
+    """
+
+    made: int = 0
+    masks: dict[int, Tensor] = field(default_factory=dict)
+    shapes: dict[int, Tensor] = field(default_factory=dict)
+
+
+def native_sites(graph: Graph, model: onnx.ModelProto) -> Sites:
+    """Put an operator in the place of every dropping site of a graph in FP32, which is changed.
+
+    The plain nodes of a site go with the next clean-up, those that something else still reads stay. Graphs with half types or quantised
+    products are left as they are: an operator would pass over what is rounded inside a site.
+
+    Args:
+        graph: the imported model. model: what it was imported from, with its outlines.
+    """
+    sites = Sites()
+    rounds = any(node.op == "QuantizeLinear" or (node.op == "Cast" and node.attrs["to"] in HALF) for node in graph.nodes)
+    if not rounds:
+        for number, one in enumerate(stored(model)):
+            if one.kind == KIND:
+                _replace(graph, one, f"vitprune/native_site{number}", sites)
+    return sites
+
+
+def site_above(rows: Tensor) -> Node | None:
+    """The node of a site whose rows a tensor [B,M,...] has, one for one, or None; only operators that keep rows are passed."""
+    tensor = rows
+    while tensor.inputs:
+        node = tensor.inputs[0]
+        if node.op == KIND:
+            return node
+        following = _same_rows(node)
+        if following is None:
+            return None
+        tensor = following
+    return None
+
+
+def _same_rows(node: Node) -> Tensor | None:
+    """The input that has as many rows as the output of a node, None where that is not known."""
+    first = node.inputs[0]
+    if node.op in ("LayerNormalization", "Gelu", "Gemm", "MultiHeadAttention"):
+        return first
+    if node.op == "MatMul":
+        return first if types.is_constant(node.inputs[1]) else None
+    if node.op == "Reshape":
+        return first if node.name.endswith(WAYS) else None
+    if node.op in ("Add", "Mul"):
+        return next(
+            (one for one in node.inputs if not types.is_constant(one) and len(dims(one)) == 3 and dims(one)[1] != 1), None
+        )
+    return None
+
+
+def _replace(graph: Graph, one: Outline, name: str, sites: Sites) -> None:
+    tensors = graph.tensors()
+    inputs = _inputs(one, tensors)
+    if inputs is None or one.outputs.get("rows") not in tensors:
+        return
+    batch, _, width = dims(inputs["x"])
+    count = int(one.attributes["capacity"]) if one.attributes["pad_to_capacity"] else None
+    more = int(one.attributes["combine"] != "nothing")
+    left = f"{name}/left" if count is None else int(one.attributes["prefix_tokens"]) + count + more
+    outputs = _outputs(one, tensors, name)
+    outputs["rows"].shape = [batch, left, width]
+    attributes = {**one.attributes, "plugin_version": "1", "plugin_namespace": DOMAIN}
+    entering = [inputs.get(role, types.absent()) for role in INPUTS]
+    node = types.node(KIND, name, entering, list(outputs.values()), domain=DOMAIN, attrs=attributes)
+    graph.nodes.append(node)
+    if (second := tensors.get(one.outputs.get("rows2", ""))) is not None:
+        _rows_again(graph, second, outputs, [batch, left, width], name)
+    if (bias := tensors.get(one.outputs.get("bias", ""))) is not None:
+        sites.masks[id(bias)] = outputs["mask"]
+    sites.shapes[id(node)] = outputs["shape"]
+    sites.made += 1
+
+
+def _inputs(one: Outline, tensors: dict[str, Tensor]) -> dict[str, Tensor] | None:
+    """The inputs of a site by role; None where the operator cannot take the place of the nodes."""
+    numbered = any(one.outputs.get(role) in tensors for role in ("patch", "kept"))  # else nobody reads the numbers of patches
+    wanted = {role: label for role, label in one.inputs.items() if role != "patch" or numbered}
+    found = {role: tensors[label] for role, label in wanted.items() if role in INPUTS and label in tensors}
+    typed = {key: type(value) for key, value in one.attributes.items()} == ATTRIBUTES
+    if (
+        not typed
+        or len(found) < len(wanted)
+        or "x" not in found
+        or any(found[role].dtype != np.float32 for role in DATA if role in found)
+    ):
+        return None
+    x, h = found["x"], found.get("h")
+    if len(dims(x)) != 3 or not isinstance(dims(x)[2], int):
+        return None
+    alike = h is not None and list(dims(h))[2:] == list(dims(x))[2:]
+    return found if alike or "rows2" not in one.outputs else None
+
+
+def _outputs(one: Outline, tensors: dict[str, Tensor], name: str) -> dict[str, Tensor]:
+    """The outputs of a site by role: the graph's own tensors, taken from the nodes that made them, others where it has none."""
+    made = {role: types.variable(f"{name}/{role}", dtype=dtype) for role, dtype in OUTPUTS.items()}
+    taken: set[str] = set()  # numbers, positions and the kept list can be one tensor
+    for role, label in one.outputs.items():
+        if role in OUTPUTS and role != "rows2" and label in tensors and label not in taken:
+            tensors[label].inputs.clear()
+            tensors[label].dtype = OUTPUTS[role]
+            made[role] = tensors[label]
+            taken.add(label)
+    return made
+
+
+def _rows_again(graph: Graph, rows: Tensor, made: dict[str, Tensor], shape: Shape, name: str) -> None:
+    """The second rows come as [B*M,C]: what reads them is a linear map, which wants them so. For whoever else there is, [B,M,C]."""
+    flat = made["rows2"]
+    flat.shape = [f"{name}/flat", shape[2]]
+    rows.inputs.clear()
+    rows.shape = list(shape)
+    graph.nodes.append(types.node("Reshape", name=f"{name}/rows2_again", inputs=[flat, made["shape"]], outputs=[rows]))

@@ -1,0 +1,68 @@
+"""A dropping site as one operator, for a runtime that has it (`vitprune::PruneSite`, docs/plugin.md)."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from vitprune.graph.outlines import outline
+from vitprune.graph.passes.base import Surgery
+from vitprune.graph.types import Tensor
+from vitprune.methods.base import SamplingOptions, Site
+
+Roles = dict[str, Tensor | None]
+KIND = "PruneSite"
+EVERY_SCORE = float(np.finfo(np.float32).min)  # a threshold that every score exceeds: with a capacity, a ranking
+
+
+def entering(surgery: Surgery) -> Roles:
+    """What a site takes over from the ones before it: valid bool [B,P] and patch int64 [B,P], None while all patches are there."""
+    return {"valid": surgery.valid, "patch": surgery.patch}
+
+
+def left_behind(surgery: Surgery) -> Roles:
+    """What a site leaves to the next ones: patch and kept int64, and the key bias."""
+    return {"patch": surgery.patch, "kept": surgery.kept[-1], "bias": surgery.bias}
+
+
+def describe_sampling(
+    surgery: Surgery, site: Site[SamplingOptions], form: str, heads: int, entered: Roles, leaving: Roles
+) -> None:
+    """Note the outline of a site that selects with a TokenSample node.
+
+    Args:
+        form: of the score, as `vitprune_plugin.h` names it. entered, leaving: tensors by role.
+    """
+    options = site.options
+    _describe(
+        surgery, form, heads, entered, leaving, mode=options.mode, num_samples=options.num_samples, threshold=float(options.threshold),
+        capacity=site.limit if surgery.padded else options.capacity, expected=options.expected, pad_to_capacity=int(surgery.padded),
+    )  # fmt: skip
+
+
+def describe_ranking(
+    surgery: Surgery, keep: int, form: str, heads: int, entered: Roles, leaving: Roles, combine: str | None = None
+) -> None:
+    """Note the outline of a site that keeps a constant number; combine: what becomes of the others (`FixedRateOptions`)."""
+    _describe(
+        surgery, form, heads, entered, leaving, combine=combine or "nothing", mode="threshold", num_samples=1, threshold=EVERY_SCORE,
+        capacity=keep, expected=keep, pad_to_capacity=1,
+    )  # fmt: skip
+
+
+def _describe(
+    surgery: Surgery, form: str, heads: int, entered: Roles, leaving: Roles, combine: str = "nothing", **sampling: float | str
+) -> None:
+    anatomy = surgery.anatomy
+    surgery.outlines.append(
+        outline(
+            KIND,
+            entered,
+            leaving,
+            form=form,
+            combine=combine,
+            heads=heads,
+            prefix_tokens=anatomy.prefix,
+            originals=anatomy.patches,
+            **sampling,
+        )  # fmt: skip
+    )
