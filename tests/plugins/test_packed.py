@@ -31,6 +31,9 @@ from vitprune.pipelines import open_bundle, validate
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 import packed as bench
 
+sys.path.insert(0, str(Path(__file__).parents[1] / "reach"))
+import test_position_biases as biased
+
 SIDE = 40
 TARGET = "onnxruntime-cpu"
 # method keys; how many attentions of the five blocks have rows to pack
@@ -196,6 +199,15 @@ def test_equal_counts_name_no_place(prune: dict[str, Any], graph: dict[str, Any]
     model = pruned(dense(), prune, **graph)
     assert ragged.stored(model) == (0, [])
     assert specialise(model, keep_outputs=True, native=True, packed=True)[1]["packed"] == {"attention": 0, "unpacked": 0}
+
+
+def test_biases_between_positions_keep_their_pads(ort_library: Path) -> None:
+    """A bias for every pair of tokens is none of a key alone: such attention stays as it is, and `build-engine` refuses (VP535)."""
+    model = surgery.rewrite(biased.dense("own tables"), biased.recipe("ats"), has_cls=True)[0]
+    assert len(ragged.stored(model)[1]) == 5
+    padded, packed = pair(model, ort_library, 0)
+    x = biased.images(5, seed=3).numpy()
+    same(run(packed, x), run(padded, x))
 
 
 def test_tampered_places_are_no_danger(dense: Callable[..., onnx.ModelProto], ort_library: Path) -> None:
