@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from vitprune import backends, engines, targets
-from vitprune.engines import building
+from vitprune.engines import building, requirements
 from vitprune.errors import BuildError, RecipeError, TargetError
 from vitprune.graph.lowering.onnxruntime import specialise
 from vitprune.pipelines import open_bundle
@@ -209,10 +209,10 @@ def test_another_tensorrt_than_the_one_here_is_refused():
             return "10.16.2.10"
 
     desktop = targets.load("desktop")
-    engines.require_release(targets.choose(desktop), Installed())
-    engines.require_release(targets.choose(desktop, tensorrt="10.16"), Installed())
+    requirements.require_release(targets.choose(desktop), Installed())
+    requirements.require_release(targets.choose(desktop, tensorrt="10.16"), Installed())
     with pytest.raises(TargetError, match="VP213") as error:
-        engines.require_release(targets.choose(desktop, tensorrt="11.4"), Installed())
+        requirements.require_release(targets.choose(desktop, tensorrt="11.4"), Installed())
     assert "10.16.2.10, not 11.4" in error.value.message
 
 
@@ -223,7 +223,7 @@ def test_targets_that_cannot_be_built(monkeypatch):
     assert "jetson-orin" in error.value.cause
     monkeypatch.setattr(backends.get("tensorrt_rtx"), "missing", lambda: "tensorrt_rtx is not installed")
     with pytest.raises(TargetError) as error:
-        engines.require_backend(targets.load("rtx"))
+        requirements.require_backend(targets.load("rtx"))
     assert error.value.code == "VP211"
     assert "vitprune[rtx]" in error.value.next_step
 

@@ -293,7 +293,7 @@ def test_bad_input_is_named():
 
 def test_build_engine_insists_on_the_precision(bundle, capsys):
     from vitprune import targets
-    from vitprune.engines import require_precision
+    from vitprune.engines.requirements import require_precision
 
     assert cli.run(["build-engine", str(bundle.path), "-t", "rtx", "--precision", "bf16", "--quiet"]) == 2
     assert "VP116" in capsys.readouterr().err

@@ -157,7 +157,7 @@ def test_a_given_graph_needs_no_images_where_the_recipe_has_its_ranges(files, tm
 
 def test_orin_does_not_compute_fp8():
     from vitprune import targets
-    from vitprune.engines import require_precision
+    from vitprune.engines.requirements import require_precision
 
     with pytest.raises(TargetError) as caught:
         require_precision(targets.load("jetson-orin"), "fp8")

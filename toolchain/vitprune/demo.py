@@ -14,7 +14,7 @@ from vitprune import engines, methods, targets
 from vitprune.benchmarking import subjects, suite
 from vitprune.bundle import Bundle, open_bundle
 from vitprune.data import images as image_data
-from vitprune.engines import building
+from vitprune.engines import building, requirements
 from vitprune.errors import RecipeError, TargetError
 from vitprune.exporting.dense import dense_onnx
 from vitprune.graph import surgery
@@ -69,7 +69,7 @@ def run(method: str, folder: Path, step: Callable[[str], Any]) -> DemoResult:
     for name in ("onnxruntime-cpu", "rtx"):
         target = targets.load(name)
         try:
-            engines.require_backend(target)
+            requirements.require_backend(target)
         except TargetError as error:
             notes.append(f"{name} engine left out: {error.cause}")
             continue
@@ -109,7 +109,7 @@ def _cascade(bundle: Bundle, recipe: Recipe, data: Path, step: Callable[[str], A
     for name in ("onnxruntime-cpu", "rtx"):
         target = targets.load(name)
         try:
-            engines.require_backend(target)
+            requirements.require_backend(target)
         except TargetError as error:
             notes.append(f"{name} engine left out: {error.cause}")
             continue

@@ -82,7 +82,9 @@ def command(
     from vitprune.cli._device import packaged as render
     from vitprune.device.build import package_engine, require_device, run_remotely, wants_package
     from vitprune.device.remote import parse_remote
-    from vitprune.engines import batch_profile, build_engine, require_backend, require_precision, require_release
+    from vitprune.engines import build_engine
+    from vitprune.engines.batching import batch_profile
+    from vitprune.engines.requirements import require_backend, require_precision, require_release
 
     choice = targets.choose(targets.load(target), jetpack=jetpack, module=module, tensorrt=tensorrt)
     chosen = choice.target

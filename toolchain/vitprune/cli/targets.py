@@ -13,7 +13,7 @@ READY = "can be built here"
 def command() -> None:
     """List the targets: what they are, where their runtime comes from, and whether each can be built here."""
     from vitprune import targets
-    from vitprune.engines import require_backend
+    from vitprune.engines.requirements import require_backend
     from vitprune.errors import TargetError
     from vitprune.support.resources import shipped_targets
 

@@ -31,7 +31,7 @@ def target_states(root: Path = Path("/")) -> list[dict[str, Any]]:
 def _state(target: Any, root: Path) -> dict[str, Any]:
     from vitprune.device.build import wants_package
     from vitprune.device.hardware import lacking, why_no_device
-    from vitprune.engines import require_backend
+    from vitprune.engines.requirements import require_backend
     from vitprune.errors import TargetError
 
     if wants_package(target, root):

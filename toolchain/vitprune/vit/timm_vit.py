@@ -50,7 +50,7 @@ class TimmViT(DenseViT):
             read: Tensor = model.weighted_head(x, weight)
             return read
         if self.pool is not None:
-            start = 0 if model.pool_include_prefix else self.geometry.prefix
+            start = 0 if getattr(model, "pool_include_prefix", True) else self.geometry.prefix  # timm's Eva pools all rows
             counted = weight[:, start:].to(x.dtype).log()[:, None, None, :]  # pads -inf; a row of n patches is n equal keys
             found: Tensor = model.head(model.head_drop(model.fc_norm(model.attn_pool(x[:, start:], attn_mask=counted))))
             return found
