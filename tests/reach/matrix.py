@@ -118,6 +118,8 @@ def small(name: str) -> Any:
         args = {"depth": 4, "num_classes": 5}
     if "sapiens" in name:
         args["num_kv_heads"] = 2
+    if "tipsv2" in name:  # its own ratio gives an odd hidden width here, which cannot be halved into gate and value
+        args["mlp_ratio"] = 4
     if hasattr(whole, "embeds"):
         args["pos_embed_grid_size"] = (GRID, GRID)
     else:
