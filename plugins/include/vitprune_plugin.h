@@ -42,7 +42,8 @@ enum VpStatus {
     VP_BAD_SCALE = 13,
     VP_OUT_OF_MEMORY = 14,
     VP_CUDA_ERROR = 15,
-    VP_UNKNOWN_COMBINE = 16
+    VP_UNKNOWN_COMBINE = 16,
+    VP_BAD_ENDS = 17
 };
 
 /* Bits of vp_features(). */
@@ -153,6 +154,15 @@ VP_API int32_t vp_token_score_sample_cpu(const VpTokenScoreAttributes* score_att
 VP_API int32_t vp_prune_site_cpu(const VpPruneSiteAttributes* attributes, const VpPruneSiteSizes* sizes,
                                  const VpPruneSiteTensors* tensors, int64_t* count);
 
+/* Attention of images whose rows lie behind each other; image b has the rows query_ends[b]..query_ends[b+1] of query and output, and
+ * key_ends[b]..key_ends[b+1] of key and value. An image without keys gets zeros.
+ *   query and output float32 [Tq,H*D], key and value float32 [Tk,H*D]; bias float32 [Tk], added to the logits of a key, or null
+ *   query_ends and key_ends int64 [images+1], rising from 0; images as B; scale > 0: factor of query . key before the softmax
+ * Errors: VP_NULL_POINTER, VP_BAD_BATCH, VP_BAD_HEADS, VP_BAD_SCALE, VP_BAD_ENDS, VP_OUT_OF_MEMORY. */
+VP_API int32_t vp_packed_attention_cpu(const float* query, const float* key, const float* value, const float* bias,
+                                       const int64_t* query_ends, const int64_t* key_ends, int64_t images, int64_t heads,
+                                       int64_t width, float scale, float* output);
+
 /* The functions below exist only when vp_features() has VP_FEATURE_CUDA. Every tensor and the workspace lie in
  * device memory; `stream` is a cudaStream_t. They only enqueue work: no allocation, no synchronisation, so they can be
  * captured in a CUDA graph. Further errors: VP_SMALL_WORKSPACE, VP_CUDA_ERROR (a launch was refused). */
@@ -179,6 +189,13 @@ VP_API int32_t vp_prune_site_workspace(const VpPruneSiteAttributes* attributes, 
 VP_API int32_t vp_prune_site_cuda(const VpPruneSiteAttributes* attributes, const VpPruneSiteSizes* sizes,
                                   const VpPruneSiteTensors* tensors, void* workspace, size_t workspace_bytes, int64_t* count,
                                   void* stream);
+
+/* As vp_packed_attention_cpu, on tensors of any dtype (bias stays float32; sums are taken in float32) and D <= 128. The ends are read on
+ * the device alone and not checked; `longest` is a bound on the queries of an image, 1..32768, that decides how many blocks start.
+ * Further errors: VP_UNKNOWN_DTYPE, VP_BAD_PATCHES (longest). */
+VP_API int32_t vp_packed_attention_cuda(int32_t dtype, const void* query, const void* key, const void* value, const float* bias,
+                                        const int64_t* query_ends, const int64_t* key_ends, int64_t images, int64_t heads,
+                                        int64_t width, int64_t longest, float scale, void* output, void* stream);
 
 #ifdef __cplusplus
 }

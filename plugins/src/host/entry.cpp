@@ -49,6 +49,7 @@ const char* vp_status_string(int32_t status) {
         case VP_OUT_OF_MEMORY: return "out of host memory";
         case VP_CUDA_ERROR: return "CUDA refused a launch";
         case VP_UNKNOWN_COMBINE: return "unknown way to combine; one of nothing, weighted, mean";
+        case VP_BAD_ENDS: return "ends of images must rise from 0 to the number of rows";
         default: return "unknown status";
     }
 }

@@ -64,6 +64,7 @@ Value exchange(Value value, unsigned int source_lane) {
 using std::max;
 
 inline void __syncthreads() { emulator::wait_block(); }
+inline void __syncwarp() { emulator::wait_warp(); }
 inline void __threadfence() {}
 
 template <typename Value>

@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "cuda/entry.cpp"
+#include "cuda/packed_attention.cu"
 #include "cuda/prune_site.cu"
 #include "cuda/site_entry.cpp"
 #include "cuda/token_sample.cu"

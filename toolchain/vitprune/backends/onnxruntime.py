@@ -13,7 +13,7 @@ from vitprune.backends import Result, result
 from vitprune.backends._engines import PLUGIN, find, given
 from vitprune.backends._inputs import images
 from vitprune.backends._native import for_onnxruntime, library_of
-from vitprune.errors import LoadError, first_line
+from vitprune.errors import BuildError, LoadError, first_line
 from vitprune.ops.token_sample import DOMAIN, NAME
 from vitprune.support import trust
 from vitprune.support.answers import heads_and_lists
@@ -194,7 +194,8 @@ def build(request: dict[str, Any], report: Any) -> dict[str, Any]:
     Operators of the native library take the place of the graph's own functions where it was built, or `plugin` names it.
 
     Raises:
-        BuildError: VP522 the library asked for is not there or has no operators for ONNX Runtime.
+        BuildError: VP522 the library asked for is not there or has no operators for ONNX Runtime; VP535 nothing can be
+            packed, VP536 packed rows need a library.
     """
     import onnx
 
@@ -204,8 +205,23 @@ def build(request: dict[str, Any], report: Any) -> dict[str, Any]:
     stored = onnx.load(request["model"])
     model = emulated(stored)
     library, why_not = for_onnxruntime(request.get("plugin", "none"))
+    packed = request.get("batching") == "packed"
+    if packed and library is None:
+        raise BuildError(
+            536,
+            "packed execution needs the native library",
+            cause=why_not,
+            next_step="vitprune plugins build --ort-include DIR, with the folder that holds onnxruntime_c_api.h",
+        )
     report("specialising attention, GELU and linear maps for ONNX Runtime")
-    special, facts = specialise(model, keep_outputs=True, native=library is not None)
+    special, facts = specialise(model, keep_outputs=True, native=library is not None, packed=packed)
+    if packed and not facts["packed"]["attention"]:
+        raise BuildError(
+            535,
+            "packed execution gains nothing for this bundle",
+            cause="none of its attentions stands in a form that can be packed",
+            next_step="leave --batching out",
+        )
     output = Path(request["output"])
     onnx.save(special, output)
     report("loading the result once")

@@ -23,6 +23,7 @@ from vitprune.recipe_parts.values import read_profile
 
 EXAMPLES = (
     "build-engine out --target onnxruntime-cpu",
+    "build-engine out --target onnxruntime-cpu --batching packed",
     "build-engine out --target jetson-orin --package",
 )
 
@@ -43,6 +44,12 @@ def command(
         str,
         typer.Option(help="The native library: auto (TensorRT builds it, onnxruntime-cpu takes a built one), none, or its path."),
     ] = "auto",
+    batching: Annotated[
+        str,
+        typer.Option(
+            help="onnxruntime-cpu: padded, or packed: token rows of a batch without pads, for methods whose counts vary."
+        ),
+    ] = "padded",
     embed_plugin: Annotated[bool, typer.Option("--embed-plugin", help="TensorRT: put the plugin into the engine.")] = False,
     kept_outputs: Annotated[bool, typer.Option("--kept-outputs", help="The engine also returns the kept patches.")] = False,
     timeout: Annotated[float, typer.Option(help="Seconds.")] = 1800.0,
@@ -75,7 +82,8 @@ def command(
     from vitprune.cli._device import packaged as render
     from vitprune.device.build import package_engine, require_device, run_remotely, wants_package
     from vitprune.device.remote import parse_remote
-    from vitprune.engines import batch_profile, build_engine
+    from vitprune.engines import build_engine
+    from vitprune.engines.batching import batch_profile
     from vitprune.engines.requirements import require_backend, require_precision, require_release
 
     choice = targets.choose(targets.load(target), jetpack=jetpack, module=module, tensorrt=tensorrt)
@@ -90,7 +98,9 @@ def command(
             next_step="add --remote",
         )
     if wants_package(chosen) or (chosen.builds_on == "device" and (package or place is not None)):
-        ignored = {"--plugin": plugin != "auto", "--embed-plugin": embed_plugin, "--kept-outputs": kept_outputs}
+        ignored = {
+            "--plugin": plugin != "auto", "--batching": batching != "padded", "--embed-plugin": embed_plugin, "--kept-outputs": kept_outputs,
+        }  # fmt: skip
         if given := [name for name, value in ignored.items() if value]:
             raise RecipeError(
                 199,
@@ -153,6 +163,7 @@ def command(
             batch=profile,
             workspace_mib=memory,
             plugin=plugin,
+            batching=batching,
             embed_plugin=embed_plugin,
             kept_outputs=kept_outputs,
             timeout=timeout,

@@ -16,7 +16,8 @@ from vitprune.device.hardware import is_device, lacking
 from vitprune.device.package import job_of, package_name, read_manifest, write_package
 from vitprune.device.remote import Remote, require_tools
 from vitprune.device.remote_run import run_package
-from vitprune.engines import batch_profile, building, put, under_way
+from vitprune.engines import building, put, under_way
+from vitprune.engines.batching import batch_profile
 from vitprune.errors import RecipeError, TargetError
 from vitprune.support.hashing import sha256_of
 from vitprune.targets import Choice, Target, capability

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vitprune.engines import building
+from vitprune.engines.batching import batch_profile, require_batching
 from vitprune.engines.requirements import require_backend
 from vitprune.errors import BuildError, RecipeError
 from vitprune.graph.lowering.logits import with_logits_only
@@ -35,6 +36,7 @@ def build_engine(
     batch: tuple[int, int, int] | None = None,
     workspace_mib: int | None = None,
     plugin: str = "auto",
+    batching: str = "padded",
     embed_plugin: bool = False,
     kept_outputs: bool = False,
     timeout: float = 1800.0,
@@ -48,7 +50,8 @@ def build_engine(
         target: what to build for.
         batch: (min, opt, max) instead of the recipe's.
         workspace_mib: memory limit of the builder.
-        plugin: "auto", "none" or a library; embed_plugin: put it into the engine; both for TensorRT.
+        plugin: "auto", "none" or a library; embed_plugin: put it into the engine, for TensorRT.
+        batching: "padded", or "packed" (see `engines.batching`).
         kept_outputs: the engine also returns the kept patches, which lets `validate` compare decisions.
         timeout: seconds.
         force: replace an engine that is there; it stays until the new one is complete, and when that fails.
@@ -58,18 +61,30 @@ def build_engine(
         The contents of engine.json.
 
     Raises:
-        TargetError: VP21x. RecipeError: VP106 an engine exists, VP107 unwritable, VP108 batch. BuildError: VP5xx.
+        TargetError: VP21x. RecipeError: VP106 an engine exists, VP107 unwritable, VP108 batch, VP147 and VP199 batching. BuildError: VP5xx.
     """
     backend = require_backend(target)
     folder = bundle.engine_path(target.name)
     if folder.exists() and not force:
         raise exists(target.name)
     building.require_timeout(timeout)
+    require_batching(bundle, target, batching)
     profile = batch_profile(bundle, batch)
     try:
         with under_way(folder) as new:
             document = _build(
-                bundle, target, backend, new, profile, workspace_mib, plugin, embed_plugin, kept_outputs, timeout, report
+                bundle,
+                target,
+                backend,
+                new,
+                profile,
+                workspace_mib,
+                plugin,
+                batching,
+                embed_plugin,
+                kept_outputs,
+                timeout,
+                report,
             )
             put(bundle, target.name, new, force)
     except OSError as error:
@@ -120,16 +135,17 @@ def exists(target: str) -> RecipeError:
 
 def _build(
     bundle: Bundle, target: Target, backend: Any, folder: Path, profile: tuple[int, int, int], workspace_mib: int | None, plugin: str,
-    embed_plugin: bool, kept_outputs: bool, timeout: float, report: Callable[[str], None],
+    batching: str, embed_plugin: bool, kept_outputs: bool, timeout: float, report: Callable[[str], None],
 ) -> dict[str, Any]:  # fmt: skip
     """Build every model file into `folder` and write engine.json there; returns its contents."""
     document = {
         "schema_version": 1, "target": target.name, "backend": target.backend, "backend_version": backend.version(),
         "tool_version": VERSION, "host": platform.machine(), "batch": profile, "precision": bundle.recipe.precision.mode,
+        **({"batching": batching} if batching != "padded" else {}),
     }  # fmt: skip
     _take_timing_cache(bundle.engine_path(target.name), folder)
     options: dict[str, Any] = {
-        "batch": profile, "workspace_mib": workspace_mib or target.workspace_mib, "plugin": plugin, "embed_plugin": embed_plugin,
+        "batch": profile, "workspace_mib": workspace_mib or target.workspace_mib, "plugin": plugin, "batching": batching, "embed_plugin": embed_plugin,
         "kept_outputs": target.keep_kept_outputs or kept_outputs, "precision": bundle.recipe.precision.mode,
         "rest": bundle.recipe.precision.floats,
         "architectures": [] if target.architectures == "auto" else target.architectures,
@@ -194,24 +210,6 @@ def _fixed_batch(bundle: Bundle, name: str) -> tuple[int, int, int] | None:
     inputs = bundle.manifest.io.get("models", {}).get(name, {}).get("inputs", [])
     size = inputs[0]["shape"][0] if inputs else None
     return (size, size, size) if isinstance(size, int) else None
-
-
-def batch_profile(bundle: Bundle, batch: tuple[int, int, int] | None) -> tuple[int, int, int]:
-    """The batch asked for, or the recipe's.
-
-    Raises:
-        RecipeError: VP108 when the graph has another, fixed batch.
-    """
-    static = bundle.recipe.graph.static_batch
-    profile = batch or bundle.recipe.graph.profile
-    if static is not None and profile != (static,) * 3:
-        raise RecipeError(
-            108,
-            f"the graph has a fixed batch of {static}",
-            cause=f"asked for {':'.join(map(str, profile))}",
-            next_step='export with --set graph.batch="1:4:8"',
-        )
-    return profile
 
 
 def _take_timing_cache(old: Path, new: Path) -> None:

@@ -10,7 +10,7 @@ import onnx_graphsurgeon as gs
 
 from vitprune import methods
 from vitprune.errors import ExportError, RecipeError
-from vitprune.graph import families, outlines
+from vitprune.graph import families, outlines, ragged
 from vitprune.graph.anatomy.feed_forward import not_understood
 from vitprune.graph.anatomy.find import Anatomy
 from vitprune.graph.families.base import Family
@@ -218,6 +218,7 @@ def finish(surgery: Surgery) -> onnx.ModelProto:
     result.producer_name = "vitprune"
     biased = any(getattr(block, "position_bias", None) is not None for block in surgery.anatomy.blocks)
     outlines.store(result, [] if biased else surgery.outlines)  # operators of whole sites know no biases of positions
+    ragged.store(result, surgery.anatomy.prefix, surgery.anatomy.blocks[0].x, surgery.ragged)
     refused = forbidden(result)
     if refused:
         raise ExportError(

@@ -7,7 +7,7 @@ its objects come to be, so that a type checker follows a tensor through a surger
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import onnx_graphsurgeon as gs
@@ -17,6 +17,7 @@ from onnx_graphsurgeon.logger import G_LOGGER
 G_LOGGER.severity = G_LOGGER.ERROR  # its warnings are about colours and names, and would land in users' terminals
 
 Shape = Sequence["int | str"]
+T = TypeVar("T")
 
 
 class Tensor(Protocol):
@@ -105,7 +106,7 @@ def is_constant(tensor: Tensor) -> bool:
     return isinstance(tensor, gs.Constant)
 
 
-def given(tensor: Tensor | None) -> Tensor:
+def given(tensor: T | None) -> T:
     """A tensor that an earlier step has made; that it is missing is a defect of the surgery, not of the graph."""
     assert tensor is not None, "this tensor has not been made yet"
     return tensor

@@ -17,19 +17,24 @@ from vitprune.graph.anatomy.static import scalar_of
 from vitprune.graph.lowering.attention import CONTRIB, above, fuse_attention
 from vitprune.graph.lowering.linear import fuse_linear
 from vitprune.graph.lowering.merging import native_merging
+from vitprune.graph.lowering.packed import pack
 from vitprune.graph.lowering.pruning import Sites, native_sites
 from vitprune.graph.types import Graph, is_constant, redirect
 from vitprune.ops.function import Valid, function
 from vitprune.ops.token_sample import DOMAIN, NAME
 
 
-def specialise(model: onnx.ModelProto, keep_outputs: bool, native: bool = False) -> tuple[onnx.ModelProto, dict[str, Any]]:
+def specialise(
+    model: onnx.ModelProto, keep_outputs: bool, native: bool = False, packed: bool = False
+) -> tuple[onnx.ModelProto, dict[str, Any]]:
     """Fuse for ONNX Runtime.
 
     Args:
         model: a pruned (or dense, canonical) model written by vitprune; not changed.
         keep_outputs: keep the kept-patch outputs.
         native: put operators of the native library in the place of sites and of TokenSample; else its function is written out.
+        packed: lay the token rows of a batch behind each other (`lowering.packed`); needs the native library, too. Dropping sites then
+            stay plain nodes: as one operator they would want every row with its pads.
 
     Returns:
         The specialised model and how many of each fusion were made; `sites`, `merging`: sites that are one operator, `native`: all
@@ -42,11 +47,14 @@ def specialise(model: onnx.ModelProto, keep_outputs: bool, native: bool = False)
         graph.outputs = graph.outputs[:1]
     graph.cleanup(remove_unused_graph_inputs=False)
     _skip_identities(graph)
-    sites = native_sites(graph, model) if native else Sites()
+    sites = native_sites(graph, model) if native and not packed else Sites()
     merging = native_merging(graph, model) if native else 0
     graph.cleanup(remove_unused_graph_inputs=False)
     _sort_integers(graph)
-    facts = {"attention": fuse_attention(graph, sites.masks), "gelu": _fuse_gelu(graph), "gemm": fuse_linear(graph, sites.shapes)}
+    facts: dict[str, Any] = {"attention": fuse_attention(graph, sites.masks), "gelu": _fuse_gelu(graph)}
+    if packed:
+        facts["packed"] = pack(graph, model)
+    facts["gemm"] = fuse_linear(graph, sites.shapes)
     graph.cleanup(remove_unused_graph_inputs=False).toposort()
     facts["sites"], facts["merging"] = sites.made, merging
     facts["native"] = sum(node.domain == DOMAIN for node in graph.nodes)

@@ -13,6 +13,7 @@ from vitprune.errors import ExportError
 from vitprune.graph.anatomy.find import Anatomy
 from vitprune.graph.emit import Emitter
 from vitprune.graph.outlines import Outline
+from vitprune.graph.ragged import Ragged
 from vitprune.graph.types import Graph, Shape, Tensor, given, redirect
 from vitprune.methods.base import Method, Site
 from vitprune.recipe import Recipe
@@ -46,7 +47,8 @@ class Surgery:
         members: float32 [B,K,P], shares of the original patches in the rows that are there, where rows merge and positions are rotary.
         tables: of rotary positions, see `graph.turning`. rows_of, biases, numbers: of position biases, see `graph.biasing`.
         more_outputs: further outputs of the method, by name.
-        functions: model-local functions to attach. outlines: what sites do as one operator. notes: facts for the export report.
+        functions: model-local functions to attach. outlines: what sites do as one operator.
+        ragged: where tokens are born whose number differs between images (see `born`). notes: facts for the export report.
     """
 
     graph: Graph
@@ -70,6 +72,7 @@ class Surgery:
     more_outputs: dict[str, Tensor] = field(default_factory=dict)
     functions: dict[str, onnx.FunctionProto] = field(default_factory=dict)
     outlines: list[Outline] = field(default_factory=list)
+    ragged: list[Ragged] = field(default_factory=list)
     notes: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -92,6 +95,11 @@ class Surgery:
     def slots(self) -> Slots:
         """`valid` and `patch` behind `graph.canonical.start`, which makes them."""
         return Slots(given(self.valid), given(self.patch))
+
+    def born(self, keep: Tensor, *tokens: Tensor) -> None:
+        """Note token rows [B,prefix+K,...] of which images may have different numbers; keep bool [B,K]: the patch rows that are no pads."""
+        if not self.padded and not self.single:
+            self.ragged += [Ragged(one.name, keep.name) for one in tokens]
 
     def rows_shape(self, block: int, patches: int | None) -> Shape:
         """Shape [B,M,C] of the rows that a site leaves, for whoever infers shapes behind it; patches: slots that stay, None = not constant."""

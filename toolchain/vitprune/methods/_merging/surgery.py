@@ -110,6 +110,8 @@ class MergingSurgery(GraphPass):
         merged = self.merge(surgery, merging, block, site, attended, h, key, value)
         if self.placed:
             surgery.members = members(surgery, merging, given(self.group))
+        if surgery.valid is not None:
+            surgery.born(surgery.valid, merged)
         redirect(readers, attended, merged)
 
     def _everyone(self, surgery: Surgery) -> Tensor:

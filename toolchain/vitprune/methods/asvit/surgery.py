@@ -148,6 +148,8 @@ class AsvitSurgery(GraphPass):
         rows = update(surgery, emit, index, keep)
         shape = surgery.rows_shape(block.index, site.limit if surgery.padded else None)
         splice(surgery, block.x, lambda x: emit.take_rows(x, rows, "x/kept", shape))
+        if site.options.infer != "batch_topk":  # which keeps as many in every image
+            surgery.born(keep, surgery.tensors[block.x])
         kept = emit.op("GatherElements", [score, index], "score/kept", axis=1)
         if site.options.infer == "per_image":
             form = "given" if "score" in roles else "head_share" if "value" in roles else "mean"

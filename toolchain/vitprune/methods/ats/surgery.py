@@ -70,6 +70,7 @@ class AtsSurgery(GraphPass):
         rows = update(surgery, scoring, index, keep)
         shape = surgery.rows_shape(block.index, site.limit if surgery.padded else None)
         taken, left = emit.take_rows(h, rows, "h/kept", shape), scoring.take_rows(x, rows, "x/kept", shape)
+        surgery.born(keep, taken, left)
         query = turned(surgery, emit, block, queries(emit, block, taken), "q")
         context = attend(surgery, emit, block, query, key, value, bias)
         replace_attention(surgery, block, project(emit, block, context), left, taken)

@@ -144,7 +144,9 @@ class AvitSurgery(GraphPass):
         kept = emit.op("GatherElements", [behind, index], "cumulated/gathered", axis=1)
         kept = emit.op("Where", [keep, kept, emit.constant(PAD, FLOAT)], "cumulated/kept")
         carried.cumulated = emit.op("Concat", [ahead, kept], "cumulated/compacted", axis=1)
-        return emit.take_rows(x, rows, "x/kept")
+        staying = emit.take_rows(x, rows, "x/kept")
+        surgery.born(keep, staying)
+        return staying
 
     def _hide(self, surgery: Surgery, block: Block, carried: _Carried) -> None:
         """Key bias of the next block: halted tokens and pads provide no keys.
