@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal, get_args
 
-from vitprune import methods
 from vitprune.errors import BuildError, RecipeError
 from vitprune.support.suggestions import did_you_mean
 
@@ -41,6 +40,8 @@ def require_batching(bundle: Bundle, target: Target, batching: str) -> None:
 
 def _nothing_to_win(bundle: Bundle) -> tuple[str, str] | None:
     """Why every image of a batch has as many token rows, and what to do; None where it has not."""
+    from vitprune import methods  # needs pydantic, which a device package does without
+
     graph, method = bundle.recipe.graph, methods.get(bundle.recipe.prune.method)
     without = "leave --batching out"
     if graph.shapes == "padded":
