@@ -6,7 +6,7 @@ import merging_support as support
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from merging_support import Graph, Judge
 from timm.models.vision_transformer import VisionTransformer
@@ -148,8 +148,10 @@ def test_margins_of_one_round():
     assert max(margins(1.0, most=1)) <= 0.1 + 1e-6  # (1,2) waits: .1 behind the pair that merges
 
 
-@settings(max_examples=30, deadline=None, derandomize=True)  # seed 1855 with 2 pairs is beyond its margin: see below
+@settings(max_examples=30, deadline=None)
 @given(seed=st.integers(0, 9999), most=st.sampled_from([0, 1, 2, 3, 99]))
+@example(seed=1855, most=2)  # a third pair comes where none waits
+@example(seed=2925, most=2)  # one goes and another comes at once
 def test_no_row_changes_within_its_margin(seed, most):
     """Any change of all damages by less than half of a row's margin leaves its fate as it was; one flips beyond it."""
     generator = torch.Generator().manual_seed(seed)
@@ -162,12 +164,6 @@ def test_no_row_changes_within_its_margin(seed, most):
     for size in (1e-3, 1e-2, 0.1, 0.5):
         moved = rule.pairs(damage + size * noise, 0.8, count)[0]
         assert bool(((moved == joins) | (margin <= 2 * size)).all())
-
-
-@pytest.mark.xfail(strict=True, reason="with a limit on pairs the margin can be too wide")
-def test_a_limited_count_has_a_margin_that_is_too_wide():
-    """Found by chance: rows change by less than their margin. A flip is then called illegal though rounding explains it."""
-    test_no_row_changes_within_its_margin.hypothesis.inner_test(1855, 2)
 
 
 def test_margins_are_not_idle():

@@ -85,12 +85,15 @@ def pairs(damage: Tensor, limit: float, most: Tensor) -> tuple[Tensor, Tensor, T
     cost = first.masked_fill(~mutual | (partner > slots), float("inf"))  # every pair once, at its higher slot
     rank = cost.argsort(dim=1, stable=True).argsort(dim=1)
     joins = ~cost.isinf() & (rank < most)
-    margin = _margin(damage, limit, cost, joins)
+    margin = _margin(damage, limit, cost, joins, joins.sum(dim=1, keepdim=True) >= most)
     return joins, partner, margin.masked_fill(most == 0, float("inf"))
 
 
-def _margin(damage: Tensor, limit: float, cost: Tensor, joins: Tensor) -> Tensor:
-    """A pair merges where it is cheaper than all other pairs of either row and than the limit: its slack is negative then."""
+def _margin(damage: Tensor, limit: float, cost: Tensor, joins: Tensor, full: Tensor) -> Tensor:
+    """A pair merges where it is cheaper than all other pairs of either row and than the limit: its slack is negative then.
+
+    full: bool [B,1], as many pairs join as may.
+    """
     import torch
 
     two = damage.topk(min(2, damage.shape[2]), dim=2, largest=False)
@@ -103,13 +106,15 @@ def _margin(damage: Tensor, limit: float, cost: Tensor, joins: Tensor) -> Tensor
     inside = torch.where(joins, cost, torch.full_like(cost, float("-inf"))).amax(dim=1)[:, None, None]
     waiting = ~cost.isinf() & ~joins
     outside = torch.where(waiting, cost, torch.full_like(cost, float("inf"))).amin(dim=1)[:, None, None]
-    full = waiting.any(dim=1)[:, None, None]
     slack = torch.where(slack < 0, torch.maximum(slack, damage - outside), slack)
-    slack = torch.where(full & (damage >= outside), torch.maximum(slack, damage - inside), slack)
+    joined = slack < 0
+    # Where a count is full a pair comes in the place of a dearer one, or of one that goes; and every coming may move other rows.
+    room = slack.abs().masked_fill(~joined, float("inf")).amin(dim=(1, 2))[:, None, None]
+    coming = torch.maximum(slack, torch.minimum(damage - inside, room))
+    slack = torch.where(full[:, :, None] & ~joined, coming, slack)
     margin = slack.abs().amin(dim=2).double()
-    # Where a count is full one pair's coming or going moves another: no row is surer than the pairs around the cut.
-    close = slack.abs().masked_fill(damage > outside, float("inf")).amin(dim=(1, 2))[:, None].double()
-    return torch.where(full[:, :, 0], torch.minimum(margin, close), margin)
+    first = slack.masked_fill(joined, float("inf")).amin(dim=(1, 2))[:, None].double()
+    return torch.where(full, torch.minimum(margin, first), margin)
 
 
 def lance_williams(damage: Tensor, mass: Tensor, joins: Tensor, partner: Tensor) -> tuple[Tensor, Tensor]:
