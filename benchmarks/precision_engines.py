@@ -12,8 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import subprocess
-import sys
 import tempfile
 import zlib
 from pathlib import Path
@@ -23,6 +21,9 @@ import numpy as np
 import onnx
 
 from vitprune import cli
+from vitprune.benchmarking import subjects
+from vitprune.benchmarking.memory import peak
+from vitprune.bundle import open_bundle
 
 OUT = Path(__file__).parent / "results" / "precision_engines.json"
 SMALL: dict[str, Any] = {
@@ -85,26 +86,12 @@ def row(model: str, method: str, mode: str) -> dict[str, Any]:
         return found | facts(bundle) | single
 
 
-MEMORY = r"""
-import re, sys
-from pathlib import Path
-import numpy as np
-from vitprune.backends.onnxruntime import Session
-from vitprune.bundle import open_bundle
-bundle = open_bundle(sys.argv[1])
-pixels = np.resize(bundle.samples()["images"], (8, *bundle.manifest.preprocessing["input_size"])).astype(np.float32)
-Path("/proc/self/clear_refs").write_text("5")  # the peak so far, of imports, is forgotten
-def status(key): return int(re.search(key + r":\s+(\d+) kB", Path("/proc/self/status").read_text())[1])
-before = status("VmRSS")
-Session(bundle).run(pixels)
-print(status("VmHWM") - before)
-"""
-
-
-def memory(bundle: Path) -> float:
+def memory(bundle: Path) -> float | None:
     """MiB that a session of ONNX Runtime's CPU and eight images add to a process, at the peak, loading included."""
-    done = subprocess.run([sys.executable, "-c", MEMORY, str(bundle)], capture_output=True, text=True, check=True)
-    return round(int(done.stdout) / 1024, 1)
+    opened = open_bundle(bundle)
+    pixels = np.resize(opened.samples()["images"], (8, *opened.manifest.preprocessing["input_size"])).astype(np.float32)
+    found = peak(opened, subjects.runtime(None, "onnxruntime", 1), None, pixels)
+    return None if found is None else round(found / 2**20, 1)
 
 
 def facts(bundle: Path) -> dict[str, Any]:

@@ -204,7 +204,7 @@ def precision_engines(path: Path) -> list[str]:
         network = ", ".join(f"{count} {kind}" for kind, count in (row["network"] or {}).items())
         pairs = row.get("quantising") or {}
         quantising = f"{pairs['quantize']}, {pairs['dequantize']}" if pairs else "–"
-        memory = f"{row['cpu_mib']:.0f} MiB" if "cpu_mib" in row else "–"
+        memory = f"{row['cpu_mib']:.0f} MiB" if row.get("cpu_mib") else "–"
         lines.append(
             f"{head} {network} | {quantising} | {row['weight_bytes'] / 1e6:.2f} MB | {row['engine_bytes'] / 1e6:.1f} MB | {shares[0]} | "
             f"{shares[1]} | {memory} | {row['logits_max_abs']:.1e} |"

@@ -7,6 +7,7 @@ import signal
 import sys
 from pathlib import Path
 
+import jsonschema
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -34,7 +35,6 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 @pytest.fixture(scope="session", autouse=True)
 def _documents_fit_their_schemas():
     """Every JSON document that any test makes a command write is held against the command's published schema."""
-    jsonschema = pytest.importorskip("jsonschema")
     from vitprune import console
     from vitprune.support.resources import schemas_folder
 

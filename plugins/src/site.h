@@ -75,8 +75,6 @@ struct SiteOutputs {
     int64_t count;       // K
 };
 
-const char* site_form_name(SiteForm form);
-const char* combine_name(Combine combine);
 int32_t check_site(const VpPruneSiteAttributes* attributes, SiteParameters& parameters);
 int32_t check_site_shape(const SiteParameters& parameters, const VpPruneSiteSizes& sizes, SiteShape& shape);
 int32_t check_site_inputs(const SiteParameters& parameters, const SiteInputs& in);

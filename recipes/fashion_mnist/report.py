@@ -110,7 +110,7 @@ def ward_verdict(runs: dict[str, Run]) -> str:
             points, half = difference(other, base)
             parts.append(f"{what} it gains {points:.2f} [{points - half:.2f}, {points + half:.2f}] points at .50")
     if parts and set(words) != {"yes"}:
-        text += f" The ablation below says why: {', '.join(parts)}; the keys that serve a self-supervised backbone do not suit this small trained one."
+        text += f" The ablation below says what costs it: {', '.join(parts)}."
     return text
 
 

@@ -59,7 +59,7 @@ def open_bundle_unchecked(folder):
 
 
 def test_a_capacity_that_is_too_small(made_bundle, tiny_dense, tmp_path):
-    """Images are labelled as the dense model sees them, so that it is right on all of them. Four patches of thirty are too few to follow it."""
+    """Images are labelled as the dense model sees them, so that it is right on all of them. Two patches of thirty are too few to follow it."""
     onnx.save(tiny_dense, str(tmp_path / "dense.onnx"))
     from vitprune.backends.onnxruntime import make_session
 
@@ -81,6 +81,7 @@ def test_a_capacity_that_is_too_small(made_bundle, tiny_dense, tmp_path):
         found[name] = validate(bundle, reference="stored", samples=200)
     assert found["small"].comparison.sites[0].overflowed > 100
     assert "top1_drop" in failed(found["small"])
+    assert "top1_drop" not in failed(found["enough"])
     assert found["enough"].comparison.sites[0].overflowed == 0
 
 

@@ -182,7 +182,8 @@ class Step:
         portion = _PORTION.search(text)
         phase = text[: portion.start()] if portion else text
         if phase != self._phase:  # rate and time left are those of the phase
-            self._progress.reset(self._task, total=None)
+            self._progress.reset(self._task)
+            self._progress.tasks[0].total = None  # `reset` takes None for "as it was"
             self._phase = phase
         self._progress.update(self._task, description=f"{self._title} [dim]{plain(phase.strip())}[/dim]")
         if portion:

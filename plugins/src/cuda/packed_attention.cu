@@ -4,6 +4,7 @@
 // and values pass through shared memory in tiles of a warp, and the softmax is kept up as they come (Milakov and Gimelshein 2018).
 // How many queries an image has is read on the device alone: blocks beyond the last tile leave at once.
 #include <cmath>
+#include <limits>
 
 #include "block_launch.cuh"
 #include "cuda/block.cuh"
@@ -173,6 +174,8 @@ int32_t vp_packed_attention_cuda(int32_t dtype, const void* query, const void* k
     if (status != VP_OK) return status;
     if (width > kMaxPackedWidth) return VP_BAD_HEADS;
     if (longest < 1 || longest > VP_MAX_PATCHES * 2) return VP_BAD_PATCHES;
+    const int64_t blocks = images * heads * ((longest + kTileRows - 1) / kTileRows);
+    if (blocks > std::numeric_limits<int32_t>::max()) return VP_BAD_BATCH;  // a launch counts its blocks in 32 bits
     if (!(query && key && value && query_ends && key_ends && output)) return VP_NULL_POINTER;
     const PackedSizes sizes{static_cast<int32_t>(images), static_cast<int32_t>(heads), static_cast<int32_t>(width),
                             static_cast<int32_t>(longest), scale};

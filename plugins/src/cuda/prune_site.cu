@@ -258,10 +258,6 @@ int32_t select_threads(int32_t patches) {
 
 size_t site_workspace(const SiteShape& shape) { return SiteWorkspace(nullptr, shape).bytes; }
 
-int32_t* site_counts(void* workspace, const SiteShape& shape) {
-    return static_cast<int32_t*>(SiteWorkspace(workspace, shape).sample);
-}
-
 cudaError_t select_site_on_device(const SiteParameters& parameters, const SiteInputs& in, const SiteShape& shape, void* workspace,
                                   cudaStream_t stream) {
     const Selecting selecting{parameters, in, shape, row_limit(parameters.sample, shape.patches), workspace};

@@ -6,20 +6,8 @@
 #include <cmath>
 #include <limits>
 
+#include "host/dispatch.h"
 #include "host/prune_site.h"
-
-// Where the compiler can, loops over floats exist twice, and the processor at hand decides. Both round alike: fused() is one rounding.
-#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
-#if __GNUC__ >= 12
-#define VP_VECTOR __attribute__((target_clones("arch=x86-64-v3", "default")))
-#else
-#define VP_VECTOR __attribute__((target_clones("fma", "default")))
-#endif
-#define VP_INLINE __attribute__((always_inline)) inline  // a call would leave the function that exists twice
-#else
-#define VP_VECTOR
-#define VP_INLINE inline
-#endif
 
 namespace vitprune {
 namespace {
@@ -50,7 +38,7 @@ VP_INLINE float dot(const float* a, const float* b, int64_t width) {
 }
 
 // Of rows [first, last) the dot products with `other`, one per head: out[h * stride + row]. other null: with themselves.
-VP_VECTOR void dots(const float* rows, const float* other, int64_t heads, int64_t head_width, int64_t first, int64_t last,
+VP_WIDE void dots(const float* rows, const float* other, int64_t heads, int64_t head_width, int64_t first, int64_t last,
                     float* out, int64_t stride) {
     for (int64_t n = first; n < last; ++n) {
         for (int64_t h = 0; h < heads; ++h) {
@@ -60,7 +48,7 @@ VP_VECTOR void dots(const float* rows, const float* other, int64_t heads, int64_
     }
 }
 
-VP_VECTOR void softmax(float* row, int64_t keys) {
+VP_WIDE void softmax(float* row, int64_t keys) {
     float top = kLowest;
     for (int64_t n = 0; n < keys; ++n) top = row[n] > top ? row[n] : top;
     float partial[kSoftmaxStrands] = {};

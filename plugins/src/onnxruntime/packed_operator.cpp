@@ -1,8 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "onnxruntime/packed_operator.h"
 
-#include <cmath>
-
 #include "host/packed_attention.h"
 #include "onnxruntime/pool.h"
 
@@ -29,8 +27,9 @@ OrtStatus* create_kernel(const OrtCustomOp*, const OrtApi* api, const OrtKernelI
         PackedKernel made{*api};
         check(api->KernelInfoGetAttribute_int64(info, "num_heads", &made.heads));
         check(api->KernelInfoGetAttribute_float(info, "scale", &made.scale));
-        const bool sane = made.heads > 0 && std::isfinite(made.scale) && made.scale > 0.0f;
-        if (!sane) fail(*api, ORT_INVALID_ARGUMENT, "num_heads and scale must be positive");
+        if (check_packed(1, made.heads, 1, made.scale) != VP_OK) {
+            fail(*api, ORT_INVALID_ARGUMENT, "num_heads and scale must be positive");
+        }
         *kernel = new PackedKernel(made);
     });
 }

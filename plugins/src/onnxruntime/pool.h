@@ -8,7 +8,7 @@
 
 namespace vitprune {
 
-// Called once, when the operators are registered.
+// Called at every registration of the operators.
 void find_pool(const OrtApiBase* base);
 
 ForEach pool_of(OrtKernelContext* context);

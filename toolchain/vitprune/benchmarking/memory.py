@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from vitprune import backends
 from vitprune.benchmarking import subjects
 from vitprune.bundle import Bundle, open_bundle
 from vitprune.support.processes import isolated
@@ -50,6 +51,7 @@ def main() -> int:
     bundle = open_bundle(request["bundle"], request["foreign_code"])
     where = subjects.runtime(request["target"], subjects.ONNXRUNTIME, request["threads"])
     images, engine = np.load(request["images"]), request["engine"]
+    backends.get(where.backend).version()  # loads the runtime: its own memory is not the model's
     before = _kib("VmRSS")
     if not _forget_the_peak():
         print(json.dumps({"bytes": None}))

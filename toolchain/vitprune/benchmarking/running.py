@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -62,7 +61,7 @@ def run(
             document["warnings"].append(f"the result is not kept in '{name}': {error.message}: {error.cause}")
     if output is not None:
         try:
-            write_atomic(output, (json.dumps(document, indent=1) + "\n").encode())
+            write_atomic(output, json_text.written(document).encode())
         except OSError as error:
             raise unwritable(output, error) from error
     return document

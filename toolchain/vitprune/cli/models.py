@@ -22,7 +22,8 @@ def command(
 
     stored = models.read()
     found = [row for row in models.rows(stored) if name in row.form or any(name in one for one in row.names)]
-    methods = list(models.shares(stored))
+    shares = models.shares(stored)
+    methods = list(shares)
     table = [[str(len(row.names)), row.names[0], *(row.states[one] for one in methods)] for row in found]
     console.table("forms of plain ViTs, by their smallest model", ["names", "smallest", *methods], table)
     for row in found:
@@ -30,7 +31,7 @@ def command(
         console.detail(f"  {row.names[0]}: {row.form}; graph against reference {row.worst:.1e}{built}")
         if row.why:
             console.info(f"  {row.names[0]}: {row.why}")
-    for method, (both, some, every) in models.shares(stored).items():
+    for method, (both, some, every) in shares.items():
         console.info(f"  {method}: {both} names of {every} in dynamic and padded shapes, {some} in at least one of them")
     listed = [
         {
@@ -45,6 +46,4 @@ def command(
     ]
     every = sum(len(row.names) for row in found)
     console.result(f"{len(found)} forms of timm {stored['timm']}, {every} names")
-    console.document(
-        "models", {"status": "ok", "exit_code": 0, "timm": stored["timm"], "forms": listed, "names": models.shares(stored)}
-    )
+    console.document("models", {"status": "ok", "exit_code": 0, "timm": stored["timm"], "forms": listed, "names": shares})

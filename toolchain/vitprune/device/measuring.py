@@ -40,8 +40,10 @@ def in_passes(
     count = PASSES if rounds >= 2 * PASSES else 1
     size = -(-rounds // count)
     passes: list[Samples] = []
+    variants: list[Variant] = []
     while True:
-        variants, done = make(), len(passes)
+        variants.clear()  # the last pass's engines go before there are new ones
+        variants, done = list(make()), len(passes)
 
         def progress(now: int, _: int, done: int = done) -> None:
             report(done * size + now, max(count, done + 1) * size)

@@ -20,8 +20,7 @@ import numpy as np
 from vitprune.bundle import Bundle
 from vitprune.bundle_parts.output import unwritable
 from vitprune.device import triton_cascade
-from vitprune.device.pbtxt import parsed, written
-from vitprune.device.triton_config import check, configuration
+from vitprune.device.triton_config import check, configuration, put
 from vitprune.errors import ExportError, RecipeError, TargetError
 from vitprune.support import temporary
 from vitprune.support.answers import heads_and_lists, joined
@@ -82,7 +81,7 @@ def _onnx(bundle: Bundle, name: str, place: Path) -> None:
     onnx.save(inlined(read_model(file)), str(file))
     io = bundle.manifest.io
     config = configuration(name, "onnxruntime", io["inputs"], _heads(bundle), bundle.recipe.graph.profile)
-    (place / "config.pbtxt").write_text(written(config), encoding="utf-8")
+    put(config, place)
     check(place)
     _same_answers(bundle, file)
 
@@ -150,7 +149,4 @@ def _engine(bundle: Bundle, name: str, engine: Path, place: Path) -> None:
         )  # fmt: skip
     shutil.copyfile(engine, place / "1" / "model.plan")
     config = configuration(name, "tensorrt", bundle.manifest.io["inputs"], outputs, (low, best, high))
-    text = written(config)
-    if parsed(text) != config:
-        raise ExportError(340, "Triton's configuration cannot be read back", cause=name, next_step="report the bundle's manifest")
-    (place / "config.pbtxt").write_text(text, encoding="utf-8")
+    put(config, place)

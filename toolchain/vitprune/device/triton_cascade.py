@@ -12,9 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from vitprune.bundle import Bundle
-from vitprune.device.pbtxt import parsed, written
-from vitprune.device.triton_config import check, configuration
-from vitprune.errors import ExportError, TargetError
+from vitprune.device.triton_config import check, configuration, put
+from vitprune.errors import TargetError
 
 SERVER = Path(__file__).with_name("cascade_server.py")
 
@@ -55,7 +54,7 @@ def _member(bundle: Bundle, file: str, place: Path) -> None:
     io = bundle.manifest.io["models"][file]
     onnx.save(inlined(read_model(bundle.path / file)), str(place / "1" / "model.onnx"))
     config = configuration(_label(bundle, file), "onnxruntime", io["inputs"], io["outputs"], bundle.recipe.graph.profile)
-    (place / "config.pbtxt").write_text(written(config), encoding="utf-8")
+    put(config, place)
     check(place)
 
 
@@ -70,15 +69,7 @@ def _rule(bundle: Bundle, place: Path) -> None:
         {"key": "members", "value": {"string_value": json.dumps([_ports(bundle, file) for file in _members(bundle)])}},
         {"key": "thresholds", "value": {"string_value": json.dumps(list(bundle.recipe.prune.thresholds))}},  # type: ignore[attr-defined]
     ]
-    text = written(config)
-    if parsed(text) != config:
-        raise ExportError(
-            340,
-            "Triton's configuration cannot be read back",
-            cause=bundle.manifest.name,
-            next_step="report the bundle's manifest",
-        )
-    (place / "config.pbtxt").write_text(text, encoding="utf-8")
+    put(config, place)
 
 
 def _ports(bundle: Bundle, file: str) -> dict[str, Any]:

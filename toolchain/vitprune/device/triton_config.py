@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from vitprune.device.pbtxt import TYPES, parsed
+from vitprune.device.pbtxt import TYPES, parsed, written
 from vitprune.errors import ExportError
 
 DELAY_US = 1000  # longest that a request waits for others to share its batch
@@ -39,6 +39,23 @@ def _tensor(entry: dict[str, Any], fixed: bool) -> dict[str, Any]:
         "data_type": TYPES[entry["dtype"]],
         "dims": [size if isinstance(size, int) else -1 for size in shape],
     }
+
+
+def put(config: dict[str, Any], folder: Path) -> None:
+    """Write config.pbtxt into a model's folder, after reading the text back.
+
+    Raises:
+        ExportError: VP340 what is read is not what was to be written.
+    """
+    text = written(config)
+    if parsed(text) != config:
+        raise ExportError(
+            340,
+            "Triton's configuration cannot be read back",
+            cause=str(config["name"]),
+            next_step="report the bundle's manifest",
+        )
+    (folder / "config.pbtxt").write_text(text, encoding="utf-8")
 
 
 def check(place: Path) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 
 import onnx
 
-from vitprune.errors import ExportError, LoadError
+from vitprune.errors import ExportError, LoadError, first_line
 from vitprune.graph.normal.operators import checkable
 from vitprune.graph.surgery import MAX_IR
 from vitprune.recipe import Recipe
@@ -101,7 +101,7 @@ def _innermost(error: BaseException) -> str:
     """What went wrong first, without colours."""
     while error.__cause__ is not None:
         error = error.__cause__
-    return ANSI.sub("", str(error) or type(error).__name__).strip().splitlines()[0][:200]
+    return ANSI.sub("", first_line(error)).strip()[:200]
 
 
 def dense_onnx(module: Any, image_shape: tuple[int, int, int], recipe: Recipe) -> onnx.ModelProto:

@@ -61,12 +61,17 @@ def failure(case: dict[str, Any]) -> str:
     return "; ".join([*failed, *([f"rtx: {case['rtx']}"] if case.get("rtx", "built") != "built" else [])])
 
 
+def methods(stored: dict[str, Any]) -> list[str]:
+    """The methods of the matrix."""
+    return [name for kind in stored["methods"].values() for name in kind]
+
+
 def rows(stored: dict[str, Any]) -> list[Row]:
     """One row a form, those with most names first."""
     made = []
     for one in stored["forms"]:
         states, cases = {}, one["cases"]
-        for method in [name for kind in stored["methods"].values() for name in kind]:
+        for method in methods(stored):
             of = [failure(case) for key, case in cases.items() if key.split()[0] == method]
             passed = sum(not why for why in of)
             shapes = {key.split()[1] for key, case in cases.items() if key.split()[0] == method and not failure(case)}
@@ -91,14 +96,13 @@ def shares(stored: dict[str, Any]) -> dict[str, tuple[int, int, int]]:
             sum(len(row.names) for row in made if row.states[method] in ("yes", "partly")),
             every,
         )
-        for kind in stored["methods"].values()
-        for method in kind
+        for method in methods(stored)
     }
 
 
 def markdown(stored: dict[str, Any]) -> str:
     """Shares and forms as tables."""
-    methods = [name for kind in stored["methods"].values() for name in kind]
+    columns, made = methods(stored), rows(stored)
     lines = [
         f"timm {stored['timm']}: {len(stored['forms'])} forms, {sum(len(one['names']) for one in stored['forms'])} names.",
         "",
@@ -109,16 +113,16 @@ def markdown(stored: dict[str, Any]) -> str:
         lines.append(f"| {method} | {both} | {any_} | {100 * any_ / every:.1f} % |")
     lines += [
         "",
-        f"| form | names | smallest | {' | '.join(methods)} | worst parity | RTX built |",
-        "|---|---|---|" + "---|" * (len(methods) + 2),
+        f"| form | names | smallest | {' | '.join(columns)} | worst parity | RTX built |",
+        "|---|---|---|" + "---|" * (len(columns) + 2),
     ]
-    for row in rows(stored):
+    for row in made:
         worst = f"{row.worst:.1e}" if row.worst else "–"
         built = f"{row.built[0]} of {row.built[1]}" if row.built[1] else "not run"
         lines.append(
-            f"| {row.form} | {len(row.names)} | {row.names[0]} | {' | '.join(row.states[one] for one in methods)} | {worst} | {built} |"
+            f"| {row.form} | {len(row.names)} | {row.names[0]} | {' | '.join(row.states[one] for one in columns)} | {worst} | {built} |"
         )
-    refused = [(row, row.why) for row in rows(stored) if row.why]
+    refused = [(row, row.why) for row in made if row.why]
     if refused:
         lines += ["", "| what does not pass | names | why |", "|---|---|---|"]
         lines += [f"| {row.form} | {len(row.names)} | {why} |" for row, why in refused]

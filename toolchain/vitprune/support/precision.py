@@ -22,8 +22,6 @@ MARGIN_ROUNDINGS = 4.0
 # On a grid a number on the edge between two steps goes a whole step the other way. Few do, and a sum takes up hundreds of numbers: of
 # either type that is worth twice as many half steps of int8.
 UNIT = {**ROUNDOFF, "int8": 2 * ROUNDOFF["int8"], "fp8": 2 * ROUNDOFF["int8"]}
-# A decision hangs on few numbers. One of an eighth of the range steps by 1/8 of itself in E4M3, 1/64 of the range: twice int8's step.
-DECISION_UNIT = {**UNIT, "fp8": 2 * UNIT["fp8"]}
 
 
 def layer_names(depth: int) -> list[str]:
@@ -49,7 +47,7 @@ def logits_tolerance(mode: str, largest: float) -> float:
 
 def margin_tolerance(mode: str, scale: float = 1.0) -> float:
     """How close to its opposite a decision must be for two computations in a type to disagree on it; scale: size of a score."""
-    return MARGIN_ROUNDINGS * DECISION_UNIT[mode] * scale
+    return MARGIN_ROUNDINGS * UNIT[mode] * scale
 
 
 def exponents(text: str) -> list[int]:

@@ -115,7 +115,7 @@ def _by_other(
     Margins stay those of the reference where they are known; a decision that nobody knows the margin of may not fall otherwise.
 
     Raises:
-        LoadError: VP61x the runtime; VP610 it shows no decisions where the graph has some.
+        LoadError: VP61x the runtime; VP618 it shows no decisions where the graph has some.
     """
     target = reference.removeprefix("target:") if reference.startswith("target:") else None
     name = targets.load(target).backend if target is not None else reference

@@ -48,7 +48,7 @@ def at_size(module: Any, side: int | None = None) -> Any:
     made = VisionTransformer(
         img_size=(height, width), patch_size=patch, in_chans=channels, num_classes=module.num_classes, global_pool=module.global_pool,
         embed_dim=module.embed_dim, depth=len(module.blocks), num_heads=attn.num_heads, class_token=embeds.cls_token is not None,
-        reg_tokens=module.num_reg_tokens, no_embed_class=True, norm_layer=norm, block_fn=_taken(module), pool_include_prefix=module.pool_include_prefix,
+        reg_tokens=module.num_reg_tokens, no_embed_class=True, norm_layer=norm, block_fn=_placeholders(), pool_include_prefix=module.pool_include_prefix,
     ).eval()  # fmt: skip
     made.blocks, made.norm_pre, made.norm, made.fc_norm = module.blocks, module.norm_pre, module.norm, module.fc_norm
     made.attn_pool, made.head, made.cls_token, made.reg_token = module.attn_pool, module.head, embeds.cls_token, embeds.reg_token
@@ -69,7 +69,7 @@ def at_size(module: Any, side: int | None = None) -> Any:
     return made
 
 
-def _taken(module: Any) -> Any:
+def _placeholders() -> Any:
     """A class that hands out small blocks: the model's own take their place."""
     from timm.models.vision_transformer import Block
 

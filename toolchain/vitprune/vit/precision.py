@@ -126,12 +126,12 @@ def require_plain_attention(dense: DenseViT) -> None:
         )
     for block in dense.blocks:
         parts = {"rotation": "a rotation", "position_bias": "position biases", "gate": "a gate"}
-        own = next((text for part, text in parts.items() if getattr(block.attn, part, None) is not None), "separate maps")
-        if own != "separate maps" or not hasattr(block.attn.qkv, "weight"):
+        own = next((text for part, text in parts.items() if getattr(block.attn, part, None) is not None), None)
+        if own is not None or not hasattr(block.attn.qkv, "weight"):
             raise ExportError(
                 315,
                 "the attention of this model can be had in float32 alone",
-                cause=f"it has {own}, whose roundings no reference follows yet",
+                cause=f"it has {own or 'separate maps'}, whose roundings no reference follows yet",
                 next_step="--set precision.mode=fp32",
             )
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from vitprune.graph.anatomy.positions import source_of
-from vitprune.graph.anatomy.projections import Linear, fail, first_column, linear_above, producer
+from vitprune.graph.anatomy.projections import Linear, columns_of, fail, linear_above, producer
 from vitprune.graph.anatomy.static import value_of
 
 FURTHEST = 64
@@ -60,12 +60,8 @@ def first_linear_map(hidden: Any) -> Linear | None:
         bias, hidden = constants[0].reshape(-1), live[0]
         node = producer(hidden)
     found = linear_above(hidden)
-    if found is None and node is not None and node.op in ("Split", "Slice"):
-        packed, start = linear_above(node.inputs[0]), first_column(node, hidden)
-        if packed is None or start is None:
-            return None
-        columns = slice(start, start + int(hidden.shape[-1]))
-        found = Linear(packed.weight[:, columns], None if packed.bias is None else packed.bias[columns], packed.source)
+    if found is None and node is not None:
+        found = columns_of(node, hidden)
     if found is None or bias is None:
         return found
     return Linear(found.weight, bias if found.bias is None else found.bias + bias, found.source)

@@ -138,7 +138,7 @@ def walk_up(tensor: Any, index: int | None, heads: int, head_dim: int, tokens: i
                 if len(shape) == 5 and shape[3] == parts and shape[2] == heads and heads != parts:
                     raise fail(index, node, f"packed maps in the order [{parts}, heads, head_dim]")
             tensor = node.inputs[0]
-        elif (columns := _columns(node, tensor, inner)) is not None:
+        elif tensor.shape and tensor.shape[-1] == inner and (columns := columns_of(node, tensor)) is not None:
             return Walk(columns, scale, norm, rotation)
         elif node.op in ("Slice", "Gather", "Split") and (taken := _selected_third(node, tensor)) is not None:
             part, tensor = taken, node.inputs[0]
@@ -163,14 +163,14 @@ def walk_up(tensor: Any, index: int | None, heads: int, head_dim: int, tokens: i
     raise fail(index, f"tensor '{tensor.name}'", "a linear map with constant weights above attention")
 
 
-def _columns(node: gs.Node, tensor: Any, inner: int) -> Linear | None:
-    """The part of a linear map that a Split or Slice straight behind it takes, where it is as wide as all heads."""
-    if node.op not in ("Split", "Slice") or not tensor.shape or tensor.shape[-1] != inner:
+def columns_of(node: gs.Node, tensor: Any) -> Linear | None:
+    """The part of a linear map that a Split or Slice straight behind it takes."""
+    if node.op not in ("Split", "Slice") or not tensor.shape or not isinstance(tensor.shape[-1], int):
         return None
     packed, start = linear_above(node.inputs[0]), first_column(node, tensor)
     if packed is None or start is None:
         return None
-    columns = slice(start, start + inner)
+    columns = slice(start, start + tensor.shape[-1])
     return Linear(packed.weight[:, columns], None if packed.bias is None else packed.bias[columns], packed.source)
 
 

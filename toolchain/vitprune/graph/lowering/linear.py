@@ -23,7 +23,7 @@ def fuse_linear(graph: Graph, handed: dict[int, Tensor]) -> int:
     shapes = _Shapes(graph, handed)
     made = 0
     for matmul in [node for node in graph.nodes if node.op == "MatMul"]:
-        bias = _bias_of(matmul)
+        bias = bias_of(matmul)
         x = matmul.inputs[0]
         if bias is None or len(dims(x)) not in (2, 3) or (len(dims(x)) == 3 and dims(x)[1] == 1):
             continue
@@ -50,7 +50,7 @@ def fuse_linear(graph: Graph, handed: dict[int, Tensor]) -> int:
     return made
 
 
-def _bias_of(matmul: Node) -> Tensor | None:
+def bias_of(matmul: Node) -> Tensor | None:
     """The bias that a product of rows with weights [C,M] gets, and nothing else reads the product; else None."""
     weight = value_of(matmul.inputs[1])
     readers = matmul.outputs[0].outputs if matmul.outputs else []

@@ -9,10 +9,10 @@ from vitprune.graph import types
 from vitprune.graph.anatomy.static import value_of
 from vitprune.graph.outlines import Outline, stored
 from vitprune.graph.types import Graph, Tensor
+from vitprune.graph.widening import HALF
 from vitprune.ops.token_sample import DOMAIN
 
 KINDS = ("WardMerge", "PairMerge")
-HALF = (onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16)
 QUANTISED = ("QuantizeLinear", "DequantizeLinear")
 OPTIONAL = ("size", "patch", "valid", "group")
 ASKING = ("query", "key", "asked_bias")  # in place of "attention": what the row of the CLS token is computed from

@@ -15,7 +15,9 @@ import onnx
 from vitprune.graph import types
 from vitprune.graph.anatomy.static import scalar_of, value_of
 from vitprune.graph.emit import FLOAT, INT64, Emitter
+from vitprune.graph.lowering.attention import above
 from vitprune.graph.lowering.layouts import Layout
+from vitprune.graph.lowering.linear import bias_of
 from vitprune.graph.lowering.merging import KINDS, OUTPUTS
 from vitprune.graph.lowering.row_wise import by_rows, constant_axes
 from vitprune.graph.ragged import Ragged, stored
@@ -269,15 +271,11 @@ def _whole(tensor: Tensor) -> list[int] | None:
     return None if values is None or values.ndim > 1 or values.dtype.kind != "i" else [int(one) for one in values.reshape(-1)]
 
 
-def _maker(tensor: Tensor, kind: str) -> Node | None:
-    return tensor.inputs[0] if tensor.inputs and tensor.inputs[0].op == kind else None
-
-
 def _below_mask(mask: Tensor) -> Tensor | None:
     """Of a padding mask int32 [B,N] the bias [B,N] that it was made of: `Cast(bias > -0.5)`."""
-    cast = _maker(mask, "Cast")
-    above = _maker(cast.inputs[0], "Greater") if cast is not None else None
-    return above.inputs[0] if above is not None and scalar_of(above.inputs[1]) == -0.5 else None
+    cast = above(mask, "Cast")
+    greater = above(cast.inputs[0], "Greater") if cast is not None else None
+    return greater.inputs[0] if greater is not None and scalar_of(greater.inputs[1]) == -0.5 else None
 
 
 def _below_expand(wide: Tensor) -> Tensor | None:
@@ -285,30 +283,26 @@ def _below_expand(wide: Tensor) -> Tensor | None:
     maker = wide.inputs[0] if wide.inputs else None
     if maker is not None and maker.op in KINDS:
         return maker.outputs[BIAS] if len(maker.outputs) > MASK and maker.outputs[MASK] is wide else None
-    expand = _maker(wide, "Expand")
-    column = _maker(expand.inputs[0], "Unsqueeze") if expand is not None else None
+    expand = above(wide, "Expand")
+    column = above(expand.inputs[0], "Unsqueeze") if expand is not None else None
     return column.inputs[0] if column is not None else None
 
 
 def _hides_only(flat: Tensor, keep: Tensor) -> bool:
     """Whether a bias [B,N] is zero on every row that is there: `-1e4 * (not keep)` behind zeros for the prefix."""
-    concat = _maker(flat, "Concat")
-    product = _maker(concat.inputs[-1] if concat is not None else flat, "Mul")
-    cast = _maker(product.inputs[0], "Cast") if product is not None else None
-    absent = _maker(cast.inputs[0], "Not") if cast is not None else None
+    concat = above(flat, "Concat")
+    product = above(concat.inputs[-1] if concat is not None else flat, "Mul")
+    cast = above(product.inputs[0], "Cast") if product is not None else None
+    absent = above(cast.inputs[0], "Not") if cast is not None else None
     return absent is not None and absent.inputs[0] is keep
 
 
 def _gemm(graph: Graph, matmul: Node) -> None:
     """MatMul of packed rows and the Add of its bias -> Gemm, which ONNX Runtime does only for known shapes."""
-    weight, readers = value_of(matmul.inputs[1]), matmul.outputs[0].outputs
-    if weight is None or weight.ndim != 2 or len(readers) != 1 or readers[0].op != "Add":
-        return
-    bias = next(
-        (t for t in readers[0].inputs if (v := value_of(t)) is not None and v.ndim == 1 and v.size == weight.shape[1]), None
-    )
+    bias = bias_of(matmul)
     if bias is None:
         return
-    output = readers[0].outputs[0]
-    readers[0].outputs.clear()
+    add = matmul.outputs[0].outputs[0]
+    output = add.outputs[0]
+    add.outputs.clear()
     graph.nodes.append(types.node("Gemm", f"{matmul.name}/gemm", [*matmul.inputs, bias], [output]))

@@ -10,10 +10,10 @@ import onnx
 from vitprune.graph import types
 from vitprune.graph.outlines import Outline, stored
 from vitprune.graph.types import Graph, Node, Shape, Tensor, dims
+from vitprune.graph.widening import HALF
 from vitprune.ops.token_sample import DOMAIN
 
 KIND = "PruneSite"
-HALF = (onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16)
 INPUTS = ("x", "valid", "query", "key", "value", "score", "h", "patch", "theta")
 OUTPUTS = {
     "rows": np.float32, "rows2": np.float32, "index": np.int64, "keep": np.bool_, "patch": np.int64, "kept": np.int64,
@@ -74,6 +74,8 @@ def site_above(rows: Tensor) -> Node | None:
 
 def _same_rows(node: Node) -> Tensor | None:
     """The input that has as many rows as the output of a node, None where that is not known."""
+    if not node.inputs:
+        return None
     first = node.inputs[0]
     if node.op in ("LayerNormalization", "Gelu", "Gemm", "MultiHeadAttention"):
         return first

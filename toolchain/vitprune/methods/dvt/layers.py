@@ -11,7 +11,7 @@ from typing import Any
 
 from vitprune.methods.dvt.keys import EXITS
 from vitprune.recipe import PrecisionSection
-from vitprune.support.precision import chosen, layer_names, unused
+from vitprune.support.precision import chosen, layer_names
 
 BY_LAYER = ("ranges", "smoothing")
 
@@ -25,11 +25,6 @@ def all_names(depth: int) -> list[str]:
     """Every name that a pattern may fit, members by themselves last."""
     plain = layer_names(depth)
     return [*plain, *(f"{prefix(number)}{name}" for number in range(1, EXITS + 1) for name in plain)]
-
-
-def lost_pattern(patterns: Sequence[str], depth: int) -> str:
-    """The first pattern that fits no layer of any member, or ""."""
-    return next(iter(unused(all_names(depth), patterns)), "")
 
 
 def of_member(precision: PrecisionSection, number: int, depth: int) -> PrecisionSection:

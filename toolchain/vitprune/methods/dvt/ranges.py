@@ -19,7 +19,8 @@ from vitprune.exporting import precision, ranges
 from vitprune.exporting.precision import Feeds
 from vitprune.graph.precision import passes
 from vitprune.methods.dvt.graphs import untyped_graphs
-from vitprune.methods.dvt.layers import all_names, lost_pattern, of_member, prefix, together
+from vitprune.methods.dvt.keys import EXITS
+from vitprune.methods.dvt.layers import all_names, of_member, prefix, together
 from vitprune.methods.dvt.reference import Cascade
 from vitprune.recipe import PrecisionSection, Recipe
 from vitprune.support.precision import OVERFLOW
@@ -34,8 +35,7 @@ def check_early(section: PrecisionSection, depth: int, images: Images | None) ->
         RecipeError: VP113 a pattern fits no layer; VP117, VP136, VP127 images; VP129 nothing is left to quantise; VP115 --auto-exclude.
     """
     for key in ("keep_fp32", "exclude"):
-        if lost_pattern(getattr(section, key), depth):
-            passes.check_patterns(all_names(depth), getattr(section, key), key)
+        passes.check_patterns(all_names(depth), getattr(section, key), key)
     if not section.quantised:
         return
     if section.auto_exclude:
@@ -50,7 +50,7 @@ def check_early(section: PrecisionSection, depth: int, images: Images | None) ->
 
 def quantised_layers(section: PrecisionSection, depth: int) -> frozenset[str]:
     """Names of all layers that take int8 or FP8, with their exits."""
-    members = (1, 2, 3)
+    members = range(1, EXITS + 1)
     return frozenset(
         f"{prefix(number)}{name}"
         for number in members
@@ -112,8 +112,8 @@ def _members(
 
 def handed_on(graph: onnx.ModelProto, feeds: Sequence[Feeds]) -> list[Feeds]:
     """The next member's inputs, piece by piece."""
-    session: Any = make_session(graph.SerializeToString())
     names = [value.name for value in graph.graph.output if value.name != "logits"]
     if not names:
         return []
+    session: Any = make_session(graph.SerializeToString())
     return [{"image": feed["image"], **dict(zip(names, session.run(names, feed), strict=True))} for feed in feeds]

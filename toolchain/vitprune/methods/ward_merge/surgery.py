@@ -85,7 +85,7 @@ class WardMergeSurgery(MergingSurgery):
             "valid": valid,
             "group": self.group,
         }
-        if row is not None and site.options.power and block.position_bias is None:  # the operator knows no biases of positions
+        if row is not None and site.options.power:
             entering |= {"query": self.turned_query, "key": self.turned_key, "asked_bias": asked_bias}
         stay = emit.op("Equal", [into, slots], "stay/bool", dtype=BOOL)
         leaves = emit.op("Cast", [emit.op("Not", [stay], "leaves/bool", dtype=BOOL)], "leaves", to=1)
