@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 import onnx
+import onnx.numpy_helper
 from numpy.typing import NDArray
 
 from vitprune.backends.onnxruntime import make_session
@@ -16,6 +17,7 @@ from vitprune.errors import LoadError, VitpruneError, first_line
 from vitprune.exporting import parity
 from vitprune.graph import surgery
 from vitprune.graph.lowering.rounding import emulated
+from vitprune.support import onnx_weights
 from vitprune.support.onnx_file import read_model
 
 SKELETON = "dense.skeleton"
@@ -34,9 +36,13 @@ def skeleton(dense: onnx.ModelProto, pruned: onnx.ModelProto) -> onnx.ModelProto
     bare.CopyFrom(dense)
     for tensor in bare.graph.initializer:
         name = names.get(_content(tensor))
-        if name is not None and len(tensor.raw_data) >= SMALL:
+        if name is not None and onnx_weights.nbytes(tensor) >= SMALL:
             tensor.raw_data = b""
+            tensor.ClearField("data_location")
+            del tensor.external_data[:]
             tensor.doc_string = REFERENCE + name
+        elif onnx_weights.elsewhere(tensor):
+            tensor.CopyFrom(onnx.numpy_helper.from_array(onnx_weights.values(tensor), tensor.name))
     return bare
 
 
@@ -52,11 +58,11 @@ def fleshed(bare: onnx.ModelProto, pruned: onnx.ModelProto) -> onnx.ModelProto:
     for tensor in model.graph.initializer:
         if not tensor.doc_string.startswith(REFERENCE):
             continue
-        held = tensors.get(tensor.doc_string.removeprefix(REFERENCE))
+        name, held = tensor.name, tensors.get(tensor.doc_string.removeprefix(REFERENCE))
         if held is None or (held.data_type, list(held.dims)) != (tensor.data_type, list(tensor.dims)):
             raise ValueError(f"'{tensor.name}' is not in model.onnx")
-        tensor.raw_data = held.raw_data
-        tensor.doc_string = ""
+        tensor.CopyFrom(held)
+        tensor.name = name
     return model
 
 
@@ -112,7 +118,7 @@ def _given_back(bundle: Bundle) -> onnx.ModelProto:
 
 def _logits(model: onnx.ModelProto, pixels: NDArray[np.float32], bundle: Bundle) -> NDArray[np.float32]:
     try:
-        session = make_session(emulated(model).SerializeToString())
+        session = make_session(emulated(model))
         logits: NDArray[np.float32] = parity.run(session, pixels, bundle.recipe.graph.static_batch)[0]
         return logits
     except Exception as error:
@@ -139,7 +145,9 @@ def _differs(seen: NDArray[np.float32], recorded: NDArray[np.float32], mode: str
 
 
 def _content(tensor: onnx.TensorProto) -> tuple[int, tuple[int, ...], bytes]:
-    return tensor.data_type, tuple(tensor.dims), tensor.raw_data
+    """Type, shape and bytes, or the place in a file where they are: a weight is in one place only."""
+    where = tensor.raw_data or b"".join(f"{entry.key}={entry.value};".encode() for entry in tensor.external_data)
+    return tensor.data_type, tuple(tensor.dims), where
 
 
 def _refused(cause: str, next_step: str) -> LoadError:
