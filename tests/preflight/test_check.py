@@ -28,7 +28,7 @@ RULES = {
     "VP407": "function or plugin", "VP408": "plugin namespace", "VP409": "memory", "VP410": "known wrong results",
     "VP411": "compute capability", "VP412": "number types", "VP413": "release and module", "VP414": "data-dependent shapes",
     "VP415": "file size", "VP416": "a builder of NVIDIA takes the graph", "VP417": "results on the device",
-    "VP418": "padded counts",
+    "VP418": "padded counts", "VP419": "launches against work",
 }  # fmt: skip
 
 
