@@ -124,6 +124,10 @@ def test_shape_arithmetic_is_no_kernel(exported: Any) -> None:
 
 def test_what_cannot_be_counted_says_why(bundle: Bundle) -> None:
     assert "on the device" in kernels(bundle.path, "onnxruntime-cuda")["unknown"]
+    model = onnx.load(str(bundle.model_path))
+    model.graph.node.append(onnx.helper.make_node("STFT", ["logits"], ["unused"], name="nonsense"))
+    with pytest.raises(ValueError, match="cannot be lowered: .*nonsense"):
+        launch_model.count(bundle, model, "tensorrt_rtx")
     (bundle.path / skeletons.SKELETON).unlink()
     bundle._store(lambda listed: {name: value for name, value in listed.items() if name != skeletons.SKELETON})
     assert "no dense graph" in kernels(bundle.path)["unknown"]

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from vitprune import methods
+from vitprune.errors import first_line
 from vitprune.methods.base import BlockTokens, Geometry
 from vitprune.methods.cost import dense_blocks, model_macs
 from vitprune.support.device_speed import LaunchTime, Speed
@@ -214,7 +215,12 @@ def count(bundle: Bundle, model: onnx.ModelProto, backend: str) -> Counted:
         raise ValueError("the bundle has no dense graph to compare with: export it again")
     sites, fused = forms[backend]
     depth = int(bundle.manifest.model["geometry"]["depth"])
-    dense = skeletons.fleshed(read_model(bundle.path / skeletons.SKELETON), model)
+    try:
+        dense = skeletons.fleshed(read_model(bundle.path / skeletons.SKELETON), model)
+        graphs = [executed(one, sites) for one in (dense, model)]
+    except Exception as error:  # a bundle's files may hold anything, and a count is not worth an end
+        raise ValueError(f"the graph cannot be lowered: {first_line(error)[:160]}") from error
     follows_data = bundle.recipe.graph.shapes != "padded" and bool(ragged.stored(model)[1])
     copies = sum(not site["bypass"] for site in bundle.manifest.sites) if follows_data else 0
-    return Counted(by_block(executed(dense, sites), depth, fused), by_block(executed(model, sites), depth, fused), copies)
+    counted = [by_block(one, depth, fused) for one in graphs]
+    return Counted(counted[0], counted[1], copies)
