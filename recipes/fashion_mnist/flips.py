@@ -20,7 +20,9 @@ IMAGES = 1000
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--data", type=Path, default=HERE / "test_images.npz", help="folder with Fashion-MNIST's IDX files, or an npz")
+    parser.add_argument(
+        "--data", type=Path, default=HERE / "test_images.npz", help="folder with Fashion-MNIST's IDX files, or an npz"
+    )
     parser.add_argument("--methods", nargs="*", default=list(METHODS), choices=list(METHODS))
     parser.add_argument("--mode", default="fp16", choices=MODES)
     parser.add_argument("--again", action="store_true", help="run what is stored already, too")

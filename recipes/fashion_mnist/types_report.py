@@ -35,7 +35,16 @@ def sections(folder: Path, table: Table) -> list[str]:
             "## Decisions against the reference, on 1,000 images",
             f"By `flips.py`: graph on ONNX Runtime against the PyTorch reference in the same type. {verdict_of(flips)}",
             table(
-                ["method", "type", "images", "flips legal", "illegal", "largest, of the margin", "decisions", "could have failed"],
+                [
+                    "method",
+                    "type",
+                    "images",
+                    "flips legal",
+                    "illegal",
+                    "largest, of the margin",
+                    "decisions",
+                    "could have failed",
+                ],
                 [flip_row(method, mode, one) for method, modes in flips.items() for mode, one in modes.items()],
             ),
         ]

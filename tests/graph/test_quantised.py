@@ -154,7 +154,9 @@ def test_steps_of_e4m3_are_those_of_the_type():
     on = numbers.clamp(max=440).to(torch.float8_e4m3fn)
     above = (on.view(torch.uint8) + 1).view(torch.float8_e4m3fn).float()  # the next code is the next number
     steps = (above - on.float()) / 448
-    assert float(steps.square().mean().sqrt()) == pytest.approx(precision.e4m3_step(), rel=0.05)  # some round up to where steps are longer
+    assert float(steps.square().mean().sqrt()) == pytest.approx(
+        precision.e4m3_step(), rel=0.05
+    )  # some round up to where steps are longer
     assert precision.margin_tolerance("fp8") == 4 * precision.e4m3_step()
 
 

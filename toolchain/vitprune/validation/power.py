@@ -14,9 +14,7 @@ from numpy.typing import NDArray
 USUAL = 0.99  # a share above which nothing is said
 
 
-def count(
-    margin: NDArray[Any] | None, surest: NDArray[Any] | None, agreeing: NDArray[np.bool_], limit: float
-) -> tuple[int, int]:
+def count(margin: NDArray[Any] | None, surest: NDArray[Any] | None, agreeing: NDArray[np.bool_], limit: float) -> tuple[int, int]:
     """Decisions of one site that are known, and those of them that may not flip.
 
     Args:
