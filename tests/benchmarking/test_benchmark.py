@@ -258,6 +258,18 @@ def test_the_slice_oracle_computes_with_the_tokens_that_are_kept(made_bundle, tm
     assert run(model, made_bundle.samples()["images"][:2])[0].shape == (2, 10)
 
 
+@pytest.mark.parametrize(
+    ("says", "expected"), [("41, 100\n42, 300\n42, 12\n", 312 * 2**20), ("41, 100\n", None), ("42, [N/A]\n", None), ("", None)]
+)
+def test_memory_on_a_gpu_is_what_the_driver_says_of_the_process(monkeypatch, tmp_path, says, expected):
+    from vitprune.benchmarking import memory
+
+    (tmp_path / "nvidia-smi").write_text(f"#!/bin/sh\nprintf '{says}'\n")
+    (tmp_path / "nvidia-smi").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    assert memory.on_gpu(42) == expected
+
+
 def test_oracle_and_memory_are_in_the_document(capsys, made_bundle):
     code, found = call(capsys, "benchmark", made_bundle.path, "--rounds", 3, "--oracle")
     (one,) = found["results"]
