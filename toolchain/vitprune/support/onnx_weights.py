@@ -55,10 +55,16 @@ def _place(tensor: onnx.TensorProto) -> tuple[str, int]:
     return told["location"], int(told.get("offset", 0))
 
 
+def empty(tensor: onnx.TensorProto) -> None:
+    """Leave a tensor its name, type and shape."""
+    for field in ("raw_data", "float_data", "int32_data", "int64_data", "data_location"):
+        tensor.ClearField(field)
+    del tensor.external_data[:]
+
+
 def put(tensor: onnx.TensorProto, location: str, offset: int, length: int) -> None:
     """Let a tensor have its values in a file."""
-    tensor.ClearField("raw_data")
-    del tensor.external_data[:]
+    empty(tensor)
     tensor.data_location = EXTERNAL
     for key, value in (("location", location), ("offset", offset), ("length", length)):
         tensor.external_data.add(key=key, value=str(value))
