@@ -180,3 +180,16 @@ def test_off_and_the_indescribable_are_exported_each_time(made, monkeypatch):
     dense_onnx(model(), (3, 16, 16), RECIPE)
     dense_onnx(model(), (3, 16, 16), RECIPE)
     assert made == ["torch"] * 4
+
+
+def test_export_says_that_it_used_the_cache(made, tmp_path, capsys):
+    from vitprune import console
+    from vitprune.cli._render import exported
+    from vitprune.pipelines import export
+
+    said = []
+    for name in ("first", "second"):
+        exported(export(model(), RECIPE, tmp_path / name), "export")
+        said.append("taken from the cache" in " ".join(capsys.readouterr().err.split()))
+    assert not console.settings.quiet
+    assert said == [False, True]

@@ -17,6 +17,7 @@ from vitprune.backends.onnxruntime import make_session
 from vitprune.errors import ExportError, LoadError
 from vitprune.exporting.dense import dense_onnx
 from vitprune.exporting.dense_twin import dense_of
+from vitprune.graph import skeletons
 from vitprune.support import onnx_weights
 
 SIDE = 64
@@ -88,7 +89,7 @@ def test_an_engine_is_built_of_it(bundles, tmp_path):
     engines.build_engine(bundle, targets.load("onnxruntime-cpu"), report=lambda text: None)
     assert not list(bundle.engine_path("onnxruntime-cpu").glob("graph.onnx*"))
     x = images(2, (3, SIDE, SIDE), seed=6)
-    found = vitprune.session(bundle, "onnxruntime", "onnxruntime-cpu").run(x).logits
+    found = pipelines.session(bundle, "onnxruntime", "onnxruntime-cpu").run(x).logits
     np.testing.assert_allclose(found, bundle.run(x).logits, atol=1e-5)
 
 
@@ -151,3 +152,14 @@ def test_arrays_are_spilled_once_and_mapped(tmp_path):
     values = onnx_weights.values(one)
     values[0, 0] = 7  # private: neither the file nor another view sees it
     assert onnx_weights.values(other)[0, 0] == 0
+
+
+def test_a_skeleton_keeps_values_in_other_fields():
+    """Two tensors of one shape whose values are not raw bytes looked the same."""
+
+    def model(value: float) -> onnx.ModelProto:
+        tensor = onnx.TensorProto(name=f"w{value}", data_type=1, dims=[100], float_data=[value] * 100)
+        return onnx.ModelProto(graph=onnx.GraphProto(initializer=[tensor]))
+
+    kept = skeletons.fleshed(skeletons.skeleton(model(1.0), model(2.0)), model(2.0))
+    assert onnx.numpy_helper.to_array(kept.graph.initializer[0])[0] == 1.0

@@ -111,7 +111,7 @@ def dense_onnx(
     names, graph = list(getattr(module, "names", ["logits"])), recipe.graph
     key = fingerprint(module, image_shape, graph.opset, graph.static_batch, names) if cache.folder() is not None else None
     if key is not None and (stored := cache.read(KIND, key)) is not None:
-        report(f"the dense export was made before: taken from the cache ({key[:12]})")
+        report(f"dense export: made before from these weights, taken from the cache ({key[:12]})")
         return onnx.load_model_from_string(stored)
     model = _exported(module, image_shape, recipe, names)
     if key is not None:

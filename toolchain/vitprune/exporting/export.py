@@ -37,7 +37,8 @@ def export(
     images = parity.calibration(model.preprocessing, data, classes)
     ranges.check_early(recipe.precision, oracle.geometry.depth, images)
     report("exporting the dense model to ONNX")
-    dense = Source(dense_onnx(dense_module, model.image_shape, recipe, report))
+    taken: list[str] = []  # from the cache
+    dense = Source(dense_onnx(dense_module, model.image_shape, recipe, taken.append))
     settled, beyond = precision.settle(dense, recipe, oracle.geometry.has_cls, inputs.pixels)
     if settled.precision.quantised:
         report("finding ranges on the calibration images")
@@ -60,6 +61,8 @@ def export(
         "dense_nodes": len(dense.model.graph.node),
         "nodes": len(pruned.graph.node),
     }
+    if taken:
+        notes["dense_export"] = taken[0]
     if recipe.graph.shapes == "padded" and (advice := oracle.method.padded_advice(recipe.prune)):
         notes["warnings"] = [*notes.get("warnings", []), advice]
     return write_bundle(

@@ -24,7 +24,7 @@ WEIGHTS = {TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorP
 ELSEWHERE = "held"  # where a bare tensor says that its values are
 
 
-class Held(LazyValues):  # type: ignore[misc]  # gs tells lazy constants from others by this class
+class Held(LazyValues):  # type: ignore[misc, no-any-unimported]  # gs tells lazy constants from others by this class
     """Values of a constant: of a tensor of a model, or an array.
 
     Attributes:
@@ -39,6 +39,7 @@ class Held(LazyValues):  # type: ignore[misc]  # gs tells lazy constants from ot
     def load(self) -> np.ndarray:
         """The values; read once."""
         if self._array is None:
+            assert self._stored is not None, "a tensor or an array, see __init__"
             self._array = onnx_weights.values(self._stored)
         return self._array
 
@@ -155,7 +156,7 @@ def rebuilt(graph: Graph, spill: Spill | None = None) -> onnx.ModelProto:
     return filled(*exported(graph), spill)
 
 
-def values_of(constant: gs.Constant) -> np.ndarray:
+def values_of(constant: Any) -> np.ndarray:
     """The values of a constant, which stays lazy where it was."""
     values = constant._values
     return values.load() if isinstance(values, Held) else np.asarray(constant.values)

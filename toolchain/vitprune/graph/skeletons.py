@@ -18,7 +18,8 @@ def skeleton(dense: onnx.ModelProto, pruned: onnx.ModelProto) -> onnx.ModelProto
     bare = onnx.ModelProto()
     bare.CopyFrom(dense)
     for tensor in bare.graph.initializer:
-        name = names.get(_content(tensor))
+        told = bool(tensor.raw_data) or onnx_weights.elsewhere(tensor)  # other fields are rare, and are not looked at
+        name = names.get(_content(tensor)) if told else None
         if name is not None and onnx_weights.nbytes(tensor) >= SMALL:
             onnx_weights.empty(tensor)
             tensor.doc_string = REFERENCE + name

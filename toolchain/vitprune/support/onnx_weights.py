@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 MOST_BYTES = (1 << 31) - (1 << 20)  # of a message, less what is not weights
 ALIGNMENT = 4096  # of tensors in a file, so that runtimes can map them
 PIECE = 1 << 24
-EXTERNAL = 1  # onnx.TensorProto.EXTERNAL
+EXTERNAL: Any = 1  # onnx.TensorProto.EXTERNAL
 _FLOATS = (1, 10, 11, 16)  # onnx.TensorProto's FLOAT, FLOAT16, DOUBLE, BFLOAT16
 
 
@@ -204,7 +204,7 @@ class Spill:
         """Write an array, unless it is there, and let a tensor have it."""
         import numpy as np
 
-        flat = memoryview(np.ascontiguousarray(array).reshape(-1).view(np.uint8))
+        flat = np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
         digest = hashlib.sha256(flat).digest()
         if digest not in self._places:
             with self.path.open("ab") as stream:
