@@ -149,9 +149,7 @@ def test_arrays_are_spilled_once_and_mapped(tmp_path):
     assert one.external_data == other.external_data != turned.external_data
     np.testing.assert_array_equal(onnx_weights.values(other), array)
     np.testing.assert_array_equal(onnx_weights.values(turned), array[::-1])
-    values = onnx_weights.values(one)
-    values[0, 0] = 7  # private: neither the file nor another view sees it
-    assert onnx_weights.values(other)[0, 0] == 0
+    assert np.shares_memory(onnx_weights.values(one), onnx_weights.values(other))  # mapped once
 
 
 def test_a_skeleton_keeps_values_in_other_fields():

@@ -12,6 +12,7 @@ import os
 import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from weakref import WeakValueDictionary
 
 from vitprune.errors import ExportError
 from vitprune.support.files import inside, linked, require_regular
@@ -24,6 +25,9 @@ MOST_BYTES = (1 << 31) - (1 << 20)  # of a message, less what is not weights
 ALIGNMENT = 4096  # of tensors in a file, so that runtimes can map them
 PIECE = 1 << 24
 EXTERNAL: Any = 1  # onnx.TensorProto.EXTERNAL
+_mapped: WeakValueDictionary[tuple[int, ...], mmap.mmap] = (
+    WeakValueDictionary()
+)  # what is in use; twice mapped, pages count twice
 _FLOATS = (1, 10, 11, 16)  # onnx.TensorProto's FLOAT, FLOAT16, DOUBLE, BFLOAT16
 
 
@@ -113,7 +117,7 @@ def _resolve(tensor: onnx.TensorProto, folder: Path) -> None:
 
 
 def values(tensor: onnx.TensorProto) -> np.ndarray:
-    """The values of a tensor; those in a file are mapped: private to this process, and read page by page when they are looked at."""
+    """The values of a tensor; those in a file are mapped, once, and read page by page when they are looked at. Nobody is to change them."""
     import numpy as np
     from onnx import helper, numpy_helper
 
@@ -124,8 +128,13 @@ def values(tensor: onnx.TensorProto) -> np.ndarray:
     if 0 in tensor.dims:
         return np.zeros(tuple(tensor.dims), kind)
     start = offset - offset % mmap.ALLOCATIONGRANULARITY
+    length = offset - start + nbytes(tensor)
     with open(location, "rb") as stream:
-        mapped = mmap.mmap(stream.fileno(), offset - start + nbytes(tensor), access=mmap.ACCESS_COPY, offset=start)
+        found = os.fstat(stream.fileno())
+        key = (found.st_dev, found.st_ino, start, length)
+        mapped = _mapped.get(key)
+        if mapped is None:
+            mapped = _mapped[key] = mmap.mmap(stream.fileno(), length, access=mmap.ACCESS_COPY, offset=start)
     return np.frombuffer(mapped, kind, math.prod(tensor.dims), offset - start).reshape(tuple(tensor.dims))
 
 
