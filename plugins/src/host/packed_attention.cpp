@@ -93,6 +93,10 @@ template <int Rows>
     }
     float largest = top[0];
     for (int64_t lane = 1; lane < kLanes; ++lane) largest = std::max(largest, top[lane]);
+    if (largest == -INFINITY) {  // every key is hidden
+        std::fill(row, row + columns, 0.0f);
+        return 0.0f;
+    }
     Lanes sums{};
     for (int64_t n = 0; n < columns; n += kLanes) {
         const Lanes here = exponential(at(row + n) - largest);

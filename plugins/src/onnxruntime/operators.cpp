@@ -4,6 +4,7 @@
 #include "build_info.h"
 #include "host/token_sample.h"
 #include "host/token_score.h"
+#include "onnxruntime/halt_operator.h"
 #include "onnxruntime/merge_operators.h"
 #include "onnxruntime/packed_operator.h"
 #include "onnxruntime/pool.h"
@@ -131,6 +132,7 @@ OrtCustomOpDomain* make_domain(const OrtApi& api) {
     check(api.CustomOpDomain_Add(domain, &score_sample));
     add_merge_operators(api, domain);
     add_site_operators(api, domain);
+    add_halt_operator(api, domain);
     add_packed_operator(api, domain);
 #if VITPRUNE_FEATURES & 1
     static const Operator sample_cuda("TokenSample", "CUDAExecutionProvider", false, compute_sample_cuda);

@@ -10,7 +10,7 @@ from vitprune.graph.types import Tensor
 from vitprune.methods.base import SamplingOptions, Site
 
 Roles = dict[str, Tensor | None]
-KIND = "PruneSite"
+KIND, HALT = "PruneSite", "TokenHalt"
 EVERY_SCORE = float(np.finfo(np.float32).min)  # a threshold that every score exceeds: with a capacity, a ranking
 
 
@@ -49,13 +49,33 @@ def describe_ranking(
     )  # fmt: skip
 
 
+def describe_halting(
+    surgery: Surgery, site: Site[SamplingOptions] | None, heads: int, entered: Roles, leaving: Roles, **gate: float
+) -> None:
+    """Note the outline of a step of halting, and of the compaction behind it; gate: channel, gate_scale, gate_center, limit, exits, last."""
+    options = SamplingOptions(mode="threshold") if site is None else site.options
+    limit = 0 if site is None else site.limit if surgery.padded else options.capacity
+    _describe(
+        surgery, "given", heads, entered, leaving, kind=HALT, mode=options.mode, num_samples=1, threshold=float(options.threshold),
+        capacity=limit, expected=options.expected, pad_to_capacity=int(surgery.padded and site is not None),
+        compacts=int(site is not None), **gate,
+    )  # fmt: skip
+
+
 def _describe(
-    surgery: Surgery, form: str, heads: int, entered: Roles, leaving: Roles, combine: str = "nothing", **sampling: float | str
+    surgery: Surgery,
+    form: str,
+    heads: int,
+    entered: Roles,
+    leaving: Roles,
+    combine: str = "nothing",
+    kind: str = KIND,
+    **sampling: float | str,
 ) -> None:
     anatomy = surgery.anatomy
     surgery.outlines.append(
         outline(
-            KIND,
+            kind,
             entered,
             leaving,
             form=form,
