@@ -9,12 +9,13 @@ import numpy as np
 import onnx
 
 from vitprune.graph import types
+from vitprune.graph.lowering.scoring import native_scores
 from vitprune.graph.outlines import Outline, stored
 from vitprune.graph.types import Graph, Node, Shape, Tensor, dims
 from vitprune.graph.widening import HALF
 from vitprune.ops.token_sample import DOMAIN
 
-KIND, HALT = "PruneSite", "TokenHalt"
+KIND, HALT, SAMPLED = "PruneSite", "TokenHalt", "SampledMerge"
 INPUTS = ("x", "valid", "query", "key", "value", "score", "h", "patch", "theta")
 OUTPUTS = {
     "rows": np.float32, "rows2": np.float32, "index": np.int64, "keep": np.bool_, "patch": np.int64, "kept": np.int64,
@@ -40,12 +41,14 @@ DATA = ("x", "query", "key", "value", "score", "h", "theta")
 class Sites:
     """What came of the outlines of a graph.
 
-    made: sites that are an operator. halts: steps of halting that are one. masks: key padding masks int32 [B,N] that stand for a key bias, by the id of the bias. shapes: by the id of
+    made: sites that are an operator. halts, scores: steps of halting and scores
+    that a site is given, likewise. masks: key padding masks int32 [B,N] that stand for a key bias, by the id of the bias. shapes: by the id of
     rows [B,M,C] that an operator writes, where their shape int64 [3] is to be had.
     """
 
     made: int = 0
     halts: int = 0
+    scores: int = 0
     masks: dict[int, Tensor] = field(default_factory=dict)
     shapes: dict[int, Tensor] = field(default_factory=dict)
 
@@ -62,6 +65,7 @@ def native_sites(graph: Graph, model: onnx.ModelProto) -> Sites:
     sites = Sites()
     rounds = any(node.op == "QuantizeLinear" or (node.op == "Cast" and node.attrs["to"] in HALF) for node in graph.nodes)
     if not rounds:
+        sites.scores = native_scores(graph, model)
         for number, one in enumerate(stored(model)):
             if one.kind == KIND:
                 _replace(graph, one, f"vitprune/native_site{number}", sites)
@@ -73,13 +77,13 @@ def native_sites(graph: Graph, model: onnx.ModelProto) -> Sites:
 def site_above(rows: Tensor) -> Node | None:
     """The node of a site whose rows a tensor [B,M,...] has, one for one, or None; only operators that keep rows are passed.
 
-    The rows are its first output.
+    They are its first output, and a dropping site has a second one with as many; what else a step of halting writes has others.
     """
     tensor = rows
     while tensor.inputs:
         node = tensor.inputs[0]
-        if node.op in (KIND, HALT):
-            return node if tensor is node.outputs[0] else None
+        if node.op in (KIND, HALT, SAMPLED):
+            return node if node.op == KIND or tensor is node.outputs[0] else None
         following = _same_rows(node)
         if following is None:
             return None
@@ -114,7 +118,7 @@ def _replace(graph: Graph, one: Outline, name: str, sites: Sites) -> None:
     count = int(one.attributes["capacity"]) if one.attributes["pad_to_capacity"] else None
     more = int(one.attributes["combine"] != "nothing")
     left = f"{name}/left" if count is None else int(one.attributes["prefix_tokens"]) + count + more
-    outputs = _outputs(one, tensors, name, OUTPUTS, ("rows2",))
+    outputs = written(one, tensors, name, OUTPUTS, ("rows2",))
     outputs["rows"].shape = [batch, left, width]
     attributes = {**one.attributes, "plugin_version": "1", "plugin_namespace": DOMAIN}
     entering = [inputs.get(role, types.absent()) for role in INPUTS]
@@ -134,7 +138,7 @@ def _inputs(one: Outline, tensors: dict[str, Tensor]) -> dict[str, Tensor] | Non
     wanted = {role: label for role, label in one.inputs.items() if role != "patch" or numbered}
     found = {role: tensors[label] for role, label in wanted.items() if role in INPUTS and label in tensors}
     if (
-        not _typed(one, ATTRIBUTES)
+        not typed(one, ATTRIBUTES)
         or len(found) < len(wanted)
         or "x" not in found
         or any(found[role].dtype != np.float32 for role in DATA if role in found)
@@ -152,13 +156,13 @@ def _halt(graph: Graph, one: Outline, name: str, sites: Sites) -> None:
     tensors = graph.tensors()
     wanted = {role: label for role, label in one.inputs.items() if role != "patch" or one.outputs.get("kept") in tensors}
     inputs = {role: tensors[label] for role, label in wanted.items() if role in HALT_INPUTS and label in tensors}
-    if len(inputs) < len(wanted) or "x" not in inputs or not _typed(one, HALT_ATTRIBUTES):
+    if len(inputs) < len(wanted) or "x" not in inputs or not typed(one, HALT_ATTRIBUTES):
         return
     x, compacts = inputs["x"], bool(one.attributes["compacts"])
     floats = all(tensor.dtype == np.float32 for role, tensor in inputs.items() if role != "patch")
     if not floats or len(dims(x)) != 3 or one.outputs.get("rows" if compacts else "output") not in tensors:
         return
-    outputs = _outputs(one, tensors, name, HALT_OUTPUTS)
+    outputs = written(one, tensors, name, HALT_OUTPUTS)
     if compacts:
         count = int(one.attributes["capacity"]) if one.attributes["pad_to_capacity"] else None
         left = f"{name}/left" if count is None else int(one.attributes["prefix_tokens"]) + count
@@ -174,11 +178,12 @@ def _halt(graph: Graph, one: Outline, name: str, sites: Sites) -> None:
     sites.halts += 1
 
 
-def _typed(one: Outline, attributes: dict[str, type]) -> bool:
+def typed(one: Outline, attributes: dict[str, type]) -> bool:
+    """Whether an outline has these attributes, of these types, and no others."""
     return {key: type(value) for key, value in one.attributes.items()} == attributes
 
 
-def _outputs(
+def written(
     one: Outline, tensors: dict[str, Tensor], name: str, kinds: dict[str, Any], fresh: tuple[str, ...] = ()
 ) -> dict[str, Tensor]:
     """The outputs of an operator by role: the graph's own tensors, taken from the nodes that made them, others where it has none.

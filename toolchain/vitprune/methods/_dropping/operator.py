@@ -11,6 +11,7 @@ from vitprune.methods.base import SamplingOptions, Site
 
 Roles = dict[str, Tensor | None]
 KIND, HALT = "PruneSite", "TokenHalt"
+FORMS = {"per_head": "per_head", "pooled": "pooled", "attention": "sum"}  # of ATS's scores, by their names in recipes
 EVERY_SCORE = float(np.finfo(np.float32).min)  # a threshold that every score exceeds: with a capacity, a ranking
 
 
@@ -25,17 +26,26 @@ def left_behind(surgery: Surgery) -> Roles:
 
 
 def describe_sampling(
-    surgery: Surgery, site: Site[SamplingOptions], form: str, heads: int, entered: Roles, leaving: Roles
+    surgery: Surgery,
+    site: Site[SamplingOptions],
+    form: str,
+    heads: int,
+    entered: Roles,
+    leaving: Roles,
+    kind: str = KIND,
+    **more: float,
 ) -> None:
     """Note the outline of a site that selects with a TokenSample node.
 
     Args:
-        form: of the score, as `vitprune_plugin.h` names it. entered, leaving: tensors by role.
+        form: of the score, as `vitprune_plugin.h` names it. entered, leaving: tensors by role. kind, more: another operator
+            and what it has besides.
     """
     options = site.options
     _describe(
-        surgery, form, heads, entered, leaving, mode=options.mode, num_samples=options.num_samples, threshold=float(options.threshold),
+        surgery, form, heads, entered, leaving, kind=kind, mode=options.mode, num_samples=options.num_samples, threshold=float(options.threshold),
         capacity=site.limit if surgery.padded else options.capacity, expected=options.expected, pad_to_capacity=int(surgery.padded),
+        **more,
     )  # fmt: skip
 
 
