@@ -118,15 +118,23 @@ def against_fp32(full: np.ndarray, half: np.ndarray, labels: np.ndarray) -> dict
     }  # fmt: skip
 
 
-def against_reference(oracle: Any, recipe: Recipe, pixels: np.ndarray, result: Results, blocks: Sequence[int]) -> dict[str, int]:
-    """Flips of a graph's run against the PyTorch reference in the same type, on the first images: legal ones lie within the margin."""
+def against_reference(oracle: Any, recipe: Recipe, pixels: np.ndarray, result: Results, blocks: Sequence[int]) -> dict[str, Any]:
+    """A graph's run against the PyTorch reference in the same type, on the first images.
+
+    Returns:
+        JSON-ready: legal and illegal flips, the largest in units of the margin, decisions, those that could have failed, and the margin.
+    """
     inputs = Images(pixels, None, "test images")
     arrays = reference_arrays(oracle, inputs, np.zeros((len(pixels), 1)), None)
     kept = [np.where(listed[: len(pixels)], np.arange(listed.shape[1]), -1) for listed in result[1]]
     gates = gates_in_force(recipe, arrays["logits"], oracle.geometry)
     found = compare(Result(result[0][: len(pixels)], kept), arrays, list(blocks), gates, decides_unseen(recipe))
-    flips = {kind: sum(getattr(site, f"{kind}_flips") for site in found.sites) for kind in ("legal", "illegal")}
-    return {"images": len(pixels), **flips}
+    return {
+        "images": len(pixels),
+        **{name: sum(getattr(site, f"{name}_flips") for site in found.sites) for name in ("legal", "illegal")},
+        **{name: sum(getattr(site, name) for site in found.sites) for name in ("decisions", "could_fail")},
+        "margin": gates.flip_margin, "largest": max(site.worst_margin for site in found.sites) / gates.flip_margin,
+    }  # fmt: skip
 
 
 def images_of(data: Path, count: int, preprocessing: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:

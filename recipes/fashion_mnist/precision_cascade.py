@@ -60,9 +60,12 @@ def evaluate(
             arrays = reference_arrays(torch_members(in_precision(cascade, given)), inputs, thresholds)
             gates = given.gates(float(np.abs(arrays["logits"]).max()))
             evidence = compare([one[:referenced] for one in logits], arrays, thresholds, gates).evidence
-            illegal = evidence["illegal_flips"]
+            illegal, differing = evidence["illegal_flips"], evidence["images_differing"]
+            apart = arrays["margin"][exits_of([one[:referenced] for one in logits], thresholds) != arrays["exits"]]
             found["reference"] = {
-                "images": len(inputs.pixels), "legal": evidence["images_differing"] - illegal, "illegal": illegal
+                "images": len(inputs.pixels), "legal": differing - illegal, "illegal": illegal, "decisions": evidence["decisions"],
+                "could_fail": evidence["could_fail"], "margin": gates.flip_margin,
+                "largest": float(apart.max(initial=0)) / gates.flip_margin,
             }  # fmt: skip
         yield mode, found
 

@@ -9,10 +9,12 @@ import argparse
 import json
 import math
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import ablation
+import types_report
 
 HERE = Path(__file__).parent
 Run = dict[str, Any]
@@ -221,7 +223,7 @@ def details(runs: list[Run]) -> list[str]:
     return parts
 
 
-def markdown(runs: list[Run], plots: list[str], half: dict[str, Any] | None = None, search: dict[str, Any] | None = None) -> str:
+def markdown(runs: list[Run], plots: list[str], types: Sequence[str] = (), search: dict[str, Any] | None = None) -> str:
     named = {run["name"]: run for run in runs}
     dense = named.get("dense")
     head = ["run", "trained", "top-1 % [95 % CI]", "to dense", "MACs/image", "share", "patches per site", "ORT b=1", "ORT b=8"]
@@ -257,63 +259,10 @@ def markdown(runs: list[Run], plots: list[str], half: dict[str, Any] | None = No
         "## Best at a share of the dense MACs",
         table(["share", "run", "top-1", "within its interval"], winners(runs)),
         *(["## Depths and exits", "\n\n".join(details(runs))] if details(runs) else []),
-        *(
-            [
-                "## Half types, int8 and fp8",
-                "By `precision.py`: exported graphs on ONNX Runtime's CPU, FP32 arithmetic with every value rounded where the graph says, int8 and fp8 "
-                "emulated so too (so nothing about speed follows). Drop and agreement are against fp32 of the same method on the same images, with paired "
-                "and Wilson 95 % intervals; images flipped: whose decisions first differ at each site. Flips legal/illegal: against the PyTorch reference in the same type.",
-                table(
-                    [
-                        "method",
-                        "type",
-                        "images",
-                        "top-1 %",
-                        "graph",
-                        "drop, points",
-                        "0.1 points",
-                        "agreement %",
-                        "images flipped per site",
-                        "flips legal/illegal",
-                    ],
-                    precision(half),
-                ),
-            ]
-            if half
-            else []
-        ),
+        *types,
         *([f"![{Path(plot).stem}]({plot})" for plot in plots]),
     ]
     return "\n\n".join(parts) + "\n"
-
-
-def precision(stored: dict[str, Any]) -> list[list[str]]:
-    """Half types against fp32 on the same images, from the JSON of `precision.py`."""
-    rows = []
-    for method, found in stored.items():
-        for mode, one in found["modes"].items():
-            agreement, drop = one["agreement"], one["drop"]
-            flips = ", ".join(str(site["images"]) for site in one["sites"])
-            checked = one.get("reference")
-            legal = f"{checked['legal']}/{checked['illegal']} on {checked['images']:,}" if checked else "–"
-            rows.append([
-                method, mode, f"{one['images']:,}", f"{one['top1']:.2f}", f"{one['bytes'] / 2**20:.2f} MiB",
-                *(["–"] * 5 if mode == "fp32" else [
-                    f"{drop[0]:+.2f} [{drop[1]:+.2f}, {drop[2]:+.2f}]", gate(mode, drop),
-                    f"{agreement[0]:.2f} [{agreement[1]:.2f}, {agreement[2]:.2f}]", flips, legal,
-                ]),
-            ])  # fmt: skip
-    return rows
-
-
-def gate(mode: str, drop: list[float]) -> str:
-    """Against 0.1 points, which int8 and fp8 need not meet: against 0.5, and that is said."""
-    return f"{verdict(drop, 0.5)} (of 0.5)" if mode in ("int8", "fp8") else verdict(drop, 0.1)
-
-
-def verdict(drop: list[float], limit: float) -> str:
-    """Whether a drop in points is below a limit, by its interval."""
-    return "below" if drop[2] < limit else "above" if drop[1] > limit else "undecided"
 
 
 def series(runs: list[Run]) -> dict[str, list[Run]]:
@@ -412,9 +361,7 @@ if __name__ == "__main__":
     stored = load(args.results)
     if not stored:
         raise SystemExit(f"no results in {args.results}: run results.py first")
-    half = HERE / "precision.json"
-    types = json.loads(half.read_text()) if half.exists() else None
     found = HERE / "tune.json"
     search = json.loads(found.read_text()) if found.exists() else None
-    args.out.write_text(markdown(stored, draw(stored, args.out.parent / "plots"), types, search))
+    args.out.write_text(markdown(stored, draw(stored, args.out.parent / "plots"), types_report.sections(HERE, table), search))
     print(args.out)

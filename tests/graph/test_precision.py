@@ -27,7 +27,8 @@ from vitprune.graph.widening import widened
 from vitprune.pipelines import validate
 from vitprune.recipe import Recipe
 from vitprune.support.precision import OVERFLOW, ROUNDOFF, layer_names
-from vitprune.validation.precision import against_float32
+from vitprune.validation.compare import compare, decisions_gate
+from vitprune.validation.precision import against_float32, gates_in_force
 from vitprune.vit.precision import HalfLinear
 from vitprune.vit.pruned import PrunedViT
 
@@ -404,7 +405,6 @@ def test_the_network_of_an_engine_must_be_in_the_type_asked_for():
 
 def test_a_followed_image_counts_with_the_decisions_it_was_computed_with():
     from vitprune.backends import Result
-    from vitprune.validation.compare import compare
 
     kept = np.array([[0, 1], [0, 1]])
     reference = {
@@ -443,6 +443,30 @@ def test_a_gate_that_is_off_is_found_within_the_margin_of_halting_scores():
     with pytest.raises(ExportError, match="disagree") as caught:
         parity.check(wrong, arrays, rules, oracle)
     assert "decisions" in caught.value.cause
+
+
+def test_a_gate_that_cannot_fail_is_said_and_proves_nothing_alone():
+    """A-ViT in bf16 behind a large gate, as with the published centre of 75 and 12 blocks: no halting score is as wide as the margin."""
+    from vitprune.backends import Result
+
+    rules = recipe("avit", "bf16").with_("prune.gate_center", 90.0).with_("prune.gate_scale", 100.0)
+    oracle = PrunedViT(model(), rules).eval()
+    arrays = parity.reference_arrays(oracle, samples(8), parity.module_logits(model(), pixels(8)), None)
+    blocks, gates = [site.block for site in oracle.sites], gates_in_force(rules, arrays["logits"], oracle.geometry)
+    kept = [arrays[f"kept_{block}"].copy() for block in blocks]
+    alike = decisions_gate(compare(Result(arrays["logits"], kept), arrays, blocks, gates), gates)
+    assert alike.passed
+    assert "no decision could have failed" in alike.text()
+    assert "the logits carry the proof" in alike.text()
+    assert alike.document()["note"] == alike.note
+    # Planted: the graph lost a patch of one image. That is within the margin, and A-ViT's reference cannot follow it.
+    kept[0][0, 0] = -1
+    found = compare(Result(arrays["logits"], kept), arrays, blocks, gates)
+    wrong = decisions_gate(found, gates)
+    assert (wrong.passed, wrong.seen, found.sites[0].legal_flips) == (False, 0, 1)
+    assert "1 images that differ are compared by nothing else" in wrong.text()
+    sharper = gates.model_copy(update={"flip_margin": 0.01})
+    assert decisions_gate(compare(Result(arrays["logits"], kept), arrays, blocks, sharper), sharper).seen == 1
 
 
 @pytest.mark.parametrize(("method", "blocks"), [("topk", {0, 3}), ("avit", {0, 1})])

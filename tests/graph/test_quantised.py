@@ -15,7 +15,8 @@ from vitprune.exporting.given_quantised import refuse_quantised
 from vitprune.exporting.layers import check_layers
 from vitprune.graph import surgery
 from vitprune.graph.lowering.rounding import emulated
-from vitprune.graph.precision import audit, passes, quantising, smoothing
+from vitprune.graph.precision import audit, casting, passes, quantising, smoothing
+from vitprune.support import precision
 from vitprune.support.precision import exponent_text, exponents
 from vitprune.vit.pruned import PrunedViT
 from vitprune.vit.quantised import on_grid
@@ -117,11 +118,16 @@ def few(model):
 
 
 @pytest.mark.parametrize(
-    ("spoil", "named"),
-    [(wrong_scale, "blocks.2.mlp.fc1"), (wrong_axis, "blocks.2.attn.proj"), (wrong_weight, "blocks.2.attn.qkv")],
+    ("spoil", "named", "mode"),
+    [
+        (wrong_scale, "blocks.2.mlp.fc1", "int8"),
+        (wrong_scale, "blocks.2.mlp.fc1", "fp8"),
+        (wrong_axis, "blocks.2.attn.proj", "int8"),
+        (wrong_weight, "blocks.2.attn.qkv", "int8"),
+    ],
 )
-def test_a_wrong_layer_is_named(spoil, named):
-    recipe = settled()
+def test_a_wrong_layer_is_named(spoil, named, mode):
+    recipe = settled(mode=mode)
     pruned, _, _ = surgery.rewrite(dense(), recipe, has_cls=True)
     oracle = PrunedViT(model(), recipe).eval()
     assert check_layers(pruned, oracle.dense, few(pruned))[1] == []
@@ -140,6 +146,26 @@ def test_a_layer_that_was_forgotten_is_named():
     with pytest.raises(ExportError, match="types") as caught:
         check_layers(some, oracle.dense, few(some))
     assert "blocks.3.mlp.fc2" in caught.value.cause
+
+
+def test_steps_of_e4m3_are_those_of_the_type():
+    """The unit of fp8's margins, written out from the type's definition, against the steps of PyTorch's type on normal numbers."""
+    numbers = torch.randn(200_000, generator=torch.Generator().manual_seed(0)).abs() * 448 / precision.CREST
+    on = numbers.clamp(max=440).to(torch.float8_e4m3fn)
+    above = (on.view(torch.uint8) + 1).view(torch.float8_e4m3fn).float()  # the next code is the next number
+    steps = (above - on.float()) / 448
+    assert float(steps.square().mean().sqrt()) == pytest.approx(
+        precision.e4m3_step(), rel=0.05
+    )  # some round up to where steps are longer
+    assert precision.margin_tolerance("fp8") == 4 * precision.e4m3_step()
+
+
+@pytest.mark.parametrize("label", ["prune/cls_logits", "prune/cls_row"])
+def test_a_score_branch_in_fp16_is_found_beside_fp8(label):
+    """Planted: fp8's margin is wide, and a score branch in fp16 stays well inside it."""
+    pruned, _, _ = surgery.rewrite(dense(), settled("ats", "fp8", "bf16"), has_cls=True)
+    name = next(node.name for node in pruned.graph.node if node.name.endswith(label))
+    assert name in audit.half_decisions(casting.cast(pruned, {name}, "fp16"))
 
 
 def test_a_quantised_score_is_found():

@@ -10,7 +10,9 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+import timm
 import torch
+from safetensors.torch import save_file
 from timm.models.naflexvit import NaFlexVit, NaFlexVitCfg
 from timm.models.vision_transformer import ParallelScalingBlock, VisionTransformer
 
@@ -21,8 +23,10 @@ from vitprune.graph.anatomy.find import find
 from vitprune.graph.canonical import replace_attention as right_replacement
 from vitprune.graph.intake import take_in
 from vitprune.graph.surgery import canonical, rewrite
+from vitprune.model_section import ModelSection
 from vitprune.pipelines import reference
 from vitprune.recipe import Recipe
+from vitprune.vit import loading
 from vitprune.vit.naflex import at_size
 from vitprune.vit.pruned import PrunedViT
 
@@ -166,6 +170,22 @@ def test_naflex_at_one_size_is_the_model_itself(more: dict[str, Any]) -> None:
             2,
             5,
         )
+
+
+@pytest.mark.parametrize("fixed", [True, False])
+def test_weights_of_a_naflex_are_taken_in_either_form(fixed: bool, tmp_path: Path) -> None:
+    """Those that finetune saved have a VisionTransformer's names, those that timm saved the model's own."""
+    section = ModelSection(name="naflexvit_base_patch16_gap", image_size=32, args={"embed_dim": 32, "depth": 1, "num_heads": 2, "num_classes": 3})  # fmt: skip
+    trained = timm.create_model(section.name, **section.args).eval()
+    for parameter in trained.parameters():
+        parameter.data += 0.1
+    saved = at_size(trained, 32) if fixed else trained
+    file = tmp_path / "weights.safetensors"
+    save_file({name: value.contiguous().clone() for name, value in saved.state_dict().items()}, file)
+    loaded = loading.load(section, weights=str(file)).module
+    x = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        np.testing.assert_allclose(loaded(x).numpy(), at_size(trained, 32)(x).numpy(), atol=1e-6)
 
 
 def test_what_naflex_cannot_be_is_refused() -> None:

@@ -16,6 +16,7 @@ import report  # noqa: E402
 import results  # noqa: E402
 import ship  # noqa: E402
 import tuned  # noqa: E402
+import types_report  # noqa: E402
 
 from vitprune.recipe import Recipe  # noqa: E402
 from vitprune.vit import loading  # noqa: E402
@@ -124,7 +125,7 @@ def test_half_types_are_compared_image_by_image():
 
 
 def test_a_drop_is_decided_by_its_interval():
-    assert [report.verdict(drop, 0.1) for drop in ([0, -0.1, 0.05], [0.3, 0.2, 0.4], [0, -0.1, 0.2])] == [
+    assert [types_report.verdict(drop, 0.1) for drop in ([0, -0.1, 0.05], [0.3, 0.2, 0.4], [0, -0.1, 0.2])] == [
         "below",
         "above",
         "undecided",

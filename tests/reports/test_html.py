@@ -43,6 +43,7 @@ def test_report_is_self_contained(made_bundle):
     assert "PASSED" in text
     assert "a &lt;b&gt;" in text
     assert text.count("<img") == 4 * (1 + len(result.kept))
+    assert text.count("<svg") == 1
     assert "http://" not in text
     assert "https://" not in text
     assert 'src="data:image/png' in text

@@ -2,33 +2,12 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
 import numpy as np
-import pytest
 
-import vitprune
 from vitprune.reports import tokens
 from vitprune.reports.page import page
 from vitprune.reports.pictures import with_depth
 from vitprune.reports.sections import of_bundles
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "training"))
-
-
-@pytest.fixture(scope="module")
-def made(tmp_path_factory):
-    """One dense export, from which a merging and a halting bundle are made."""
-    from training_support import recipe
-
-    from vitprune.vit import loading
-
-    module = loading.load(recipe("tome").model, pretrained=False, seed=1).module
-    folder = tmp_path_factory.mktemp("tokens")
-    return {method: vitprune.export(module, recipe(method), folder / method) for method in ("avit",)} | {
-        "tome": vitprune.export(None, recipe("tome"), folder / "tome", pretrained=False, seed=1)
-    }
 
 
 def test_groups_are_painted_where_the_model_is_at_hand(made, monkeypatch):
@@ -54,15 +33,8 @@ def test_depth_is_where_a_patch_was_last_seen(made):
     assert shown[0, 0, 0] > shown[0, 2, 0] > shown[2, 0, 0] > shown[2, 2, 0]
 
 
-def test_exits_of_a_cascade():
-    class Bundle:
-        model_files = ("exit1.onnx", "exit2.onnx", "exit3.onnx")
-        manifest = type("", (), {"preprocessing": {"input_size": [3, 4, 4], "mean": [0.5] * 3, "std": [0.5] * 3}})
-
-        def samples(self):
-            return {"images": np.zeros((4, 3, 4, 4), np.float32), "exits": np.array([1, 1, 3, 1])}
-
-    (part,) = tokens.sections("b", Bundle())
+def test_exits_of_a_cascade(cascade):
+    (part,) = tokens.sections("b", cascade)
     assert part.rows == (("1", "3", "75.0 %"), ("2", "0", "0.0 %"), ("3", "1", "25.0 %"))
     assert [len(row) for row in part.pictures] == [3, 1]
 

@@ -7,8 +7,8 @@ from html import escape
 from vitprune.reports.parts import Report, Section
 
 STYLE = """
-:root{color-scheme:light dark;--ink:#16202e;--soft:#4a586b;--line:#d0d8e2;--paper:#fff;--good:#176a41;--bad:#a3201a;--open:#735800;--word:#fff}
-@media(prefers-color-scheme:dark){:root{--ink:#e8edf3;--soft:#a9b8c9;--line:#2f3c4b;--paper:#10161d;--good:#58c48d;--bad:#f2877f;--open:#d9b44a;--word:#10161d}}
+:root{color-scheme:light dark;--ink:#16202e;--soft:#4a586b;--line:#d0d8e2;--paper:#fff;--bar:#2b6cb0;--good:#176a41;--bad:#a3201a;--open:#735800;--word:#fff}
+@media(prefers-color-scheme:dark){:root{--ink:#e8edf3;--soft:#a9b8c9;--line:#2f3c4b;--paper:#10161d;--bar:#6ba8e5;--good:#58c48d;--bad:#f2877f;--open:#d9b44a;--word:#10161d}}
 *{box-sizing:border-box}body{font:16px/1.5 system-ui,sans-serif;color:var(--ink);background:var(--paper);margin:0}
 main{max-width:1080px;margin:0 auto;padding:1rem}h1{font-size:1.5rem;overflow-wrap:anywhere}h2{font-size:1.15rem;margin:1.8rem 0 .5rem}
 p{color:var(--soft);margin:.2rem 0 .6rem;overflow-wrap:anywhere}
@@ -17,7 +17,7 @@ table{border-collapse:collapse;min-width:100%}th,td{padding:.35rem .6rem;border-
 th{color:var(--soft);font-weight:600}.verdict{padding:.1rem .55rem;border-radius:.35rem;color:var(--word);font-size:1rem;white-space:nowrap}
 .passed,.ok{background:var(--good)}.failed,.error{background:var(--bad)}.undecided{background:var(--open)}
 .row{display:flex;gap:.6rem;padding:.4rem 0}figure{margin:0;flex:none;text-align:center}img{display:block;width:112px;height:112px;image-rendering:pixelated}
-figcaption{font-size:.8rem;color:var(--soft);max-width:112px}nav ul{display:flex;flex-wrap:wrap;gap:.2rem 1rem;padding:0;list-style:none}nav a{color:inherit}
+figcaption{font-size:.8rem;color:var(--soft);max-width:112px;white-space:pre-line}.drawing svg{display:block;width:100%;min-width:560px;max-width:900px}nav ul{display:flex;flex-wrap:wrap;gap:.2rem 1rem;padding:0;list-style:none}nav a{color:inherit}
 """
 
 
@@ -37,22 +37,23 @@ def page(report: Report) -> str:
 def _section(part: Section, number: int) -> str:
     note = f"<p>{escape(part.note)}</p>" if part.note else ""
     shown = _table(part) if part.columns else ""
+    drawing = _scrolled(f"drawing: {part.title}", part.drawing, "scroll drawing") if part.drawing else ""
     rows = "".join(f'<div class="row">{"".join(map(_figure, row))}</div>' for row in part.pictures)
-    gallery = (
-        f'<div class="scroll" tabindex="0" role="region" aria-label="pictures: {escape(part.title)}">{rows}</div>' if rows else ""
-    )
-    return f'<section aria-labelledby="s{number}"><h2 id="s{number}">{escape(part.title)}</h2>{note}{shown}{gallery}</section>'
+    gallery = _scrolled(f"pictures: {part.title}", rows) if rows else ""
+    return f'<section aria-labelledby="s{number}"><h2 id="s{number}">{escape(part.title)}</h2>{note}{drawing}{shown}{gallery}</section>'
+
+
+def _scrolled(label: str, content: str, style: str = "scroll") -> str:
+    """What may be wider than a phone scrolls in a box of its own, which the keyboard reaches."""
+    return f'<div class="{style}" tabindex="0" role="region" aria-label="{escape(label)}">{content}</div>'
 
 
 def _table(part: Section) -> str:
     head = "".join(f'<th scope="col">{escape(name)}</th>' if name else "<td></td>" for name in part.columns)
     body = "".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in part.rows)
-    return (
-        f'<div class="scroll" tabindex="0" role="region" aria-label="table: {escape(part.title)}"><table><thead><tr>{head}</tr></thead>'
-        f"<tbody>{body}</tbody></table></div>"
-    )
+    return _scrolled(f"table: {part.title}", f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>")
 
 
 def _figure(picture: tuple[str, str]) -> str:
     caption, uri = picture
-    return f'<figure><img alt="{escape(caption)}" src="{uri}"><figcaption>{escape(caption)}</figcaption></figure>'
+    return f'<figure><img alt="{escape(caption.replace(chr(10), ", "))}" src="{uri}"><figcaption>{escape(caption)}</figcaption></figure>'

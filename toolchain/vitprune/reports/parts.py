@@ -7,13 +7,14 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Section:
-    """One part: a title, a note, a table, and pictures (caption, data URI) in rows."""
+    """One part: a title, a note, a table, a drawing (SVG text of our own, escaped by its maker), pictures (caption, data URI) in rows."""
 
     title: str
     note: str = ""
     columns: tuple[str, ...] = ()
     rows: tuple[tuple[str, ...], ...] = ()
     pictures: tuple[tuple[tuple[str, str], ...], ...] = ()
+    drawing: str = ""
 
 
 @dataclass(frozen=True)

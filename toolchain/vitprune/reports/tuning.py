@@ -6,12 +6,14 @@ from html import escape
 from pathlib import Path
 
 from vitprune.bundle_parts.output import unwritable
-from vitprune.reports.html import STYLE, table
+from vitprune.reports import page
+from vitprune.reports.parts import Report, Section
 from vitprune.support.files import write_atomic
 from vitprune.tuning.outcome import Outcome
 from vitprune.tuning.tune import Tuned
 
 WIDTH, HEIGHT, LEFT, TOP = 860, 420, 70, 16
+COLUMNS = ("share", "MACs", "method", "found", "agree", "error", "patches per site", "trial")
 COLOURS = ("#2b6cb0", "#c05621", "#2f855a", "#805ad5", "#b83280", "#00819c", "#8a6d00", "#b3261e", "#4a5568", "#6b46c1")
 
 
@@ -24,7 +26,7 @@ def write_report(folder: Path, found: Tuned) -> Path:
     picture = plot(found)
     try:
         write_atomic(folder / "front.svg", picture.encode())
-        write_atomic(folder / "report.html", page(found, picture).encode())
+        write_atomic(folder / "report.html", page.page(_report(found, picture)).encode())
     except OSError as error:
         raise unwritable(folder, error) from error
     return folder / "report.html"
@@ -90,31 +92,30 @@ def plot(found: Tuned) -> str:
     )
 
 
-def page(found: Tuned, picture: str) -> str:
-    """The HTML page."""
-    document = found.document
-    rows = [_row(one) for one in found.front]
-    tried = [_row(one) for one in sorted(found.outcomes, key=lambda one: one.rank)]
-    columns = ["share", "MACs", "method", "found", "agree", "error", "patches per site", "trial"]
-    chosen = "nothing meets the budget" if found.chosen is None else f"recipe.yaml: {found.chosen.candidate}"
-    keys = (
-        "" if found.chosen is None else table(["key", "value"], [[key, str(value)] for key, value in found.chosen.prune.items()])
-    )
+def _report(found: Tuned, picture: str) -> Report:
+    """The page's parts."""
+    document, chosen = found.document, found.chosen
     unreached = document["trials"] - len(found.outcomes)
-    inline = picture.replace('color="#16202e" ', "")
-    return f"""<!doctype html>
-<html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width,initial-scale=1"><title>vitprune tune</title><style>{STYLE}</style>
-<h1>vitprune tune: {escape(str(document["model"]))}</h1>
-<p class="note">{document["images"]} images ({escape(document["data"])}), {len(found.outcomes)} settings evaluated, {unreached} cut short or out of reach; agreement is with the dense model, no labels are used</p>
-<h2>{escape(chosen)}</h2><p>{escape(found.why)}</p>{keys}
-<h2>Cost against loss</h2>{inline}
-<h2>Pareto front</h2><p class="note">front/*.yaml</p>{table(columns, rows)}
-<h2>Everything that was evaluated</h2>{table(columns, tried)}
-</html>
-"""
+    seen = (
+        f"{document['images']} images ({document['data']}), {len(found.outcomes)} settings evaluated, {unreached} cut short or out of reach; "
+        "agreement is with the dense model, no labels are used"
+    )
+    keys = () if chosen is None else tuple((key, str(value)) for key, value in chosen.prune.items())
+    title = "Nothing meets the budget" if chosen is None else f"Chosen, recipe.yaml: {chosen.candidate}"
+    tried = tuple(_row(one) for one in sorted(found.outcomes, key=lambda one: one.rank))
+    return Report(
+        f"vitprune tune: {document['model']}",
+        "",
+        (
+            Section(title, found.why, ("key", "value") if keys else (), keys),
+            Section("Cost against loss", seen, drawing=picture.replace('color="#16202e" ', "")),
+            Section("Pareto front", "front/*.yaml", COLUMNS, tuple(map(_row, found.front))),
+            Section("Everything that was evaluated", "", COLUMNS, tried),
+        ),
+    )
 
 
-def _row(one: Outcome) -> list[str]:
+def _row(one: Outcome) -> tuple[str, ...]:
     agreed = "–" if one.agreement is None else f"{100 * one.agreement:.2f} %"
     tokens = ", ".join(f"{value:.0f}" for value in one.tokens)
-    return [f"{one.spent:.3f}", f"{one.macs:.3f}", one.candidate, one.kind, agreed, f"{one.error:.5f}", tokens, str(one.number)]
+    return f"{one.spent:.3f}", f"{one.macs:.3f}", one.candidate, one.kind, agreed, f"{one.error:.5f}", tokens, str(one.number)

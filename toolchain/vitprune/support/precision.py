@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from fnmatch import fnmatchcase
 
@@ -19,9 +20,29 @@ OVERFLOW = {"fp16": 6.0e4}
 # rounds the other way, and later layers carry that on. In units of one rounding: of the largest logit, and of a decision margin.
 LOGIT_ROUNDINGS = 8.0
 MARGIN_ROUNDINGS = 4.0
-# On a grid a number on the edge between two steps goes a whole step the other way. Few do, and a sum takes up hundreds of numbers: of
-# either type that is worth twice as many half steps of int8.
-UNIT = {**ROUNDOFF, "int8": 2 * ROUNDOFF["int8"], "fp8": 2 * ROUNDOFF["int8"]}
+# The largest of a million normal numbers, in standard deviations: what calibration makes the end of a range is at least so far out.
+CREST = 4.9
+
+
+def e4m3_step() -> float:
+    """Root mean square of the step from one number of E4M3 to the next, of normal numbers whose largest is 1.
+
+    Three bits of mantissa: between 2^e and 2^(e+1) numbers are 2^(e-3) apart (a half step is at most 2^-4 of the number), below 2^-6
+    all are 2^-9 apart, in units of the scale that makes the largest number 448 (OCP OFP8, table 1).
+    """
+    deviation = LARGEST["fp8"] / CREST
+
+    def below(value: float) -> float:
+        return math.erf(value / deviation / math.sqrt(2))
+
+    squares = below(2.0**-6) * 4.0**-9
+    squares += sum((below(2.0 ** (e + 1)) - below(2.0**e)) * 4.0 ** (e - 3) for e in range(-6, 9))
+    return math.sqrt(squares) / LARGEST["fp8"]
+
+
+# On a grid a number on the edge between two steps goes a whole step the other way. Few do, and a sum takes up hundreds of numbers, so
+# that it is the steps' root mean square which counts: int8's are alike, a share of the range; those of E4M3 are a share of the number.
+UNIT = {**ROUNDOFF, "int8": 2 * ROUNDOFF["int8"], "fp8": e4m3_step()}
 
 
 def layer_names(depth: int) -> list[str]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vitprune.validation import intervals
+from vitprune.validation import intervals, power
 from vitprune.validation.features import OutputFigures, figures, worst
 
 if TYPE_CHECKING:
@@ -19,7 +19,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class SiteComparison:
-    """One site over all images: mean kept counts, images whose kept sets differ, legal and illegal flips of single patches."""
+    """One site over all images: mean kept counts, images whose kept sets differ, legal and illegal flips of single patches.
+
+    decisions: patches that were decided on, of images that agree so far, where the reference knows its margins. could_fail: those beyond
+    the flip margin, whose flip would have been illegal; where there is none the gate on decisions says nothing.
+    """
 
     block: int
     kept_mean: float
@@ -30,6 +34,8 @@ class SiteComparison:
     illegal_flips: int
     worst_margin: float
     overflowed: int = 0
+    decisions: int = 0
+    could_fail: int = 0
 
 
 @dataclass(frozen=True)
@@ -63,7 +69,8 @@ class Gate:
     """One gate: its limit, what was seen, and whether it holds.
 
     interval: of what was seen, at 95 %, where it is an estimate. undecided: the interval spans the limit, so that the gate neither
-    holds nor fails; it does not pass. more: images that would decide it, beyond those seen; None where no number would.
+    holds nor fails; it does not pass. more: images that would decide it, beyond those seen; None where no number would. note: what a
+    reader must know of the gate.
     """
 
     name: str
@@ -74,12 +81,15 @@ class Gate:
     interval: tuple[float, float] | None = None
     undecided: bool = False
     more: int | None = None
+    note: str = ""
 
     def text(self) -> str:
         """One line."""
         between = "" if self.interval is None else f", 95 % interval {self.interval[0]:.3g} to {self.interval[1]:.3g}"
         word = "within" if self.passed else "undecided against" if self.undecided else "beyond"
-        return f"{self.name} {self.seen:.3g}{self.unit}{between} ({word} {self.limit:g}{self.unit}{self._advice()})"
+        return f"{self.name} {self.seen:.3g}{self.unit}{between} ({word} {self.limit:g}{self.unit}{self._advice()})" + (
+            f"; {self.note}" if self.note else ""
+        )
 
     def _advice(self) -> str:
         if not self.undecided:
@@ -94,7 +104,8 @@ class Gate:
         """JSON-ready form."""
         plain = {"name": self.name, "limit": self.limit, "seen": self.seen, "passed": self.passed}
         estimate = {} if self.interval is None else {"interval": list(self.interval), "undecided": self.undecided}
-        return plain | estimate | ({"more_images": self.more} if self.undecided else {})
+        further = {"more_images": self.more} if self.undecided else {}
+        return plain | estimate | further | ({"note": self.note} if self.note else {})
 
 
 def rounded(count: int) -> int:
@@ -132,6 +143,7 @@ def compare(
         margin = reference.get(f"margin_{block}")
         legal = illegal = differing = 0
         worst = 0.0
+        asked, could = power.count(margin, surest if hidden else None, agreeing, gates.flip_margin)
         for image in np.flatnonzero(agreeing):
             flips = sorted(ours[image] ^ theirs[image])
             if not flips:
@@ -158,6 +170,8 @@ def compare(
                 illegal,
                 worst,
                 int((overflow > 0).sum()) if overflow is not None else 0,
+                asked,
+                could,
             )
         )
     expected = reference["logits"]
@@ -214,14 +228,7 @@ def _accuracy(logits: NDArray[Any], reference: dict[str, NDArray[Any]]) -> dict[
 
 def gate_list(comparison: Comparison, gates: Gates) -> list[Gate]:
     """Every gate that is switched on."""
-    found = [
-        Gate(
-            "decisions",
-            0,
-            sum(site.illegal_flips for site in comparison.sites),
-            not any(site.illegal_flips for site in comparison.sites),
-        )
-    ]
+    found = [decisions_gate(comparison, gates)]
     if comparison.features is not None:
         return found + _feature_gates(comparison.features, gates)
     if gates.logits_max_abs is not None:
@@ -241,6 +248,15 @@ def gate_list(comparison: Comparison, gates: Gates) -> list[Gate]:
     if gates.top1_drop is not None and comparison.drop is not None:
         found.append(drop_gate(comparison.drop, gates.top1_drop))
     return found
+
+
+def decisions_gate(comparison: Comparison, gates: Gates) -> Gate:
+    """Holds when no flip was illegal, and flips that could not have been illegal were compared by what follows from them."""
+    illegal = sum(site.illegal_flips for site in comparison.sites)
+    decisions, could = (sum(getattr(site, name) for site in comparison.sites) for name in ("decisions", "could_fail"))
+    unproved = comparison.images - comparison.logits_compared
+    proved = power.proved(decisions, could, unproved)
+    return Gate("decisions", 0, illegal, not illegal and proved, note=power.note(decisions, could, gates.flip_margin, unproved))
 
 
 def _feature_gates(outputs: list[OutputFigures], gates: Gates) -> list[Gate]:

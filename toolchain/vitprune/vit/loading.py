@@ -19,7 +19,7 @@ from vitprune.vit.fitting import check_module
 from vitprune.vit.fitting import load_weights as load_weights
 from vitprune.vit.hub import folder_of
 from vitprune.vit.hub import is_folder_name as is_folder_name
-from vitprune.vit.naflex import at_size
+from vitprune.vit.naflex import at_size, of_vision_transformer
 from vitprune.vit.weights import read_weights as read_weights
 from vitprune.vit.weights import shards as shards
 from vitprune.vit.weights import weights_digest as weights_digest
@@ -155,6 +155,8 @@ def load(section: ModelSection, *, pretrained: bool = True, seed: int = 0, weigh
         ) from error
     if file:
         path = weights_path(file)
+        if flexible and of_vision_transformer(read_weights(path)):  # what finetune saves: trained at one size
+            module = at_size(module, section.image_size)
         source |= load_weights(module, path, resample=section.image_size)
         source |= {"weights": "file", "file": file if file.startswith(SHIPPED) else path.name, "sha256": weights_digest(path)}
     else:

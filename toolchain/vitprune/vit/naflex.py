@@ -6,6 +6,7 @@ resampled once, by the model's own rule. What is not the same is refused.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -67,6 +68,11 @@ def at_size(module: Any, side: int | None = None) -> Any:
         raise _refused(f"as a VisionTransformer its logits differ by {difference:.2g}")
     object.__setattr__(made, "pretrained_cfg", {**given, "input_size": (channels, height, width)})
     return made
+
+
+def of_vision_transformer(names: Iterable[str]) -> bool:
+    """Whether weights of these names are those of the VisionTransformer that `at_size` makes, not of the NaFlexVit."""
+    return any(name.endswith("patch_embed.proj.weight") for name in names)
 
 
 def _placeholders() -> Any:

@@ -21,7 +21,7 @@ from vitprune.methods.dvt.cost import exit_costs
 from vitprune.methods.dvt.host import Member, all_exits, confidence, fires, open_session, torch_members
 from vitprune.methods.dvt.keys import EXITS, Params
 from vitprune.recipe import Gates
-from vitprune.validation import intervals
+from vitprune.validation import intervals, power
 from vitprune.validation.compare import Comparison, Gate, gate_list
 from vitprune.validation.precision import against_float32, decision_types
 from vitprune.validation.verdict import Verdict
@@ -90,6 +90,8 @@ def compare(
         "exits": [int((exits == number).sum()) for number in range(1, EXITS + 1)], "exit_logits_max_abs": worst,
         "images_differing": int(differing.sum()), "illegal_flips": int(illegal.sum()),
         "smallest_margin": float(reference["margin"].min()) if len(wanted) else None,
+        "decisions": int(np.isfinite(reference["margin"]).sum()),
+        "could_fail": int((np.isfinite(reference["margin"]) & (reference["margin"] > gates.flip_margin)).sum()),
     }  # fmt: skip
     evidence = {key: None if isinstance(value, float) and not np.isfinite(value) else value for key, value in evidence.items()}
     return Comparison(
@@ -168,7 +170,9 @@ def gates_of(comparison: Comparison, gates: Gates) -> list[Gate]:
     """The recipe's gates, with the exits as decisions."""
     illegal = comparison.evidence["illegal_flips"]
     others = [gate for gate in gate_list(comparison, gates) if gate.name != "decisions"]
-    return [Gate("decisions", 0, illegal, not illegal), *others]
+    decided, could = (comparison.evidence[key] for key in ("decisions", "could_fail"))
+    said = power.note(decided, could, gates.flip_margin, 0)  # the logits of every exit are compared, wherever an image leaves
+    return [Gate("decisions", 0, illegal, not illegal, note=said), *others]
 
 
 def _live(bundle: Bundle, reference: str, data: Any, weights: str | None) -> tuple[Any, str]:
