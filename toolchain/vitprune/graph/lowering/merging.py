@@ -13,7 +13,7 @@ from vitprune.graph.types import Graph, Tensor, dims
 from vitprune.graph.widening import HALF
 from vitprune.ops.token_sample import DOMAIN
 
-KINDS = ("WardMerge", "PairMerge")
+KINDS = ("WardMerge", "PairMerge", SAMPLED)
 QUANTISED = ("QuantizeLinear", "DequantizeLinear")
 OPTIONAL = ("size", "patch", "valid", "group")
 ASKING = ("query", "key", "asked_bias")  # in place of "attention": what the row of the CLS token is computed from
