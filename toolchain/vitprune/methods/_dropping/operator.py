@@ -43,7 +43,7 @@ def describe_sampling(
     """
     options = site.options
     _describe(
-        surgery, form, heads, entered, leaving, kind=kind, mode=options.mode, num_samples=options.num_samples, threshold=float(options.threshold),
+        surgery, kind, heads, entered, leaving, form=form, mode=options.mode, num_samples=options.num_samples, threshold=float(options.threshold),
         capacity=site.limit if surgery.padded else options.capacity, expected=options.expected, pad_to_capacity=int(surgery.padded),
         **more,
     )  # fmt: skip
@@ -54,7 +54,7 @@ def describe_ranking(
 ) -> None:
     """Note the outline of a site that keeps a constant number; combine: what becomes of the others (`FixedRateOptions`)."""
     _describe(
-        surgery, form, heads, entered, leaving, combine=combine or "nothing", mode="threshold", num_samples=1, threshold=EVERY_SCORE,
+        surgery, KIND, heads, entered, leaving, form=form, combine=combine or "nothing", mode="threshold", num_samples=1, threshold=EVERY_SCORE,
         capacity=keep, expected=keep, pad_to_capacity=1,
     )  # fmt: skip
 
@@ -66,33 +66,14 @@ def describe_halting(
     options = SamplingOptions(mode="threshold") if site is None else site.options
     limit = 0 if site is None else site.limit if surgery.padded else options.capacity
     _describe(
-        surgery, "given", heads, entered, leaving, kind=HALT, mode=options.mode, num_samples=1, threshold=float(options.threshold),
+        surgery, HALT, heads, entered, leaving, form="given", mode=options.mode, num_samples=1, threshold=float(options.threshold),
         capacity=limit, expected=options.expected, pad_to_capacity=int(surgery.padded and site is not None),
         compacts=int(site is not None), **gate,
     )  # fmt: skip
 
 
-def _describe(
-    surgery: Surgery,
-    form: str,
-    heads: int,
-    entered: Roles,
-    leaving: Roles,
-    combine: str = "nothing",
-    kind: str = KIND,
-    **sampling: float | str,
-) -> None:
+def _describe(surgery: Surgery, kind: str, heads: int, entered: Roles, leaving: Roles, **attributes: float | str) -> None:
     anatomy = surgery.anatomy
-    surgery.outlines.append(
-        outline(
-            kind,
-            entered,
-            leaving,
-            form=form,
-            combine=combine,
-            heads=heads,
-            prefix_tokens=anatomy.prefix,
-            originals=anatomy.patches,
-            **sampling,
-        )  # fmt: skip
-    )
+    common: dict[str, float | str] = {"combine": "nothing", "heads": heads}
+    common |= {"prefix_tokens": anatomy.prefix, "originals": anatomy.patches}
+    surgery.outlines.append(outline(kind, entered, leaving, **(common | attributes)))
