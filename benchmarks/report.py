@@ -212,6 +212,19 @@ def precision_engines(path: Path) -> list[str]:
     return [*lines, ""]
 
 
+def repeatability(path: Path) -> list[str]:
+    """Section of runs of `vitprune benchmark` in a row, and of a planted slowdown."""
+    found = json.loads(path.read_text())
+    pairs, times = found["pairs"], [value for row in found["rows"] for value in row["dense_ms"]]
+    return [
+        f"## How repeatable `vitprune benchmark` is ({path.name})", "",
+        f"{pairs} pairs of runs of the shipped model, and a third one each whose pruned model spends 5 % more; one thread, CPU time, batch 1. "
+        f"Pruned / dense of two runs in a row differs by {100 * found['rerun_change_median']:.2f} % (median), {100 * found['rerun_change_max']:.2f} % (largest), "
+        f"by less than 2 % in {found['rerun_within_2_percent']} of {pairs}. `--compare` calls {found['rerun_regressions']} of {pairs} reruns a regression "
+        f"({found['rerun_undecided']} undecided), and {found['slower_seen']} of {pairs} planted slowdowns. The dense model took {min(times):.2f} to {max(times):.2f} ms.", "",
+    ]  # fmt: skip
+
+
 def _ratios(found: dict[str, Any]) -> str:
     """Cells of plain and native: median and quartiles, a dash where there is none."""
     cells = []
@@ -355,6 +368,7 @@ SECTIONS = {
     "recipes.json": recipes,
     "precision_engines.json": precision_engines,
     "toolchain.json": toolchain,
+    "repeatability.json": repeatability,
 }
 
 
