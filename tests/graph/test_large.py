@@ -39,6 +39,7 @@ def dense(tmp_path_factory) -> Path:
 @pytest.fixture
 def lowered(monkeypatch) -> None:
     monkeypatch.setattr(onnx_weights, "MOST_BYTES", ASIDE)
+    monkeypatch.setattr(onnx_weights, "ASIDE", ASIDE)
 
 
 @pytest.fixture(scope="module")
@@ -48,6 +49,7 @@ def bundles(dense, tmp_path_factory) -> tuple[vitprune.Bundle, vitprune.Bundle]:
     small = vitprune.rewrite(dense, recipe(), folder / "small")
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(onnx_weights, "MOST_BYTES", ASIDE)
+        patched.setattr(onnx_weights, "ASIDE", ASIDE)
         return small, vitprune.rewrite(dense, recipe(), folder / "large")
 
 
@@ -62,6 +64,27 @@ def test_weights_lie_beside_the_model_and_nothing_else_changes(bundles):
         assert mine.name == theirs.name
         np.testing.assert_array_equal(onnx.numpy_helper.to_array(mine), onnx.numpy_helper.to_array(theirs))
     assert [path.name for path in large.path.parent.iterdir() if path.name.startswith(".")] == []  # what was spilled is gone
+
+
+@pytest.mark.parametrize("single", [False, True], ids=["external", "single"])
+def test_large_weights_lie_aside_while_the_graph_is_worked_on_and_are_written_as_one_file(
+    bundles, dense, tmp_path, monkeypatch, single
+):
+    source = dense
+    if single:
+        source = tmp_path / "dense.onnx"
+        onnx.save(onnx.load(str(dense)), str(source))
+    monkeypatch.setattr(onnx_weights, "ASIDE", ASIDE)
+    made = vitprune.rewrite(source, recipe(), tmp_path / "bundle")
+    assert "model.onnx.data" not in made.manifest.files
+    one, other = (onnx.load(str(bundle.model_path)) for bundle in (bundles[0], made))
+    weights = [{tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in model.graph.initializer} for model in (one, other)]
+    assert weights[0].keys() == weights[1].keys()
+    for name, values in weights[0].items():
+        np.testing.assert_array_equal(values, weights[1][name])
+    assert one.graph.node == other.graph.node
+    x = images(3, (3, SIDE, SIDE), seed=5)
+    np.testing.assert_allclose(made.run(x).logits, bundles[0].run(x).logits, atol=1e-6)
 
 
 def test_it_runs_validates_and_gives_its_dense_model(bundles, lowered):

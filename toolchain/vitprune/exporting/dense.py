@@ -26,8 +26,8 @@ ANSI = re.compile(r"\x1b\[[0-9;]*m")
 KIND = "dense"  # of the cache's entries
 
 
-def read_onnx(path: Path) -> onnx.ModelProto:
-    """Read an ONNX file; weights beyond 2 GB stay in their files (`support.onnx_weights`).
+def read_onnx(path: Path, aside: int | None = None) -> onnx.ModelProto:
+    """Read an ONNX file; weights beyond 2 GB, or of more than `aside` bytes, stay in their files (`support.onnx_weights`).
 
     Raises:
         LoadError: VP604 missing, truncated or not ONNX.
@@ -35,7 +35,7 @@ def read_onnx(path: Path) -> onnx.ModelProto:
     if not path.is_file():
         raise LoadError(604, f"'{path}' not found", cause="no such file", next_step="check the path of the dense ONNX model")
     try:
-        model = onnx_weights.load(path)
+        model = onnx_weights.load(path, aside)
         if not model.graph.node or not model.opset_import:
             raise ValueError("it holds no graph")
         model.ir_version = min(model.ir_version, MAX_IR)  # newer ones add nothing a ViT needs, and runtimes refuse them

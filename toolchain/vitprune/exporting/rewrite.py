@@ -51,33 +51,29 @@ def rewrite(
     """
     require_torch("rewrite")
     report("reading the dense graph")
-    dense = read_onnx(path)
+    dense = read_onnx(path, onnx_weights.ASIDE)
     check_initializers(dense, path.name)
-    if not onnx_weights.any_elsewhere(dense):
+    size, kind = onnx_weights.total(dense), _kind(dense, recipe)
+    if kind != "fp32" or size <= onnx_weights.ASIDE:
+        if size > onnx_weights.MOST_BYTES:
+            why, next_step = (
+                f"in {kind} they would all be made anew, in one message",
+                "give the graph in float32, and fp32 as its precision.mode",
+            )
+            raise onnx_weights.too_large(size, f"'{path}'", why, next_step)
+        dense = read_onnx(path) if onnx_weights.any_elsewhere(dense) else dense
         return _rewritten(path, dense, None, recipe, output, data, preprocessing, force, report)
-    _require_float32(dense, recipe, path)
     with temporary.folder(output) as aside:
-        return _rewritten(path, dense, Spill(aside / "weights"), recipe, output, data, preprocessing, force, report)
+        spill = Spill(aside / "weights")
+        dense = spill.take(dense)
+        return _rewritten(path, dense, spill, recipe, output, data, preprocessing, force, report)
 
 
-def _require_float32(dense: onnx.ModelProto, recipe: Recipe, path: Path) -> None:
-    """Types of graphs beyond 2 GB: float32 alone, since other types make every weight anew.
-
-    Raises:
-        ExportError: VP337.
-    """
-    kinds = {
-        onnx.TensorProto.DataType.Name(tensor.data_type).lower() for tensor in dense.graph.initializer if len(tensor.dims) > 1
-    }
-    half = sorted(kinds & {"float16", "bfloat16"})
-    wanted = half[0] if half else recipe.precision.mode
-    if half or wanted != "fp32":
-        raise onnx_weights.too_large(
-            onnx_weights.total(dense),
-            f"'{path}'",
-            f"in {wanted} they would all be made anew, in one message",
-            "give the graph in float32, with --set precision.mode=fp32",
-        )
+def _kind(dense: onnx.ModelProto, recipe: Recipe) -> str:
+    """The type that makes weights anew: the graph's own where it is a half type, else the recipe's."""
+    halves = {onnx.TensorProto.FLOAT16: "fp16", onnx.TensorProto.BFLOAT16: "bf16"}
+    own = {halves[tensor.data_type] for tensor in dense.graph.initializer if tensor.data_type in halves}
+    return min(own) if own else recipe.precision.mode
 
 
 def _rewritten(

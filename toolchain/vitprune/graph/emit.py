@@ -81,7 +81,7 @@ class Emitter:
     def _shared(self, array: np.ndarray, name: str) -> Tensor:
         """A named initialiser, written once however often its values are used."""
         array = np.ascontiguousarray(array, dtype=FLOAT)
-        key = ("shared", str(array.shape), hashlib.sha256(array.tobytes()).digest())
+        key = ("shared", str(array.shape), hashlib.sha256(array.data).digest())
         if key not in self._constants:
             self._constants[key] = types.constant(f"{self.prefix}/{name}", array)
         return self._constants[key]

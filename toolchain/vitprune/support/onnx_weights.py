@@ -22,8 +22,10 @@ if TYPE_CHECKING:
     import onnx
 
 MOST_BYTES = (1 << 31) - (1 << 20)  # of a message, less what is not weights
+ASIDE = 1 << 28  # of weights that are worth a file of their own while a graph is worked on
 ALIGNMENT = 4096  # of tensors in a file, so that runtimes can map them
 PIECE = 1 << 24
+MODEL_GRAPH, GRAPH_INITIALIZER, TENSOR_RAW_DATA = 7, 5, 9  # field numbers of onnx.proto3
 EXTERNAL: Any = 1  # onnx.TensorProto.EXTERNAL
 _mapped: WeakValueDictionary[tuple[int, ...], mmap.mmap] = (
     WeakValueDictionary()
@@ -146,11 +148,15 @@ def save(model: onnx.ModelProto, path: Path, aside: int | None = None) -> None:
     """
     import onnx
 
-    if total(model) <= (MOST_BYTES if aside is None else aside) and not any_elsewhere(model):
+    small = total(model) <= (MOST_BYTES if aside is None else aside)
+    if small and not any_elsewhere(model):
         onnx.save(model, str(path))
         return
     bare = onnx.ModelProto()
     bare.CopyFrom(model)
+    if small:
+        _save_as_one(bare, path)
+        return
     beside = path.with_name(f"{path.name}.data")
     with beside.open("wb") as stream:
         written: dict[Any, int] = {}
@@ -164,6 +170,37 @@ def save(model: onnx.ModelProto, path: Path, aside: int | None = None) -> None:
                 _copy(tensor, stream)
             put(tensor, beside.name, written[key], nbytes(tensor))
     path.write_bytes(bare.SerializeToString())
+
+
+def _save_as_one(model: onnx.ModelProto, path: Path) -> None:
+    """Write a model with weights in files as one message, which is never in memory.
+
+    Where a message has a field of its own kind twice, readers merge the two (protobuf.dev/programming-guides/encoding): behind the model
+    without these weights stands, for each of them, a graph that has nothing but it.
+    """
+    apart = [tensor for tensor in model.graph.initializer if elsewhere(tensor)]
+    kept = [tensor for tensor in model.graph.initializer if not elsewhere(tensor)]
+    bare = type(model)()
+    bare.CopyFrom(model)
+    del bare.graph.initializer[:]
+    bare.graph.initializer.extend(kept)
+    with path.open("wb") as stream:
+        stream.write(bare.SerializeToString())
+        for tensor in apart:
+            told = type(tensor)(name=tensor.name, data_type=tensor.data_type, dims=tensor.dims).SerializeToString()
+            inner = told + _head(TENSOR_RAW_DATA, nbytes(tensor))
+            graph = _head(GRAPH_INITIALIZER, len(inner) + nbytes(tensor))
+            stream.write(_head(MODEL_GRAPH, len(graph) + len(inner) + nbytes(tensor)) + graph + inner)
+            _copy(tensor, stream)
+
+
+def _head(field: int, length: int) -> bytes:
+    """What stands before a field of so many bytes: its number and kind, and the length, seven bits a byte."""
+    found = bytearray([field << 3 | 2])
+    while length > 127:
+        found.append(length & 127 | 128)
+        length >>= 7
+    return bytes([*found, length])
 
 
 def _copy(tensor: onnx.TensorProto, stream: Any) -> None:
@@ -208,6 +245,16 @@ class Spill:
     def __init__(self, path: Path) -> None:
         self.path = path.resolve()
         self._places: dict[bytes, int] = {}
+
+    def take(self, model: onnx.ModelProto) -> onnx.ModelProto:
+        """Move the large weights of a model here, and return the model without them: what is cleared stays in a message's memory."""
+        apart = [tensor for tensor in model.graph.initializer if nbytes(tensor) >= ALIGNMENT and tensor.data_type in _FLOATS]
+        for tensor in apart:
+            if not elsewhere(tensor):
+                self.keep(tensor, values(tensor))
+        bare = type(model)()
+        bare.CopyFrom(model)
+        return bare
 
     def keep(self, tensor: onnx.TensorProto, array: np.ndarray) -> None:
         """Write an array, unless it is there, and let a tensor have it."""
