@@ -139,9 +139,9 @@ def surgery_alone(job: dict[str, Any]) -> dict[str, Any]:
     from vitprune.graph import surgery
     from vitprune.graph.reading import Source
     from vitprune.recipe import Recipe
-    from vitprune.support.onnx_weights import Spill, any_elsewhere
+    from vitprune.support.onnx_weights import ASIDE, Spill, any_elsewhere
 
-    dense = read_onnx(Path(job["file"]))
+    dense = read_onnx(Path(job["file"]), ASIDE)
     with tempfile.TemporaryDirectory(dir=Path(job["file"]).parent.parent) as aside:
         source = Source(dense, Spill(Path(aside, "weights")) if any_elsewhere(dense) else None)
         recipe = Recipe.load(large_recipe())

@@ -13,6 +13,7 @@ from helpers import ats, images, run
 from vitprune.graph import held, reading, surgery
 from vitprune.graph.anatomy.static import static_copy, value_of
 from vitprune.graph.reading import Source
+from vitprune.support.onnx_weights import Spill
 
 WIDTH = 40
 
@@ -56,6 +57,15 @@ def test_new_arrays_are_weights_too():
     made = held.rebuilt(graph.cleanup())
     x = images(1, (WIDTH,))
     np.testing.assert_array_equal(run(made, x)[0], x + 2)
+
+
+def test_arrays_that_went_to_a_file_leave_memory(tmp_path):
+    graph = held.imported(transposed())
+    next(node for node in graph.nodes if node.op == "MatMul").inputs[1] = gs.Constant("new", np.eye(WIDTH, dtype=np.float32))
+    bare, weights = held.exported(graph.cleanup())
+    held.filled(bare, weights, Spill(tmp_path / "weights"))
+    assert weights["new"]._array is None
+    np.testing.assert_array_equal(weights["new"].load(), np.eye(WIDTH))
 
 
 def test_what_weights_alone_decide_is_folded():

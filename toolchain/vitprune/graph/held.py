@@ -52,6 +52,8 @@ class Held(LazyValues):  # type: ignore[misc, no-any-unimported]  # gs tells laz
             return
         if spill is not None:
             spill.keep(tensor, self.load())
+            self._stored, self._array = TensorProto(), None  # graphs are circles: what they hold would stay for long
+            self._stored.CopyFrom(tensor)
             return
         tensor.ClearField("data_location")
         del tensor.external_data[:]
