@@ -62,8 +62,9 @@ def make_session(
     options = ort.SessionOptions()
     if not isinstance(path, str | Path | bytes):
         path, weights, mapped = _in_memory(path)
-        if mapped:  # kernels would keep every weight once more in a layout of their own
+        if mapped:  # kernels and fusions would keep weights once more in layouts of their own
             options.add_session_config_entry("session.disable_prepacking", "1")
+            options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.log_severity_level = 3
     options.intra_op_num_threads = threads
     # Products of quantised numbers are summed in float32, as the graph is written: integer kernels of CPUs without VNNI saturate
