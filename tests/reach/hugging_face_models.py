@@ -146,6 +146,7 @@ ZOO: dict[str, Zoo] = {
     "OWL-ViT": Zoo(_of("OwlViTVisionModel", "OwlViTVisionConfig", **VIT), _field("pooler_output")),
     "OWL-ViT features": Zoo(_of("OwlViTVisionModel", "OwlViTVisionConfig", **VIT), _field("last_hidden_state"), features=True),
     "AIMv2": Zoo(_of("Aimv2VisionModel", "Aimv2VisionConfig", **VIT), _field("pooler_output"), cls=False),
+    "AIMv2 features": Zoo(_of("Aimv2VisionModel", "Aimv2VisionConfig", **VIT), _field("last_hidden_state"), features=True),
     "BLIP": Zoo(_of("BlipVisionModel", "BlipVisionConfig", **VIT), _field("pooler_output")),
     "BLIP features": Zoo(_of("BlipVisionModel", "BlipVisionConfig", **VIT), _field("last_hidden_state"), features=True),
     "LLaVA tower": Zoo(_llava, lambda net, image: net.projector(_tower(net, image)), features=True),

@@ -26,7 +26,7 @@ GOOD = {"parity": 1e-6, "noop": 1e-6, "batch": 0.0, "pruned": 0.3, "kept": True,
         ("CLIP projection", "dynamo 23", "sdpa", "topk"),
         ("DINOv3", "torchscript 17", "eager", "topk"),
         ("OWL-ViT features", "torchscript 17", "eager", "tome"),  # the output is a block's own, of a stated shape
-        ("AIMv2", "torchscript 17", "eager", "tome"),  # casts that change nothing between norm and residual sum
+        ("AIMv2 features", "torchscript 17", "eager", "tome"),  # casts that change nothing between norm and residual sum
         ("ViT-MAE", "torchscript 17", "eager", "topk"),  # its graph sorts, which is no ranking of ours
     ],
 )
@@ -51,6 +51,12 @@ def test_stored_models_are_those_of_the_matrix() -> None:
     assert stored["exporters"] == list(hugging_face.EXPORTERS)
 
 
+def test_a_head_that_is_not_understood_is_refused_by_its_node() -> None:
+    found = hugging_face.attempt("AIMv2", "torchscript 17", "eager", "tome")
+    assert found["refused"].startswith("VP327")
+    assert "/net/head/" in found["refused"]
+
+
 @pytest.mark.parametrize(
     ("change", "said"),
     [({"parity": 2e-4}, "parity"), ({"noop": 2e-5}, "noop"), ({"batch": float("nan")}, "batch"), ({"pruned": 0.0}, "nothing pruned"), ({"kept": False}, "kept"), ({"masked": 2e-4}, "masked"), ({"refused": "VP310"}, "VP310")],
@@ -63,12 +69,12 @@ def test_no_failure_counts_as_a_pass(change: dict[str, Any], said: str) -> None:
 def test_states_and_reasons() -> None:
     absent, bad = {"absent": "no such attention"}, {"refused": "VP1: no"}
     assert [report.state(cases) for cases in ([], [absent], [absent, GOOD], [GOOD, bad], [bad])] == [
-        "not run", "–", "yes", "partly", "no",
+        "not run", "–", "1 of 1", "1 of 2", "0 of 1",
     ]  # fmt: skip
     rows = {"dynamo 18 eager tome": GOOD, "dynamo 18 sdpa tome": bad, "dynamo 18 sdpa topk": bad}
     page = report.markdown({"transformers": "5", "torch": "2", "exporters": ["dynamo 18", "dynamo 20"], "models": {"M": rows}})
     assert "1 of 3 cases pass" in page
-    assert "| M | partly | not run | 1.0e-06 | 1.0e-06 |" in page
+    assert "| M | 1 of 3 | not run | 1.0e-06 | 1.0e-06 |" in page
     assert "| M | dynamo 18 sdpa tome and 1 more | VP1: no |" in page
 
 

@@ -47,10 +47,10 @@ def _cases(rows: dict[str, Any], exporter: str) -> list[dict[str, Any]]:
 
 
 def state(cases: list[dict[str, Any]]) -> str:
-    """Of the graphs that there are: "yes", "partly" or "no"; "–" where there are none, "not run" where none was tried."""
+    """How many pass of the graphs that there are; "–" where there are none, "not run" where none was tried."""
     run = [case for case in cases if "absent" not in case]
     passed = sum(not failure(case) for case in run)
-    return "not run" if not cases else "–" if not run else "yes" if passed == len(run) else "partly" if passed else "no"
+    return "not run" if not cases else f"{passed} of {len(run)}" if run else "–"
 
 
 def _worst(rows: dict[str, Any], key: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import cast
 
 from torch import Tensor, nn
 
@@ -30,9 +31,9 @@ def check_supported(model: nn.Module, method: methods.Method, by_cls: bool | Non
             slots.
     """
     require_plain(model)
-    name = type(model).__name__
-    refused = [(index, why_not(block)) for index, block in enumerate(model.blocks) if why_not(block)]
-    if refused or not len(model.blocks):
+    name, blocks = type(model).__name__, list(cast("nn.ModuleList", model.blocks))
+    refused = [(index, why_not(block)) for index, block in enumerate(blocks) if why_not(block)]
+    if refused or not blocks:
         index, cause = refused[0] if refused else (0, "it has no blocks")
         raise ExportError(
             311,
