@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import onnx
 
+from vitprune.graph import held
 
-def without_idle_casts(model: onnx.ModelProto) -> tuple[onnx.ModelProto, int]:
-    """The same graph without them, and how many they were; those that make an output of the graph stay."""
+
+def take_idle_casts(model: onnx.ModelProto) -> int:
+    """Take them out of a model, which is changed; returns how many. Those that make an output of the graph stay."""
     casts = [node for node in model.graph.node if node.op_type == "Cast" and node.domain in ("", "ai.onnx")]
     if not casts:
-        return model, 0
+        return 0
     types = _types(model)
     outputs = {output.name for output in model.graph.output}
     idle = {
@@ -21,24 +23,19 @@ def without_idle_casts(model: onnx.ModelProto) -> tuple[onnx.ModelProto, int]:
         for node in casts
         if types.get(node.input[0]) == next(one.i for one in node.attribute if one.name == "to") and node.output[0] not in outputs
     }
-    if not idle:
-        return model, 0
-    bare = onnx.ModelProto()
-    bare.CopyFrom(model)
-    del bare.graph.node[:]
+    for node in casts:
+        if node.output[0] in idle:
+            model.graph.node.remove(node)
     for node in model.graph.node:
-        if node.op_type == "Cast" and node.output[0] in idle:
-            continue
-        bare.graph.node.append(node)
         for place, name in enumerate(node.input):
             while name in idle:
                 name = idle[name]
-            bare.graph.node[-1].input[place] = name
-    return bare, len(idle)
+            node.input[place] = name
+    return len(idle)
 
 
 def _types(model: onnx.ModelProto) -> dict[str, int]:
     """Element types of all tensors whose types are known, by name."""
-    graph = onnx.shape_inference.infer_shapes(model).graph
+    graph = held.inferred(held.parted(model)[0]).graph
     found = {value.name: value.type.tensor_type.elem_type for value in (*graph.input, *graph.value_info)}
     return found | {tensor.name: tensor.data_type for tensor in graph.initializer}

@@ -7,12 +7,11 @@ from __future__ import annotations
 
 import numpy as np
 import onnx
-import onnx_graphsurgeon as gs
 
-from vitprune.graph import types
+from vitprune.graph import held, types
 from vitprune.graph.emit import FLOAT, Emitter
 from vitprune.graph.normal.writing_out import STANDARD, Writer, given, nothing_else, refused, replace, rms
-from vitprune.graph.types import Graph, Node, Tensor, dims
+from vitprune.graph.types import Node, Tensor, dims
 
 
 def write_out(model: onnx.ModelProto) -> tuple[onnx.ModelProto, dict[str, int]]:
@@ -23,13 +22,14 @@ def write_out(model: onnx.ModelProto) -> tuple[onnx.ModelProto, dict[str, int]]:
     """
     if not any(node.op_type in _WRITERS and node.domain in STANDARD for node in model.graph.node):
         return model, {}
-    graph: Graph = gs.import_onnx(onnx.shape_inference.infer_shapes(model))
+    bare, weights = held.parted(model)
+    graph = held.attached(held.inferred(bare), weights)
     emit, counts = Emitter(graph, "newer"), dict[str, int]()
     for node in [node for node in graph.nodes if node.op in _WRITERS and node.domain in STANDARD]:
         replace(graph, node, _WRITERS[node.op], emit.child(node.name))
         counts[node.op] = counts.get(node.op, 0) + 1
     graph.cleanup(remove_unused_graph_inputs=False).toposort()
-    made: onnx.ModelProto = gs.export_onnx(graph, do_type_check=False)
+    made = held.rebuilt(graph)
     del made.graph.value_info[:]
     made.ir_version = model.ir_version
     return made, counts

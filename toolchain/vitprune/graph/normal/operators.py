@@ -9,12 +9,12 @@ import math
 from collections.abc import Iterable
 
 import onnx
-import onnx_graphsurgeon as gs
 
+from vitprune.graph import held
 from vitprune.graph.emit import FLOAT, Emitter
 from vitprune.graph.normal.attentions import attention, multi_head
 from vitprune.graph.normal.writing_out import CONTRIB, STANDARD, Writer, given, nothing_else, over_root, refused, replace, rms
-from vitprune.graph.types import Graph, Node, Tensor, dims
+from vitprune.graph.types import Node, Tensor, dims
 
 # Of these ONNX Runtime writes some without their domain.
 UNDOMAINED = {"SimplifiedLayerNormalization", "SkipSimplifiedLayerNormalization"}
@@ -33,7 +33,8 @@ def expand(model: onnx.ModelProto) -> tuple[onnx.ModelProto, dict[str, int]]:
         return _imports_only(model), {}
     counts: dict[str, int] = {}
     for step in (_SIMPLE, _PRODUCTS):
-        graph: Graph = gs.import_onnx(onnx.shape_inference.infer_shapes(checkable(model)))
+        bare, weights = held.parted(checkable(model))
+        graph = held.attached(held.inferred(bare), weights)
         emit = Emitter(graph, "products" if step is _PRODUCTS else "plain")
         for node in [node for node in graph.nodes if _foreign(node.domain, node.op, early)]:
             if node.op in step:
@@ -42,7 +43,7 @@ def expand(model: onnx.ModelProto) -> tuple[onnx.ModelProto, dict[str, int]]:
             elif node.op not in _SIMPLE and node.op not in _PRODUCTS:
                 raise refused(node, "it is not one of ONNX's own and not known")
         graph.cleanup(remove_unused_graph_inputs=False).toposort()
-        model = _without_shapes(gs.export_onnx(graph, do_type_check=False), model)
+        model = _without_shapes(held.rebuilt(graph), model)
     return _imports_only(model), counts
 
 
