@@ -244,15 +244,15 @@ def test_half_types_round_where_they_did(case: str, mode: str, dense: onnx.Model
     assert_alike(session(native, ort_library), session(specialise(half, keep_outputs=True)[0], ort_library), x)
 
 
-@pytest.mark.parametrize("case", ["ats", "topk", "evit"])
+@pytest.mark.parametrize("case", ["ats", "topk", "evit", "ats_merge"])
 def test_quantised_products_leave_the_sites_alone(case: str, dense: onnx.ModelProto, ort_library: Path) -> None:
     given = images(16, (3, SIDE, SIDE), seed=5)
-    asked = ranges.with_opset(recipe(CASES[case], precision={"mode": "int8", "rest": "fp32"}))
+    asked = ranges.with_opset(recipe(CASES.get(case, {**ATS, "method": case}), precision={"mode": "int8", "rest": "fp32"}))
     model, *_ = surgery.rewrite(dense, ranges.settle(dense, asked, True, lambda count: given[:count]))
     native, facts = specialise(model, keep_outputs=True, native=True)
     kinds = Counter(node.op_type for node in native.graph.node)
     assert kinds["QuantizeLinear"] > DEPTH
-    assert facts["sites"] == kinds["PruneSite"] == len(stored(model))
+    assert kinds["SampledMerge" if case == "ats_merge" else "PruneSite"] == len(stored(model))
     plain = session(specialise(model, keep_outputs=True)[0], ort_library)
     assert_alike(session(native, ort_library), plain, images(5, (3, SIDE, SIDE), seed=3))
 

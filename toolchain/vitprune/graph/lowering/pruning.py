@@ -144,7 +144,7 @@ def _inputs(one: Outline, tensors: dict[str, Tensor]) -> dict[str, Tensor] | Non
     wanted = {role: label for role, label in one.inputs.items() if role != "patch" or numbered}
     found = {role: tensors[label] for role, label in wanted.items() if role in INPUTS and label in tensors}
     if (
-        not typed(one, ATTRIBUTES)
+        not one.typed(ATTRIBUTES)
         or len(found) < len(wanted)
         or "x" not in found
         or any(found[role].dtype != np.float32 for role in DATA if role in found)
@@ -162,7 +162,7 @@ def _halt(graph: Graph, one: Outline, name: str, sites: Sites) -> None:
     tensors = graph.tensors()
     wanted = {role: label for role, label in one.inputs.items() if role != "patch" or one.outputs.get("kept") in tensors}
     inputs = {role: tensors[label] for role, label in wanted.items() if role in HALT_INPUTS and label in tensors}
-    if len(inputs) < len(wanted) or "x" not in inputs or not typed(one, HALT_ATTRIBUTES):
+    if len(inputs) < len(wanted) or "x" not in inputs or not one.typed(HALT_ATTRIBUTES):
         return
     x, compacts = inputs["x"], bool(one.attributes["compacts"])
     floats = all(tensor.dtype == np.float32 for role, tensor in inputs.items() if role != "patch")
@@ -182,11 +182,6 @@ def _halt(graph: Graph, one: Outline, name: str, sites: Sites) -> None:
     sites.shapes[id(node)] = outputs["shape"]
     sites.made += compacts
     sites.halts += 1
-
-
-def typed(one: Outline, attributes: dict[str, type]) -> bool:
-    """Whether an outline has these attributes, of these types, and no others."""
-    return {key: type(value) for key, value in one.attributes.items()} == attributes
 
 
 def written(

@@ -17,7 +17,7 @@ WEIGHTS = (
     "there.bias", "next.weight", "next.bias", "gap.weight", "gap.bias",
 )  # fmt: skip
 INPUTS = {PREDICTOR: ("x", *WEIGHTS), COLUMNS: ("query", "key", "value")}
-ATTRIBUTES = {
+ATTRIBUTES: dict[str, dict[str, type]] = {
     PREDICTOR: {"prefix_tokens": int, "epsilon": float},
     COLUMNS: {"heads": int, "prefix_tokens": int},
 }
@@ -31,7 +31,7 @@ def native_scores(graph: Graph, model: onnx.ModelProto) -> int:
     """
     made = 0
     for number, one in enumerate(stored(model)):
-        if one.kind not in INPUTS or {key: type(value) for key, value in one.attributes.items()} != ATTRIBUTES[one.kind]:
+        if one.kind not in INPUTS or not one.typed(ATTRIBUTES[one.kind]):
             continue
         tensors = graph.tensors()
         score = tensors.get(one.outputs.get("score", ""))
