@@ -167,8 +167,10 @@ class Session:
         short = size - len(array)
         fed = np.concatenate([array, np.repeat(array[-1:], short, axis=0)]) if short else array
         heads, lists = answer_names(self._session)
-        found = run(self._session, [*heads, *lists], {self._io["inputs"][0]["name"]: fed})
-        return [value[: len(array)] for value in found]
+        half = self._session.get_inputs()[0].type == "tensor(float16)"
+        typed = fed.astype(np.float16) if half else fed
+        found = run(self._session, [*heads, *lists], {self._io["inputs"][0]["name"]: typed})
+        return [(value.astype(np.float32) if value.dtype == np.float16 else value)[: len(array)] for value in found]
 
 
 def answer_names(session: Any) -> tuple[list[str], list[str]]:
