@@ -19,6 +19,7 @@ from vitprune.device.timing import Variant, combined, measure, median_interval, 
 from vitprune.environment import clocks
 from vitprune.errors import VitpruneError
 from vitprune.exporting import dense_twin
+from vitprune.graph import skeletons
 from vitprune.recipe import Recipe
 
 
@@ -43,7 +44,7 @@ def test_a_bundle_gives_its_dense_model_back(made_bundle):
     model = dense_twin.dense_of(made_bundle)
     stored = made_bundle.samples()
     np.testing.assert_allclose(run(model, stored["images"])[0], stored["dense_logits"], atol=1e-5)
-    assert (made_bundle.path / dense_twin.SKELETON).stat().st_size < 0.1 * made_bundle.model_path.stat().st_size
+    assert (made_bundle.path / skeletons.SKELETON).stat().st_size < 0.1 * made_bundle.model_path.stat().st_size
 
 
 def test_so_do_bundles_of_instances_and_of_onnx_files_and_of_half_types(tmp_path):
@@ -67,10 +68,10 @@ def test_so_do_bundles_of_instances_and_of_onnx_files_and_of_half_types(tmp_path
 def replaced(folder, change):
     """A bundle whose skeleton was changed by `change`, with a fitting manifest."""
     bundle = open_bundle(folder)
-    model = onnx.load_model_from_string((folder / dense_twin.SKELETON).read_bytes())
+    model = onnx.load_model_from_string((folder / skeletons.SKELETON).read_bytes())
     change(model)
-    (folder / dense_twin.SKELETON).write_bytes(model.SerializeToString())
-    bundle.add_files([dense_twin.SKELETON])
+    (folder / skeletons.SKELETON).write_bytes(model.SerializeToString())
+    bundle.add_files([skeletons.SKELETON])
     return open_bundle(folder)
 
 
@@ -88,7 +89,7 @@ def test_another_dense_model_is_refused(bundle_copy):
 
 def test_a_skeleton_that_names_nothing_is_refused(bundle_copy):
     def lose(model):
-        next(t for t in model.graph.initializer if t.doc_string).doc_string = dense_twin.REFERENCE + "nowhere"
+        next(t for t in model.graph.initializer if t.doc_string).doc_string = skeletons.REFERENCE + "nowhere"
 
     with pytest.raises(VitpruneError) as caught:
         dense_twin.dense_of(replaced(bundle_copy, lose))
@@ -98,8 +99,8 @@ def test_a_skeleton_that_names_nothing_is_refused(bundle_copy):
 def without_skeleton(folder):
     """The bundle as an earlier version wrote it."""
     bundle = open_bundle(folder)
-    (folder / dense_twin.SKELETON).unlink()
-    bundle._store(lambda listed: {name: value for name, value in listed.items() if name != dense_twin.SKELETON})
+    (folder / skeletons.SKELETON).unlink()
+    bundle._store(lambda listed: {name: value for name, value in listed.items() if name != skeletons.SKELETON})
     return open_bundle(folder)
 
 
@@ -255,6 +256,18 @@ def test_the_slice_oracle_computes_with_the_tokens_that_are_kept(made_bundle, tm
     found = onnx.shape_inference.infer_shapes(model, data_prop=True)
     assert {node.op_type for node in found.graph.node} >= {"Slice", "Softmax"}
     assert run(model, made_bundle.samples()["images"][:2])[0].shape == (2, 10)
+
+
+@pytest.mark.parametrize(
+    ("says", "expected"), [("41, 100\n42, 300\n42, 12\n", 312 * 2**20), ("41, 100\n", None), ("42, [N/A]\n", None), ("", None)]
+)
+def test_memory_on_a_gpu_is_what_the_driver_says_of_the_process(monkeypatch, tmp_path, says, expected):
+    from vitprune.benchmarking import memory
+
+    (tmp_path / "nvidia-smi").write_text(f"#!/bin/sh\nprintf '{says}'\n")
+    (tmp_path / "nvidia-smi").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    assert memory.on_gpu(42) == expected
 
 
 def test_oracle_and_memory_are_in_the_document(capsys, made_bundle):

@@ -28,7 +28,7 @@ RULES = {
     "VP407": "function or plugin", "VP408": "plugin namespace", "VP409": "memory", "VP410": "known wrong results",
     "VP411": "compute capability", "VP412": "number types", "VP413": "release and module", "VP414": "data-dependent shapes",
     "VP415": "file size", "VP416": "a builder of NVIDIA takes the graph", "VP417": "results on the device",
-    "VP418": "padded counts",
+    "VP418": "padded counts", "VP419": "launches against work",
 }  # fmt: skip
 
 
@@ -292,7 +292,7 @@ def test_command_line(bundle: Bundle, capsys: pytest.CaptureFixture[str]) -> Non
     document = json.loads(capsys.readouterr().out)
     assert document["schema_version"] == 1
     assert (document["status"], document["exit_code"], document["module"]) == ("likely", 0, "agx-64")
-    assert all(set(finding) == {"rule", "title", "verdict", "text", "mend"} for finding in document["findings"])
+    assert all(set(finding) == {"rule", "title", "verdict", "text", "mend", "warning"} for finding in document["findings"])
     assert cli(["check", path, "-t", "jetson-orin", "--sm", "89", "--json"]) == 1
     assert json.loads(capsys.readouterr().out)["status"] == "blocked"
     assert cli(["check", path, "-t", "jetson-orin", "--sm", "89", "--exit-zero", "--json"]) == 0

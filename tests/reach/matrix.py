@@ -2,7 +2,7 @@
 
     python tests/reach/matrix.py --store                      # all forms and methods, into recipes/models.json
     python tests/reach/matrix.py --only Beit --methods tome   # some, printed
-    python tests/reach/matrix.py --rtx one                    # TensorRT-RTX builds: of all cases, one a form, or none
+    python tests/reach/matrix.py --rtx one --store            # one case a form again, built by TensorRT-RTX too
 
 A form is a combination of model, block, attention, MLP, norms, LayerScale, pooling, prefix tokens and positions; the smallest member of each is
 made with four blocks of width 64, 36 patches and weights that give uneven attention. A case is one form, one method, one kind of shapes:
@@ -280,6 +280,14 @@ def cases(groups: dict[str, list[str]], only: str, methods: list[str], shapes: l
                 yield label, members[0], method, shape
 
 
+def one_a_form(every: Iterator[tuple[str, str, str, str]]) -> list[tuple[str, str, str, str]]:
+    """Of all cases one a form, methods and shapes in turn."""
+    of: dict[str, list[tuple[str, str, str, str]]] = {}
+    for one in every:
+        of.setdefault(one[0], []).append(one)
+    return [these[place % len(these)] for place, these in enumerate(of.values())]
+
+
 def write(stored: dict[str, Any], place: Path | None) -> None:
     if place:
         fresh = place.with_suffix(".tmp")
@@ -309,13 +317,14 @@ def main() -> None:
 
     stored = {"timm": timm.__version__, "methods": {"scoring": SCORING, "merging": MERGING}, "forms": list(rows.values())}
     write(stored, args.store)
-    turn = 0
-    for label, name, method, shape in cases(groups, args.only, args.methods, args.shapes):
+    chosen = cases(groups, args.only, args.methods, args.shapes)
+    for label, name, method, shape in one_a_form(chosen) if args.rtx == "one" else chosen:
         key = f"{method} {shape}" + (" dynamo" if args.exporter == "dynamo" else "")
-        if key in rows[label]["cases"] and not args.again:
+        known = rows[label]["cases"].get(key)
+        if known is not None and not args.again and (args.rtx == "none" or "rtx" in known or "refused" in known):
             continue
-        began, turn = time.time(), turn + 1
-        found = attempt(name, method, shape, args.rtx == "all" or (args.rtx == "one" and turn % 12 == 1), args.exporter)
+        began = time.time()
+        found = attempt(name, method, shape, args.rtx != "none", args.exporter)
         rows[label]["cases"][key] = found
         print(f"{name:44} {key:24} {time.time() - began:5.1f} s  {failure(found) or 'passes'}", flush=True)
         write(stored, args.store)

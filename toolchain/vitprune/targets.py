@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from vitprune.errors import TargetError
 from vitprune.support import files
+from vitprune.support.device_speed import LaunchTime, Speed
 from vitprune.support.resources import shipped_targets
 from vitprune.support.suggestions import did_you_mean
 from vitprune.support.versions import Version
@@ -31,11 +32,12 @@ class _Section(BaseModel):
 
 
 class Module(_Section):
-    """A board or card of a target: its memory, and its compute capability where the target's boards differ."""
+    """A board or card of a target: its memory, its compute capability where the target's boards differ, and its data sheet's peaks."""
 
     title: str
     memory_gib: float = Field(gt=0)
     architecture: str | None = None
+    speed: Speed | None = None
 
 
 class Release(_Section):
@@ -85,7 +87,7 @@ class Target(_Section):
     workspace_fraction: the same as a part of a module's memory. architectures: compute capabilities as nvcc writes them ("87"), or
     "auto": those of the GPUs found. precisions: what the hardware computes with. recommended_precision: what a recipe for it
     should say (its graph carries the types, so nothing here changes a bundle). modules, releases: by name, oldest release first.
-    runtime_min, runtime_below: range of the runtime's versions. runtime_source: where the runtime comes from.
+    runtime_min, runtime_below: range of the runtime's versions. runtime_source: where the runtime comes from. launch: for the launch model.
     """
 
     name: str
@@ -108,6 +110,7 @@ class Target(_Section):
     runtime_below: str = ""
     runtime_source: str = ""
     power: Power = Field(default_factory=Power)
+    launch: LaunchTime | None = None
     notes: list[str] = Field(default_factory=list)
 
     @field_validator("name", "engine_file")

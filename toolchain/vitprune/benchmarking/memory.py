@@ -1,8 +1,13 @@
-"""Memory that a model takes on the CPU, seen from a process of its own: what loading and running it adds to the process at its peak."""
+"""Memory that a model takes, seen from a process of its own.
+
+On the CPU: what loading and running it adds to the process at its peak. On a GPU: what the driver says that the process holds after its
+calls, the CUDA context included (runtimes keep what they once needed, so this is the peak); integrated GPUs have no such figure.
+"""
 
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -15,6 +20,7 @@ from numpy.typing import NDArray
 from vitprune import backends
 from vitprune.benchmarking import subjects
 from vitprune.bundle import Bundle, open_bundle
+from vitprune.environment.commands import find_program, output_of
 from vitprune.support.processes import isolated
 
 STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
@@ -22,12 +28,12 @@ RUNS, LONGEST = 3, 600  # calls; seconds
 
 
 def peak(bundle: Bundle, where: subjects.Runtime, engine: Path | None, images: NDArray[np.float32]) -> int | None:
-    """Bytes of resident memory at the peak beyond what the process took before, or None where that cannot be told.
+    """Bytes of memory at the peak (CPU: beyond what the process took before; GPU: on the device), or None where that cannot be told.
 
     Args:
         bundle, where: what is run. engine: the dense model's file; None for the bundle's own. images: one batch, float32 [B,C,H,W].
     """
-    if where.gpu or not STATUS.exists():
+    if not where.gpu and not STATUS.exists():
         return None
     with tempfile.TemporaryDirectory(prefix="vitprune-") as folder:
         np.save(Path(folder) / "images.npy", images)
@@ -53,14 +59,23 @@ def main() -> int:
     images, engine = np.load(request["images"]), request["engine"]
     backends.get(where.backend).version()  # loads the runtime: its own memory is not the model's
     before = _kib("VmRSS")
-    if not _forget_the_peak():
+    if not where.gpu and not _forget_the_peak():
         print(json.dumps({"bytes": None}))
         return 0
     session: Any = subjects.pruned(bundle, where) if engine is None else subjects.dense_session(bundle, where, Path(engine))
     for _ in range(RUNS):
         session.run(images)
-    print(json.dumps({"bytes": 1024 * (_kib("VmHWM") - before)}))
+    print(json.dumps({"bytes": on_gpu(os.getpid()) if where.gpu else 1024 * (_kib("VmHWM") - before)}))
     return 0
+
+
+def on_gpu(process: int) -> int | None:
+    """Bytes that nvidia-smi says a process holds, over all GPUs; None where it does not list it (integrated GPUs, other namespaces)."""
+    query = ["--query-compute-apps=pid,used_gpu_memory", "--format=csv,noheader,nounits"]
+    text, _ = output_of(find_program("nvidia-smi"), query)
+    rows = [line.split(",") for line in text.splitlines()]
+    held = [row[1].strip() for row in rows if len(row) == 2 and row[0].strip() == str(process)]
+    return 2**20 * sum(map(int, held)) if held and all(map(str.isdigit, held)) else None
 
 
 def _forget_the_peak() -> bool:

@@ -38,6 +38,9 @@ def command(
         console.info(f"  [{colours[word]}]{word:<10}[/] {finding.rule} {finding.title}: {console.plain(finding.text)}")
         if finding.mend and word != "verified":
             console.info(f"  {'':<10} [dim]→ {console.plain(finding.mend)}[/dim]")
+    for finding in report.findings:
+        if finding.warning:
+            console.warn(f"{finding.rule}: {console.plain(finding.text)}")
     word = report.verdict.value
     where = f" on {report.module}" if report.module else ""
     console.result(

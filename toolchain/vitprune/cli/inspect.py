@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from vitprune import console
-from vitprune.cli._common import BundleArgument, DataOption
+from vitprune.cli._common import BundleArgument, DataOption, ModuleOption
 
-EXAMPLES = ("inspect out",)
+EXAMPLES = ("inspect out", "inspect out --target jetson-orin --module agx-64 --batch 8")
 
 
 def command(
@@ -24,18 +24,25 @@ def command(
     weights: Annotated[
         str | None, typer.Option(help="Checkpoint of the model, where the bundle names a file that is not here.")
     ] = None,
+    target: Annotated[
+        str, typer.Option("--target", "-t", help="Whose kernels are counted, dense against pruned.")
+    ] = "onnxruntime-cpu",
+    module: ModuleOption = None,
+    batch: Annotated[int, typer.Option(help="Images in one run, for the launch model of a --module.", min=1)] = 1,
     plot: Annotated[
         Path | None, typer.Option(help="Write the sensitivities as a bar chart, .png or .svg (extra 'plots').")
     ] = None,
 ) -> None:
-    """Show what a bundle holds: anatomy, token and MAC curve, files, engines and what they compute with."""
+    """Show what a bundle holds: anatomy, token and MAC curve, kernels it starts, files, engines and what they compute with."""
+    from vitprune import targets
     from vitprune.bundle import open_bundle
-    from vitprune.exporting.inspecting import inspect
+    from vitprune.exporting.inspecting import inspect, launches
 
     if precision_sensitivity:
         _sensitivity(bundle, data, samples, weights, plot)
         return
-    found = inspect(open_bundle(bundle))
+    opened, choice = open_bundle(bundle), targets.choose(targets.load(target), module=module)
+    found = {**inspect(opened), "launches": launches(opened, choice, batch)}
     size = found["geometry"]
     console.info(
         f"[bold]{console.plain(found['name'])}[/bold]: {size['depth']} blocks, {size['patches']} patches and {size['prefix']} prefix tokens, "
@@ -55,6 +62,7 @@ def command(
         "tokens and MACs per image, means of the stored samples", ["block", "tokens in", "patches kept", "MACs", "of dense"], rows
     )
     console.info(console.macs_line(**found["macs"]))
+    _launches(found["launches"])
     console.table("files", ["file", "KiB"], [[name, f"{bytes_ / 1024:.1f}"] for name, bytes_ in found["files"].items()])
     for name, engine in found["engines"].items():
         facts = engine.get("facts", {})
@@ -84,6 +92,28 @@ def command(
         f"{len(found['engines'])} {'engine' if len(found['engines']) == 1 else 'engines'}"
     )
     console.document("inspect", {"status": "ok", "exit_code": 0, **found})
+
+
+def _launches(found: dict[str, Any]) -> None:
+    """The table of `exporting.inspecting.launches`."""
+    if found["unknown"]:
+        console.info(f"kernels on {console.plain(found['target'])} are not counted: {console.plain(found['unknown'])}")
+        return
+    rows = [[_place(one["block"]), *_counts(one["dense"]), *_counts(one["pruned"])] for one in found["blocks"]]
+    rows.append(["all", *_counts(found["dense"]), *_counts(found["pruned"])])
+    heads = ["block", "dense: products", "attention", "glue", "pruned: products", "attention", "glue"]
+    console.table(f"kernels started on {console.plain(found['target'])}; glue is everything else", heads, rows)
+    if found["model"]:
+        where = " ".join(filter(None, (found["target"], found["module"])))
+        console.info(f"on {console.plain(where)}, {found['model']['text']}")
+
+
+def _place(block: int) -> str:
+    return "before" if block < 0 else str(block)
+
+
+def _counts(kernels: dict[str, int]) -> list[str]:
+    return [str(kernels[name]) for name in ("products", "attention", "glue")]
 
 
 def _sensitivity(bundle: Path, data: Path | None, samples: int, weights: str | None, plot: Path | None) -> None:

@@ -16,48 +16,13 @@ from vitprune.errors import LoadError, VitpruneError, first_line
 from vitprune.exporting import parity
 from vitprune.graph import surgery
 from vitprune.graph.lowering.rounding import emulated
+from vitprune.graph.skeletons import SKELETON, fleshed
 from vitprune.support.onnx_file import read_model
 
-SKELETON = "dense.skeleton"
-REFERENCE = "in model.onnx: "
-SMALL = 256  # bytes of a tensor that is not worth a reference
 CLOSE = (
     1e-4  # of the largest logit in fp32; other types compute with other roundings and are held to the direction of their logits
 )
 COSINE = 0.99
-
-
-def skeleton(dense: onnx.ModelProto, pruned: onnx.ModelProto) -> onnx.ModelProto:
-    """A copy of `dense` (of `graph.surgery.dense`) in which tensors that `pruned` holds too are references to them; `fleshed` is its inverse."""
-    names = {_content(tensor): tensor.name for tensor in pruned.graph.initializer}
-    bare = onnx.ModelProto()
-    bare.CopyFrom(dense)
-    for tensor in bare.graph.initializer:
-        name = names.get(_content(tensor))
-        if name is not None and len(tensor.raw_data) >= SMALL:
-            tensor.raw_data = b""
-            tensor.doc_string = REFERENCE + name
-    return bare
-
-
-def fleshed(bare: onnx.ModelProto, pruned: onnx.ModelProto) -> onnx.ModelProto:
-    """The graph of a skeleton with its tensors.
-
-    Raises:
-        ValueError: a tensor that it names is not in `pruned`, or is another one.
-    """
-    tensors = {tensor.name: tensor for tensor in pruned.graph.initializer}
-    model = onnx.ModelProto()
-    model.CopyFrom(bare)
-    for tensor in model.graph.initializer:
-        if not tensor.doc_string.startswith(REFERENCE):
-            continue
-        held = tensors.get(tensor.doc_string.removeprefix(REFERENCE))
-        if held is None or (held.data_type, list(held.dims)) != (tensor.data_type, list(tensor.dims)):
-            raise ValueError(f"'{tensor.name}' is not in model.onnx")
-        tensor.raw_data = held.raw_data
-        tensor.doc_string = ""
-    return model
 
 
 def dense_of(bundle: Bundle) -> onnx.ModelProto:
@@ -136,10 +101,6 @@ def _differs(seen: NDArray[np.float32], recorded: NDArray[np.float32], mode: str
         if cosine >= COSINE
         else f"the cosine of its logits with those recorded is {cosine:.4f}, at least {COSINE} is asked for"
     )
-
-
-def _content(tensor: onnx.TensorProto) -> tuple[int, tuple[int, ...], bytes]:
-    return tensor.data_type, tuple(tensor.dims), tensor.raw_data
 
 
 def _refused(cause: str, next_step: str) -> LoadError:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,9 @@ from vitprune.backends._engines import FACTS, built_targets, read, state
 from vitprune.bundle import Bundle
 from vitprune.methods.base import BlockTokens, Geometry
 from vitprune.methods.cost import block_macs, dense_blocks, model_macs
+from vitprune.preflight import launch_model
+from vitprune.support.onnx_file import read_model
+from vitprune.targets import Choice
 
 
 def inspect(bundle: Bundle) -> dict[str, Any]:
@@ -41,6 +45,33 @@ def inspect(bundle: Bundle) -> dict[str, Any]:
         "files": {name: _size(bundle.path / name) for name in bundle.manifest.files},
         "engines": {name: _engine(bundle, name) for name in built_targets(bundle.path)},
     }
+
+
+def launches(bundle: Bundle, choice: Choice, batch: int = 1) -> dict[str, Any]:
+    """Kernels that a bundle and its dense model start on a target, block by block, and the time that the launch model makes of them.
+
+    Args:
+        bundle: an opened bundle. choice: target and module. batch: images in one run, for the model.
+
+    Returns:
+        JSON-ready: target, module, unknown (why nothing was counted, else ""), blocks (block -1 is what stands before them; norm and head
+        count with the last), dense and pruned (sums), model (None without constants of the module).
+    """
+    target, module = choice.target, choice.module
+    answer: dict[str, Any] = {"target": target.name, "module": choice.module_name, "unknown": "", "blocks": [], "model": None}
+    answer |= {"dense": None, "pruned": None}
+    try:
+        counted = launch_model.count(bundle, read_model(bundle.model_path), target.backend)
+    except ValueError as error:
+        return {**answer, "unknown": str(error)}
+    pairs = list(zip(counted.dense, counted.pruned, strict=True))
+    answer["blocks"] = [{"block": i - 1, "dense": asdict(one), "pruned": asdict(other)} for i, (one, other) in enumerate(pairs)]
+    for name, parts in (("dense", counted.dense), ("pruned", counted.pruned)):
+        answer[name] = asdict(sum(parts[1:], parts[0]))
+    if target.launch is not None and module is not None and module.speed is not None:
+        made = launch_model.estimate(bundle, counted, target.launch, module.speed, batch)
+        answer["model"] = None if made is None else {**made.document(), "text": made.text()}
+    return answer
 
 
 def _engine(bundle: Bundle, target: str) -> dict[str, Any]:

@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 
 from vitprune.bundle import Bundle, Manifest, folder_in_place, open_bundle, seal
 from vitprune.errors import ExportError, RecipeError
-from vitprune.exporting.dense_twin import SKELETON, skeleton
 from vitprune.graph import surgery
 from vitprune.graph.anatomy.find import Anatomy
+from vitprune.graph.skeletons import SKELETON, skeleton
 from vitprune.methods.base import Site
 from vitprune.ops.token_sample import NAME
 from vitprune.recipe import Recipe
@@ -27,7 +27,7 @@ def write_bundle(
 ) -> Bundle:  # fmt: skip
     """Write model, recipe, samples, notes and manifest; a bundle that cannot be opened again is removed.
 
-    dense: the dense graph, kept as `dense_twin.SKELETON`; where it is refused the bundle has none, its benchmark no baseline, and the notes
+    dense: the dense graph, kept as `skeletons.SKELETON`; where it is refused the bundle has none, its benchmark no baseline, and the notes
     say why.
     """
     weights = recipe.model.weights

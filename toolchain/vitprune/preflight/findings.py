@@ -25,15 +25,16 @@ ORDER = list(Verdict)
 
 @dataclass(frozen=True)
 class Finding:
-    """What one rule says. mend: what to do about it, "" when there is nothing to do."""
+    """What one rule says. mend: what to do about it, "" when there is nothing to do. warning: it works, and yet is not what one wants."""
 
     rule: str
     title: str
     verdict: Verdict
     text: str
     mend: str = ""
+    warning: bool = False
 
-    def document(self) -> dict[str, str]:
+    def document(self) -> dict[str, Any]:
         """JSON-ready form."""
         return {**asdict(self), "verdict": self.verdict.value}
 

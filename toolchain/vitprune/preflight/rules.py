@@ -9,7 +9,7 @@ from vitprune.preflight.context import Context
 from vitprune.preflight.findings import Finding, Verdict
 from vitprune.support import registry
 
-Opinion = tuple[Verdict, str, str]  # verdict, text, how to mend it
+Opinion = tuple[Verdict, str, str] | tuple[Verdict, str, str, bool]  # verdict, text, how to mend it, whether to warn all the same
 Check = Callable[[Context], "Opinion | None"]
 
 
@@ -31,7 +31,7 @@ _RULES: dict[str, Rule] = {}
 
 
 def rule(identifier: str, title: str) -> Callable[[Check], Check]:
-    """Register a function as a rule; it returns (verdict, text, mend), or None where it does not apply."""
+    """Register a function as a rule; it returns (verdict, text, mend) and True for a warning, or None where it does not apply."""
 
     def register(check: Check) -> Check:
         if identifier in _RULES:
