@@ -86,7 +86,8 @@ def test_a_half_stream_beside_int8():
 def code_of(action):
     with pytest.raises(RecipeError) as caught:
         action()
-    assert caught.value.cause and caught.value.next_step
+    assert caught.value.cause
+    assert caught.value.next_step
     return caught.value.code
 
 

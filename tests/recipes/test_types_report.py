@@ -26,21 +26,21 @@ def test_a_type_is_shown_with_its_file_its_memory_and_no_speed():
     }  # fmt: skip
     line = types_report.rows({"topk": {"modes": {"fp16": one}}}, {"topk": {"fp16": {"mib": 42.0}}})[0]
     assert line[4:7] == ["1.00 MiB", "42.0 MiB", "emulated"]
-    assert line[8] == "below" and line[-1] == "3/0 on 1,000 (0.50; 90.0 %)"
+    assert line[8] == "below"
+    assert line[-1] == "3/0 on 1,000 (0.50; 90.0 %)"
 
 
 def test_an_engine_beyond_its_goal_is_said_with_its_parts():
     from importlib.util import module_from_spec, spec_from_file_location
 
     spec = spec_from_file_location("benchmarks_report", RECIPES.parent / "benchmarks" / "report.py")
-    assert spec is not None and spec.loader is not None
+    assert spec is not None
+    assert spec.loader is not None
     report = module_from_spec(spec)
     spec.loader.exec_module(report)
     full = {"model": "deit-s", "method": "topk", "mode": "fp32", "engine_bytes": 100e6, "weight_bytes": 88e6, "engine_text": 10e6}
     half = {**full, "mode": "fp16", "engine_bytes": 57e6, "weight_bytes": 45e6, "engine_text": 9e6}
     text = "\n".join(report.engine_parts([full, half]))
-    assert (
-        "topk fp16: 0.570 of fp32, goal 0.55 NOT met" in text
-        and "text (kernels' sources and descriptions) 9.0, the rest 3.0" in text
-    )
+    assert "topk fp16: 0.570 of fp32, goal 0.55 NOT met" in text
+    assert "text (kernels' sources and descriptions) 9.0, the rest 3.0" in text
     assert "goal 0.55 met" in "\n".join(report.engine_parts([full, {**half, "engine_bytes": 55e6}]))
