@@ -5,6 +5,8 @@ The sum itself is float32 of what the branch gives and of numbers of the half ty
 
 from __future__ import annotations
 
+import numpy as np
+
 from vitprune.errors import RecipeError
 from vitprune.graph import types
 from vitprune.graph.passes.base import Surgery
@@ -30,7 +32,7 @@ def rounded_sums(surgery: Surgery) -> dict[str, str]:
     for name in dict.fromkeys([blocks[0].x, *(part for block in blocks for part in (block.attended, block.output))]):
         stream = surgery.tensors[name]
         maker = stream.inputs[0]
-        exact = types.variable(f"{name}/exact", stream.dtype, stream.shape)
+        exact = types.variable(f"{name}/exact", np.float32, stream.shape)
         maker.outputs = [exact if output is stream else output for output in maker.outputs]
         made = types.node("Identity", f"vitprune/residual/{name}", [exact], [stream])
         surgery.graph.nodes.append(made)
