@@ -76,6 +76,7 @@ def main() -> None:
                     "rerun": rerun["changes"][0],
                     "slower": planted["changes"][0],
                     "rounds": [one["rounds"] for one in (first, again, slower)],
+                    "dense_ms": [one["results"][0]["dense"]["median_ms"] for one in (first, again, slower)],
                 }
             )
             print(
@@ -85,7 +86,8 @@ def main() -> None:
     changes = [abs(row["rerun"]["change"] - 1) for row in rows]
     found = {
         "pairs": asked.pairs, "rounds": asked.rounds, "most_rounds": asked.most_rounds, "load": os.getloadavg(), "processor": first["machine"]["processor"],
-        "rerun_none": sum(row["rerun"]["verdict"] in ("same", "improvement") for row in rows),
+        "rerun_regressions": sum(row["rerun"]["verdict"] == "regression" for row in rows),
+        "rerun_undecided": sum(row["rerun"]["verdict"] == "undecided" for row in rows),
         "rerun_within_2_percent": sum(change < 0.02 for change in changes),
         "slower_seen": sum(row["slower"]["verdict"] == "regression" for row in rows),
         "rerun_change_median": statistics.median(changes), "rerun_change_max": max(changes), "rows": rows,

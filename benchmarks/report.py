@@ -235,15 +235,163 @@ def engine_parts(rows: list[dict[str, Any]]) -> list[str]:
     return [head, "", *lines] if lines else []
 
 
+def repeatability(path: Path) -> list[str]:
+    """Section of runs of `vitprune benchmark` in a row, and of a planted slowdown."""
+    found = json.loads(path.read_text())
+    pairs, times = found["pairs"], [value for row in found["rows"] for value in row["dense_ms"]]
+    return [
+        f"## How repeatable `vitprune benchmark` is ({path.name})", "",
+        f"{pairs} pairs of runs of the shipped model, and a third one each whose pruned model spends 5 % more; one thread, CPU time, batch 1. "
+        f"Pruned / dense of two runs in a row differs by {100 * found['rerun_change_median']:.2f} % (median), {100 * found['rerun_change_max']:.2f} % (largest), "
+        f"by less than 2 % in {found['rerun_within_2_percent']} of {pairs}. `--compare` calls {found['rerun_regressions']} of {pairs} reruns a regression "
+        f"({found['rerun_undecided']} undecided), and {found['slower_seen']} of {pairs} planted slowdowns. The dense model took {min(times):.2f} to {max(times):.2f} ms.", "",
+    ]  # fmt: skip
+
+
+def _ratios(found: dict[str, Any]) -> str:
+    """Cells of plain and native: median and quartiles, a dash where there is none."""
+    cells = []
+    for label in ("plain", "native"):
+        if label not in found:
+            cells.append("–")
+            continue
+        low, high = found[label]["quartiles"]
+        cells.append(f"{found[label]['median']:.2f} ({low:.2f}–{high:.2f})")
+    return " | ".join(cells)
+
+
+def official(path: Path) -> list[str]:
+    """Section of the official code in eager PyTorch."""
+    document = json.loads(path.read_text())
+    versions = document["machine"]
+    lines = [
+        f"## Against the official code ({path.name})", "",
+        f"Official repositories in eager PyTorch {versions['torch']} against our graphs on ONNX Runtime {versions['onnxruntime']}: {document['model']}, the same "
+        "random weights and images, logits and token counts agreeing before anything was timed; one thread, CPU time, interleaved, per-round ratios, medians. "
+        "Above 1 ours is faster. A part of it is the runtime, not the pruning. A-ViT's code masks tokens and removes none. Native: with operators of the native library.", "",
+        "| method | commit | batch | tokens kept | official / plain (quartiles) | official / native (quartiles) | goal | met | rounds |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]  # fmt: skip
+    for row in document["rows"]:
+        name = row["method"] + (f" ({', '.join(row['settings'])})" if row.get("settings") else "")
+        head = f"| {name} | {row.get('commit', '')[:7] or '–'} | {row['batch']} |"
+        if "not_run" in row:
+            lines.append(f"{head} – | not run: {row['not_run']} | – | {row['goal']:.2f} | – | – |")
+            continue
+        tokens = ", ".join(f"{count:g}" for count in row["tokens"])
+        lines.append(
+            f"{head} {tokens} | {_ratios(row['official_over'])} | {row['goal']:.2f} | {'yes' if row['met'] else 'no'} | {row['rounds']} |"
+        )
+    return [*lines, ""]
+
+
+def plain_export(path: Path) -> list[str]:
+    """Section of torch's own export of our reference."""
+    document = json.loads(path.read_text())
+    versions = document["machine"]
+    lines = [
+        f"## Against torch's own export ({path.name})", "",
+        f"`torch.onnx.export` (PyTorch {versions['torch']}) for fixed sizes against our graph. Exported is our PyTorch reference with its pruning as it is, or, as `plain`, the method as "
+        "one writes it in PyTorch (benchmarks/plain_models.py), whose logits are the reference's. Both on ONNX Runtime "
+        f"{versions['onnxruntime']}, {document['model']}, random weights, one thread, CPU time, interleaved, per-round ratios, medians. Above 1 ours is faster. Other images: "
+        "whether torch's export gives the reference's logits on images that it was not exported with.", "",
+        "| exported | method | image | batch | exporter | export / plain (quartiles) | export / native (quartiles) | goal | met | other images | rounds |",
+        "|---|---|---|---|---|---|---|---|---|---|---|",
+    ]  # fmt: skip
+    for row in document["rows"]:
+        head = f"| {row['exported']} | {row['method']} | {row['image_size']} | {row['batch']} |"
+        if "not_run" in row:
+            errors = "; ".join(f"{name}: {text}" for name, text in row["errors"].items()).replace("|", "/")
+            lines.append(f"{head} {row['exporter'] or '–'} | {row['not_run']}. {errors} | – | {row['goal']:.2f} | – | – | – |")
+            continue
+        lines.append(
+            f"{head} {row['exporter']} | {_ratios(row['export_over'])} | {row['goal']:.2f} | {'yes' if row['met'] else 'no'} | "
+            f"{row['other_images'] or 'agree'} | {row['rounds']} |"
+        )
+    return [*lines, ""]
+
+
+def gpu(path: Path) -> list[str]:
+    """Section of `gpu.py`; says that nothing was run while there is no file."""
+    lines = ["## On a GPU (gpu.json)", ""]
+    if not path.exists():
+        return [
+            *lines,
+            "**Not run**: no machine with a CUDA device has run `python benchmarks/gpu.py` yet. It holds kernels against their twin, times a site for 197 to 4,097 tokens, "
+            "captures padded graphs, and measures packed attention and dense against pruned models with TensorRT, TensorRT-RTX, ONNX Runtime and PyTorch, as far as they are there.", "",
+        ]  # fmt: skip
+    document = json.loads(path.read_text())
+    there, parts = document["device"], document["parts"]
+    held = {True: "held", False: "not held", None: "not known to be held"}[there["locked"]]
+    lines += [
+        f"{there['name']} (SM {there['capability']}, {there['memory_mib']} MiB), driver {there['driver']}, CUDA {there['cuda']}; SM clock {there['clocks']['sm_mhz']}, "
+        f"power limit {there['clocks']['power_limit']}; clocks are {held} ({there['why']}). Medians between CUDA events; random weights.", "",
+    ]  # fmt: skip
+    for name, part in parts.items():
+        if "not_run" in part or "failed" in part:
+            lines += [f"{name}: {'not run: ' + part['not_run'] if 'not_run' in part else 'failed: ' + part['failed']}.", ""]
+    shown = {name: part for name, part in parts.items() if "not_run" not in part and "failed" not in part}
+    if "kernels" in shown:
+        found = shown["kernels"]
+        lines += [
+            f"Kernels: {found['cases']} sites, {len(found['unequal'])} outputs that are not the twin's bits; compute-sanitizer: {found['sanitizer']}.",
+            "",
+        ]
+    if "capture" in shown:
+        rows = ", ".join(
+            f"batch {row['batch']}: {'equal' if row['replays_equal'] else 'DIFFERENT'}" for row in shown["capture"]["rows"]
+        )
+        lines += [f"A padded site in a CUDA graph, replayed with other scores, against the twin: {rows}.", ""]
+    if "site_times" in shown:
+        rows = shown["site_times"]["rows"]
+        batches = sorted({row["batch"] for row in rows})
+        lines += [f"| tokens, us of a site at batch | {' | '.join(map(str, batches))} |", "|---|" + "---|" * len(batches)]
+        for tokens in sorted({row["tokens"] for row in rows}):
+            cells = {row["batch"]: row["us"] for row in rows if row["tokens"] == tokens}
+            lines.append(f"| {tokens} | {' | '.join(str(cells.get(batch, '–')) for batch in batches)} |")
+        lines.append("")
+    if "packed" in shown:
+        lines += [
+            "| images | rows | type | packed us | padded us | equal lengths us | rate of equal lengths | largest difference |",
+            "|---|---|---|---|---|---|---|---|",
+        ]
+        for row in shown["packed"]["rows"]:
+            us = row["us"]
+            lines.append(
+                f"| {len(row['counts'])} | {sum(row['counts'])} | {row['dtype']} | {us['packed']} | {us['padded']} | {us['equal']} | {row['of_equal']:.2f} | {row['error']:.1e} |"
+            )
+        lines.append("")
+    if "end_to_end" in shown:
+        found = shown["end_to_end"]
+        lines += [
+            "| runtime | case | batch | type | CUDA graph | dense ms | pruned ms | pruned / dense | memory, dense and pruned |",
+            "|---|---|---|---|---|---|---|---|---|",
+        ]
+        for row in found["rows"]:
+            head = (
+                f"| {row['runtime']} | {row['case']} | {row['batch']} | {row['mode']} | {'on' if row['cuda_graph'] else 'off'} |"
+            )
+            if "failed" in row:
+                lines.append(f"{head} – | – | {row['failed'].replace('|', '/')} | – |")
+                continue
+            memory = f"{row['memory_mib']['dense']}, {row['memory_mib']['pruned']} MiB"
+            lines.append(f"{head} {row['ms']['dense']} | {row['ms']['pruned']} | {row['ratio']:.2f} | {memory} |")
+        lines += ["", *[f"{name}: {why}." for name, why in found["absent"].items()], ""]
+    return lines
+
+
 SECTIONS = {
     "speed*.json": speed,
     "methods.json": all_methods,
     "shipped.json": shipped,
     "packed.json": packed,
+    "official.json": official,
+    "plain_export.json": plain_export,
     "dvt.json": dvt,
     "recipes.json": recipes,
     "precision_engines.json": precision_engines,
     "toolchain.json": toolchain,
+    "repeatability.json": repeatability,
 }
 
 
@@ -258,6 +406,7 @@ def main() -> None:
     for pattern, section in SECTIONS.items():
         for path in sorted(RESULTS.glob(pattern)):
             lines += section(path)
+    lines += gpu(RESULTS / "gpu.json")
     (ROOT / "RESULTS.md").write_text("\n".join(lines), encoding="utf-8")
 
 

@@ -60,6 +60,7 @@ struct SiteInputs {
     const float* theta;    // scalar, what a score has to exceed besides the threshold
     const uint8_t* valid;  // [B,P]
     const int64_t* patch;  // [B,P], original numbers
+    const float* bias = nullptr;  // [B,N], added to the class token's logits; read on the host alone
 };
 
 // K is known before anything of these is written.

@@ -170,6 +170,37 @@ def test_five_percent_slower_is_a_regression_and_a_rerun_is_none_20_of_20():
         assert (again["status"], again["exit_code"]) == ("passed", 0), again
 
 
+@pytest.mark.parametrize(
+    ("ratio", "dense", "processor", "verdict"),
+    [
+        (1.04, 1.0, "p", "regression"),
+        (1.04, 1.08, "p", "undecided"),  # a busier machine explains it
+        (1.04, 1 / 1.08, "p", "undecided"),
+        (1.08, 1.08, "p", "regression"),  # and this it does not
+        (1.04, 1.08, "q", "regression"),  # times of other processors say nothing
+        (1.0, 1.05, "p", "same"),
+    ],
+)
+def test_a_ratio_may_move_with_the_machines_state(ratio, dense, processor, verdict):
+    def measured(ratio, dense, processor):
+        entry = {"bundle": "b", "batch": 1, "against": "dense", "ratio": ratio, "ratio_interval": [ratio / 1.01, ratio * 1.01]}
+        made = {**document(0.7, 1), "machine": {"processor": processor}}
+        return {**made, "results": [{**entry, "dense": {"median_ms": 10 * dense}}]}
+
+    (change,) = comparing.compare(measured(0.7, 1, "p"), measured(0.7 * ratio, dense, processor))["changes"]
+    assert change["verdict"] == verdict
+    assert change["dense_change"] == (pytest.approx(dense) if processor == "p" else None)
+    if verdict == "undecided":
+        assert change["more_rounds"] is None
+
+
+def test_a_machine_in_another_state_is_named():
+    from vitprune.cli.benchmark import _other_state
+
+    assert "took +8.0 %" in _other_state({"dense_change": 1.08})
+    assert _other_state({"dense_change": 1.001}) == _other_state({"dense_change": None}) == "no number of rounds decides it"
+
+
 def test_faster_is_an_improvement_and_few_noisy_rounds_decide_nothing():
     faster = comparing.compare(document(0.7, 1), document(0.6, 2))
     assert faster["changes"][0]["verdict"] == "improvement"

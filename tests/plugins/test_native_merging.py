@@ -35,6 +35,12 @@ CASES: dict[str, dict[str, Any]] = {
     "tome": {"method": "tome", "r": 4, "trace": True},
     "tome, all of A": {"method": "tome", "r": [12, 2, 1, 1]},
     "threshold": {"method": "tome_threshold", "tau": 0.6, "r_max": 5, "trace": True},
+    "sampled": {"method": "ats_merge", "stages": [1, 2, 3], "num_samples": 16, "trace": True},
+    "sampled, official": {"method": "ats_merge", "stages": [1, 2, 3], "num_samples": 16, "mode": "official", "trace": True},
+    "sampled, mean attention": {"method": "ats_merge", "stages": [1, 2, 3], "num_samples": 16, "score": "mean_attention"},
+    "sampled, capacity, no sizes": {
+        "method": "ats_merge", "stages": [1, 2, 3], "num_samples": 20, "capacity": [16, 9, 5], "prop_attn": False,
+    },
     "threshold, capacity": {"method": "tome_threshold", "tau": 0.7, "r_max": 6, "capacity": [21, 17, 15, 14], "trace": True},
 }  # fmt: skip
 
@@ -82,7 +88,7 @@ def test_the_operator_does_what_the_plain_nodes_do(
     model, *_ = surgery.rewrite(dense(pool), wanted)
     native, facts = specialise(model, keep_outputs=True, native=True)
     plain, _ = specialise(model, keep_outputs=True)
-    sites = [node for node in native.graph.node if node.op_type in ("WardMerge", "PairMerge")]
+    sites = [node for node in native.graph.node if node.op_type in ("WardMerge", "PairMerge", "SampledMerge")]
     assert facts["merging"] == len(sites) == len(stored(model)) >= 3
     assert not any(node.op_type in ("TopK", "ArgMin", "ArgMax", "ScatterND", "TokenSample") for node in native.graph.node)
     ours, theirs = session(native, ort_library), session(plain, ort_library)

@@ -41,6 +41,10 @@ CASES: dict[str, dict[str, Any]] = {
     "asvit, plain heads": {**ASVIT, "head_weight": False},
     "asvit, running": {**ASVIT, "score_mode": "ema", "thresholds": [0.03, 0.03]},
     "asvit, capacity": {**ASVIT, "capacity": [12, 5]},
+    "avit": AVIT,
+    "avit, halted patches stay": {**AVIT, "cls_exit": False},
+    "avit, capacity": {**AVIT, "gate_center": 2.0, "capacity": [16, 9]},
+    "avit, long": {**AVIT, "gate_center": 3.0, "eps": 0.3},
     "dynamicvit": {"method": "dynamicvit", "stages": [2, 4], "keep_rate": 0.6, "predictor": "random"},
 }
 OLD = ("TopK", "TokenSample", "GatherND", "GatherElements", "ScatterElements", "NonZero")
@@ -95,9 +99,13 @@ def test_the_operator_does_what_the_plain_nodes_do(case: str, shapes: str, dense
     model, *_ = surgery.rewrite(dense, recipe(CASES[case], shapes))
     native, facts = specialise(model, keep_outputs=True, native=True)
     plain, _ = specialise(model, keep_outputs=True)
-    sites = [node for node in native.graph.node if node.op_type == "PruneSite"]
+    halting = CASES[case]["method"] == "avit"
+    sites = [node for node in native.graph.node if node.op_type == ("TokenHalt" if halting else "PruneSite")]
     lists = [output.name for output in model.graph.output if output.name.startswith("kept_")]
-    assert facts["sites"] == facts["native"] == len(sites) == len(stored(model)) == len(lists)
+    assert facts["sites"] == len(lists)
+    assert len(sites) == facts["halting"] == DEPTH if halting else len(sites) == len(lists)
+    assert facts["scores"] == (len(lists) if CASES[case]["method"] in ("dynamicvit", "pomt") else 0)
+    assert facts["native"] == len(stored(model)) == len(sites) + facts["scores"]
     assert not any(node.op_type in OLD for node in native.graph.node)
     ours, theirs = session(native, ort_library, threads=2), session(plain, ort_library)
     x = images(5, (3, SIDE, SIDE), seed=3)
@@ -110,12 +118,12 @@ def test_the_operator_does_what_the_plain_nodes_do(case: str, shapes: str, dense
 
 @pytest.mark.parametrize("batch", ["1", "1:4:8"])
 @pytest.mark.parametrize("shapes", ["dynamic", "padded"])
-@pytest.mark.parametrize("method", ["topk", "evit", "ats", "asvit"])
+@pytest.mark.parametrize("method", ["topk", "evit", "ats", "asvit", "avit", "dynamicvit", "pomt", "ats_merge"])
 def test_few_nodes_are_left(
     method: str, shapes: str, batch: str, dense: onnx.ModelProto, ort_library: Path, tmp_path: Path
 ) -> None:
     """What ONNX Runtime executes: dense + three nodes a site + four, and no arithmetic on shapes."""
-    rules = recipe(CASES[method], shapes, batch)
+    rules = recipe(CASES.get(method, {**ATS, "method": method}), shapes, batch)
     pruned, *_ = surgery.rewrite(dense, rules)
     counted = {}
     for label, graph in (("dense", surgery.canonical(dense, rules)), ("pruned", pruned)):
@@ -123,7 +131,7 @@ def test_few_nodes_are_left(
         assert facts["attention"] == facts["gelu"] == DEPTH
         session(special, ort_library, into=tmp_path / f"{label}.onnx")
         counted[label] = Counter(node.op_type for node in onnx.load(str(tmp_path / f"{label}.onnx")).graph.node)
-    sites = len(CASES[method]["stages"])
+    sites = sum(output.name.startswith("kept_") for output in pruned.graph.output)
     assert counted["pruned"].total() <= counted["dense"].total() + 3 * sites + 4, counted["pruned"] - counted["dense"]
     for kind in ("Shape", "Concat", "Transpose", "MultiHeadAttention", "Gelu"):
         assert counted["pruned"][kind] == counted["dense"][kind], kind

@@ -142,6 +142,18 @@ def test_more_blocks_than_an_image_needs_change_nothing(emulated: ctypes.CDLL) -
     np.testing.assert_array_equal(kernel(emulated, given, 3, True, "float32", longest=400), usual)
 
 
+def test_keys_hidden_by_minus_infinity(library: PluginLibrary, emulated: ctypes.CDLL) -> None:
+    """A whole tile of them, the first one too, and an image that has no others."""
+    given = tensors((3, 16, [5, 4], [70, 33]))
+    given["bias"][:40] = -np.inf
+    given["bias"][70:] = -np.inf
+    seen = {**given, "key_ends": ends([30, 0]), **{name: given[name][40:70] for name in ("key", "value", "bias")}}
+    wanted = expected(seen, 3, 0.3, True)
+    for found in (attend(library, **given, heads=3, scale=0.3), kernel(emulated, given, 3, True, "float32")):
+        np.testing.assert_allclose(found, wanted, atol=1e-5)
+        assert not found[5:].any()
+
+
 def test_rounding_to_half_is_numpys(emulated: ctypes.CDLL) -> None:
     """Two keys of equal weight: the output is the mean of two halves, which is as a rule between two halves, small and large ones."""
     rng = np.random.default_rng(3)
@@ -162,7 +174,7 @@ def test_bad_input_is_refused(library: PluginLibrary, ort_library: Path) -> None
         ("query_ends", given["query_ends"][::-1].copy(), "rise"),
         ("key_ends", given["key_ends"] + 1, "rise"),
         ("key_ends", given["key_ends"][:-1], r"images \+ 1"),
-        ("bias", given["bias"][:-1], "one value per key"),
+        ("bias", given["bias"][:-1], "bias has a wrong shape"),
         ("value", given["value"][:-1], "one width"),
     ):
         with pytest.raises(Exception, match=text):

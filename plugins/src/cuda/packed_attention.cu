@@ -100,7 +100,7 @@ struct PackedProgram {
         for (int r = 0; r < kWarpRows; ++r) {
             const int32_t row = warp * kWarpRows + r;
             if (row >= queries) break;
-            const float factor = state[r].sum > 0.0f ? 1.0f / state[r].sum : 0.0f;  // an image without keys gets zeros
+            const float factor = state[r].sum > 0.0f ? 1.0f / state[r].sum : 0.0f;  // nothing to attend to gives zeros
             VP_UNROLL
             for (int k = 0; k < kChannels; ++k) {
                 const int c = lane + k * kWarp;
@@ -129,8 +129,9 @@ struct PackedProgram {
             logit = fmaf(sizes.scale, product, offset);
         }
         const float top = fmaxf(row.top, warp_max(logit));
-        const float weight = lane < here ? expf(logit - top) : 0.0f;
-        const float fade = expf(row.top - top);  // 0 for the first tile
+        const float base = top == -INFINITY ? 0.0f : top;  // as long as every key is hidden by a bias of -inf, nothing counts
+        const float weight = lane < here ? expf(logit - base) : 0.0f;
+        const float fade = expf(row.top - base);  // 0 for the first tile
         row.top = top;
         row.sum = fmaf(row.sum, fade, warp_sum(weight));
         weights[lane] = weight;

@@ -50,8 +50,6 @@ void write_slots(const SiteParameters& parameters, const SiteInputs& in, const S
     if (out.patch != nullptr && more) out.patch[b * (count + more) + count] = parameters.originals;
 }
 
-}  // namespace
-
 Selection select_site(const SiteParameters& parameters, const SiteInputs& in, const SiteShape& shape, const float* score) {
     const int64_t size = static_cast<int64_t>(shape.batch) * shape.patches;
     std::vector<uint8_t> all;
@@ -65,13 +63,28 @@ Selection select_site(const SiteParameters& parameters, const SiteInputs& in, co
                          shape.batch, shape.patches);
 }
 
-void write_site(const SiteParameters& parameters, const SiteInputs& in, const SiteShape& shape, const float* score,
-                const Selection& selection, const SiteOutputs& out, const ForEach& each) {
+}  // namespace
+
+SiteDecision decide_site(const SiteParameters& parameters, const SiteInputs& in, const SiteShape& shape, const ForEach& each) {
+    SiteDecision decided{{}, in.score, {}};
+    if (parameters.form != SiteForm::kGiven) {
+        decided.own.resize(static_cast<size_t>(shape.batch) * shape.patches);
+        site_score(parameters, in, shape, decided.own.data(), each);
+        decided.score = decided.own.data();
+    }
+    decided.selection = select_site(parameters, in, shape, decided.score);
+    return decided;
+}
+
+void write_site(const SiteParameters& parameters, const SiteInputs& in, const SiteShape& shape, const SiteDecision& decided,
+                const SiteOutputs& out, float* told, const ForEach& each) {
+    const float* score = decided.score;
+    if (told != nullptr) std::copy(score, score + static_cast<size_t>(shape.batch) * shape.patches, told);
     const int64_t more = parameters.combine != Combine::kNothing, rows = shape.prefix + out.count, tokens = shape.tokens();
     const int64_t pieces = (rows + kRowsAtOnce - 1) / kRowsAtOnce + 1;  // the last one: what is no row of x or h
     each(shape.batch * pieces, [&](size_t piece) {
         const int64_t b = piece / pieces, part = piece % pieces;
-        const std::vector<int32_t>& kept = selection.rows[b];
+        const std::vector<int32_t>& kept = decided.selection.rows[b];
         const float* x = in.x + b * tokens * shape.width;
         float* to = out.rows + b * (rows + more) * shape.width;
         const float* image_score = score + b * shape.patches;

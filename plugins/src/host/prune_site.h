@@ -13,11 +13,17 @@ namespace vitprune {
 // of token_score.cpp.
 void site_score(const SiteParameters& parameters, const SiteInputs& in, const SiteShape& shape, float* score, const ForEach& each);
 
-// Who stays, by a score [B,P]; selection.count is K.
-Selection select_site(const SiteParameters& parameters, const SiteInputs& in, const SiteShape& shape, const float* score);
+// What a site decides: who stays, by which score.
+struct SiteDecision {
+    std::vector<float> own;  // the score, where it is computed here
+    const float* score;      // [B,P], `own` or an input
+    Selection selection;     // selection.count is K
+};
 
-// Gathers what goes on. `score` is the one that was selected by.
-void write_site(const SiteParameters& parameters, const SiteInputs& in, const SiteShape& shape, const float* score,
-                const Selection& selection, const SiteOutputs& out, const ForEach& each);
+SiteDecision decide_site(const SiteParameters& parameters, const SiteInputs& in, const SiteShape& shape, const ForEach& each);
+
+// Gathers what goes on, and the score into `told`, null where nobody asks.
+void write_site(const SiteParameters& parameters, const SiteInputs& in, const SiteShape& shape, const SiteDecision& decided,
+                const SiteOutputs& out, float* told, const ForEach& each);
 
 }  // namespace vitprune

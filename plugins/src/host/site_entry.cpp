@@ -20,18 +20,10 @@ int32_t vp_prune_site_cpu(const VpPruneSiteAttributes* attributes, const VpPrune
     status = check_site_inputs(parameters, in);
     if (status != VP_OK || t->rows == nullptr || (t->rows2 != nullptr && t->h == nullptr)) return status != VP_OK ? status : VP_NULL_POINTER;
     try {
-        std::vector<float> own;
-        const float* score = t->score;
-        if (parameters.form != SiteForm::kGiven) {
-            own.resize(static_cast<size_t>(shape.batch) * shape.patches);
-            site_score(parameters, in, shape, own.data(), one_by_one);
-            score = own.data();
-        }
-        if (t->score_out != nullptr) std::copy(score, score + static_cast<size_t>(shape.batch) * shape.patches, t->score_out);
-        const Selection selection = select_site(parameters, in, shape, score);
-        const SiteOutputs out{t->rows, t->rows2, t->index, t->keep, t->patch_out, t->kept, t->mask, t->score_kept, selection.count};
-        write_site(parameters, in, shape, score, selection, out, one_by_one);
-        *count = selection.count;
+        const SiteDecision decided = decide_site(parameters, in, shape, one_by_one);
+        *count = decided.selection.count;
+        const SiteOutputs out{t->rows, t->rows2, t->index, t->keep, t->patch_out, t->kept, t->mask, t->score_kept, *count};
+        write_site(parameters, in, shape, decided, out, t->score_out, one_by_one);
         return VP_OK;
     } catch (const std::bad_alloc&) {
         return VP_OUT_OF_MEMORY;

@@ -69,12 +69,14 @@ struct Scratch {
     std::vector<float> attention, squares;
 };
 
-void score_image(const SiteParameters& parameters, const SiteShape& shape, const uint8_t* valid, Scratch& scratch, float* score) {
+void score_image(const SiteParameters& parameters, const SiteShape& shape, const uint8_t* valid, const float* bias, Scratch& scratch,
+                 float* score) {
     const int64_t tokens = shape.tokens();
     float* attention = scratch.attention.data();
     const float* squares = scratch.squares.data();
     for (int32_t h = 0; h < shape.heads; ++h) {
         float* row = attention + h * tokens;
+        for (int64_t n = 0; bias != nullptr && n < tokens; ++n) row[n] = add(row[n], bias[n]);
         for (int32_t j = 0; valid != nullptr && j < shape.patches; ++j) {
             if (!valid[j]) row[shape.prefix + j] = kLowest;
         }
@@ -110,7 +112,8 @@ void site_score(const SiteParameters& parameters, const SiteInputs& in, const Si
     });
     each(shape.batch, [&](size_t b) {
         const uint8_t* valid = in.valid == nullptr ? nullptr : in.valid + b * shape.patches;
-        score_image(parameters, shape, valid, scratch[b], score + b * shape.patches);
+        const float* bias = in.bias == nullptr ? nullptr : in.bias + b * tokens;
+        score_image(parameters, shape, valid, bias, scratch[b], score + b * shape.patches);
     });
 }
 

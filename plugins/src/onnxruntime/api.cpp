@@ -76,13 +76,55 @@ TensorView input_tensor(const OrtApi& api, OrtKernelContext* context, size_t ind
     return view;
 }
 
+Inputs::Inputs(const OrtApi& api, OrtKernelContext* context) : api_(api), context_(context) {
+    check(api.KernelContext_GetInputCount(context, &count_));
+}
+
+bool Inputs::has(size_t index) const {
+    const OrtValue* value = nullptr;
+    if (index < count_) check(api_.KernelContext_GetInput(context_, index, &value));
+    return value != nullptr;
+}
+
+std::vector<int64_t> Inputs::dims(size_t index) const {
+    return has(index) ? input_tensor(api_, context_, index).dims : std::vector<int64_t>{};
+}
+
+const void* Inputs::data(size_t index, const std::vector<int64_t>& shape, const char* what) const {
+    if (!has(index)) return nullptr;
+    const TensorView view = input_tensor(api_, context_, index);
+    if (view.dims != shape) fail(api_, ORT_INVALID_ARGUMENT, std::string(what) + " has a wrong shape");
+    return view.data;
+}
+
 void* output_tensor(const OrtApi& api, OrtKernelContext* context, size_t index, const std::vector<int64_t>& dims) {
+    size_t count = 0;
+    check(api.KernelContext_GetOutputCount(context, &count));
     OrtValue* value = nullptr;
+    if (index < count) check(api.KernelContext_GetOutput(context, index, dims.data(), dims.size(), &value));
     void* data = nullptr;
-    check(api.KernelContext_GetOutput(context, index, dims.data(), dims.size(), &value));
-    if (value == nullptr) return nullptr;  // an optional one that the node does not have
-    check(api.GetTensorMutableData(value, &data));
+    if (value != nullptr) check(api.GetTensorMutableData(value, &data));
     return data;
+}
+
+int64_t integer_of(const OrtApi& api, const OrtKernelInfo* info, const char* name) {
+    int64_t value = 0;
+    check(api.KernelInfoGetAttribute_int64(info, name, &value));
+    return value;
+}
+
+float number_of(const OrtApi& api, const OrtKernelInfo* info, const char* name) {
+    float value = 0.0f;
+    check(api.KernelInfoGetAttribute_float(info, name, &value));
+    return value;
+}
+
+std::string text_of(const OrtApi& api, const OrtKernelInfo* info, const char* name) {
+    size_t size = 0;
+    check(api.KernelInfoGetAttribute_string(info, name, nullptr, &size));
+    std::string value(size, '\0');
+    check(api.KernelInfoGetAttribute_string(info, name, value.data(), &size));
+    return value.c_str();
 }
 
 void read_attributes(const OrtApi& api, const OrtKernelInfo* info, bool fused, SampleParameters& sample, ScoreParameters& score) {

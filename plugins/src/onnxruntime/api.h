@@ -36,7 +36,43 @@ struct TensorView {
 };
 
 TensorView input_tensor(const OrtApi& api, OrtKernelContext* context, size_t index);
+
+// The inputs of a node, of which some may be absent.
+class Inputs {
+public:
+    Inputs(const OrtApi& api, OrtKernelContext* context);
+
+    bool has(size_t index) const;
+
+    // Shape of an input, empty where it is absent.
+    std::vector<int64_t> dims(size_t index) const;
+
+    // Data of an input of this shape, null where it is absent; throws where it has another shape.
+    template <typename Value>
+    const Value* take(size_t index, const std::vector<int64_t>& shape, const char* what) const {
+        return static_cast<const Value*>(data(index, shape, what));
+    }
+
+private:
+    const void* data(size_t index, const std::vector<int64_t>& shape, const char* what) const;
+
+    const OrtApi& api_;
+    OrtKernelContext* context_;
+    size_t count_ = 0;
+};
+
+// An output of this shape, null where the node has none.
 void* output_tensor(const OrtApi& api, OrtKernelContext* context, size_t index, const std::vector<int64_t>& dims);
+
+template <typename Value>
+Value* give(const OrtApi& api, OrtKernelContext* context, size_t index, const std::vector<int64_t>& dims) {
+    return static_cast<Value*>(output_tensor(api, context, index, dims));
+}
+
+// Attributes that a node must have.
+int64_t integer_of(const OrtApi& api, const OrtKernelInfo* info, const char* name);
+float number_of(const OrtApi& api, const OrtKernelInfo* info, const char* name);
+std::string text_of(const OrtApi& api, const OrtKernelInfo* info, const char* name);
 
 // Attributes of a node, checked. Absent ones have the default of the specification; `fused` reads the score part too.
 void read_attributes(const OrtApi& api, const OrtKernelInfo* info, bool fused, SampleParameters& sample, ScoreParameters& score);

@@ -4,9 +4,12 @@
 #include "build_info.h"
 #include "host/token_sample.h"
 #include "host/token_score.h"
+#include "onnxruntime/column_operator.h"
+#include "onnxruntime/halt_operator.h"
 #include "onnxruntime/merge_operators.h"
 #include "onnxruntime/packed_operator.h"
 #include "onnxruntime/pool.h"
+#include "onnxruntime/predictor_operator.h"
 #include "onnxruntime/site_operator.h"
 
 namespace vitprune {
@@ -131,7 +134,10 @@ OrtCustomOpDomain* make_domain(const OrtApi& api) {
     check(api.CustomOpDomain_Add(domain, &score_sample));
     add_merge_operators(api, domain);
     add_site_operators(api, domain);
+    add_halt_operator(api, domain);
     add_packed_operator(api, domain);
+    add_column_operator(api, domain);
+    add_predictor_operator(api, domain);
 #if VITPRUNE_FEATURES & 1
     static const Operator sample_cuda("TokenSample", "CUDAExecutionProvider", false, compute_sample_cuda);
     check(api.CustomOpDomain_Add(domain, &sample_cuda));

@@ -2,12 +2,43 @@
 #include "onnxruntime/pool.h"
 
 #include <cstdio>
+#include <exception>
+#include <mutex>
 
 namespace vitprune {
 namespace {
 
 constexpr uint32_t kPoolApi = 17;
 const OrtApi* pool_api = nullptr;
+
+// Pieces as ONNX Runtime's threads run them. It calls through C: what a piece throws waits here until all are through.
+class Work {
+public:
+    explicit Work(const std::function<void(size_t)>& piece) : piece_(piece) {}
+
+    static void run(void* work, size_t i) noexcept {
+        Work& self = *static_cast<Work*>(work);
+        try {
+            self.piece_(i);
+        } catch (...) {
+            self.note(std::current_exception());
+        }
+    }
+
+    void finish() const {
+        if (first_ != nullptr) std::rethrow_exception(first_);
+    }
+
+private:
+    void note(std::exception_ptr thrown) {
+        const std::lock_guard<std::mutex> lock(mutex_);
+        if (first_ == nullptr) first_ = thrown;
+    }
+
+    const std::function<void(size_t)>& piece_;
+    std::mutex mutex_;
+    std::exception_ptr first_;
+};
 
 }  // namespace
 
@@ -21,8 +52,9 @@ ForEach pool_of(OrtKernelContext* context) {
     if (pool_api == nullptr) return one_by_one;
     return [context](size_t count, const std::function<void(size_t)>& piece) {
         if (count < 2) return one_by_one(count, piece);
-        const auto run = [](void* work, size_t i) { (*static_cast<const std::function<void(size_t)>*>(work))(i); };
-        check(pool_api->KernelContext_ParallelFor(context, run, count, 0, const_cast<std::function<void(size_t)>*>(&piece)));
+        Work work(piece);
+        check(pool_api->KernelContext_ParallelFor(context, Work::run, count, 0, &work));
+        work.finish();
     };
 }
 

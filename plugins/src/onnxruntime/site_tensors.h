@@ -3,13 +3,14 @@
 // Attributes, inputs and outputs of a PruneSite node, checked; the same for the CPU and for CUDA.
 #pragma once
 
-#include "onnxruntime/api.h"
+#include "onnxruntime/cpu_operator.h"
 #include "site.h"
 
 namespace vitprune {
 
-// Name, inputs and outputs of the operator.
-void describe_site(OrtCustomOp& op);
+// In the order of site_operator.h.
+constexpr ONNXTensorElementDataType kSiteInputs[] = {kFloat, kBool, kFloat, kFloat, kFloat, kFloat, kFloat, kInt64, kFloat};
+constexpr ONNXTensorElementDataType kSiteOutputs[] = {kFloat, kFloat, kInt64, kBool, kInt64, kInt64, kInt32, kFloat, kInt64, kFloat};
 
 SiteParameters read_site(const OrtApi& api, const OrtKernelInfo* info);
 

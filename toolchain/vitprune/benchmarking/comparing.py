@@ -1,6 +1,7 @@
 """One measurement against an earlier one: a gate that sees a slowdown and not the day's mood.
 
-Compared are ratios to the dense model that was timed in the same rounds, never absolute times: a busier machine slows both.
+Compared are ratios to the dense model that was timed in the same rounds, never absolute times: a busier machine slows both. It does not slow
+them alike, though: the dense model's own times tell whether the machine was in the same state, and by how much a ratio may have moved with it.
 """
 
 from __future__ import annotations
@@ -16,6 +17,9 @@ from vitprune.errors import LoadError
 from vitprune.support import files, json_text
 
 TOLERANCE = 0.05
+# With a neighbour that fills the shared cache the shipped model's ratio moved by 0.63 of what the dense model's time moved by (both as
+# logarithms, correlation 0.93, 13 runs of the same bundle).
+MOVES_WITH = 2 / 3
 
 
 @dataclass(frozen=True)
@@ -24,6 +28,8 @@ class Change:
 
     verdict: "regression": slower for sure, and nearer to the tolerance than to nothing. "same": a slowdown of the tolerance is excluded.
     "improvement": the same, and faster for sure. "undecided": neither.
+    dense_change: the dense model's own time over that of the run before, where one processor and runtime measured both; else None. Part of
+    the interval is what the ratio may have moved by with it.
     more_rounds: of an undecided change, about how many more of each run would decide it, were the change what it seems to be; None where
     no number would.
     """
@@ -36,6 +42,7 @@ class Change:
     low: float
     high: float
     verdict: str
+    dense_change: float | None = None
     more_rounds: int | None = None
 
     def document(self) -> dict[str, Any]:
@@ -57,7 +64,8 @@ def compare(before: dict[str, Any], after: dict[str, Any], tolerance: float = TO
     """
     pairs = _pairs(before, after)
     rounds = max(before["rounds"], after["rounds"])
-    changes = [_change(old, new, tolerance, rounds) for old, new in pairs]
+    alike = not {"processor", "runtime"} & _differences(before, after).keys()
+    changes = [_change(old, new, tolerance, rounds, _dense_change(old, new) if alike else None) for old, new in pairs]
     verdicts = {change.verdict for change in changes}
     status = "failed" if "regression" in verdicts else "undecided" if "undecided" in verdicts else "passed"
     return {
@@ -66,23 +74,30 @@ def compare(before: dict[str, Any], after: dict[str, Any], tolerance: float = TO
     }  # fmt: skip
 
 
-def _change(old: dict[str, Any], new: dict[str, Any], tolerance: float, rounds: int) -> Change:
-    """The intervals of both ratios are combined on the logarithmic scale, where a ratio of ratios is a difference."""
+def _dense_change(old: dict[str, Any], new: dict[str, Any]) -> float | None:
+    """The dense model's median time over the earlier one's; None where ratios are to something else."""
+    if old["against"] != "dense" or not old.get("dense") or not new.get("dense"):
+        return None
+    return float(new["dense"]["median_ms"] / old["dense"]["median_ms"])
+
+
+def _change(old: dict[str, Any], new: dict[str, Any], tolerance: float, rounds: int, dense_change: float | None = None) -> Change:
+    """Intervals of both ratios and what the machine's state may do, combined as logarithms, where a ratio of ratios is a difference."""
     change = new["ratio"] / old["ratio"]
+    moved = MOVES_WITH * abs(math.log(dense_change or 1))
     below = math.hypot(math.log(new["ratio"] / new["ratio_interval"][0]), math.log(old["ratio_interval"][1] / old["ratio"]))
     above = math.hypot(math.log(new["ratio_interval"][1] / new["ratio"]), math.log(old["ratio"] / old["ratio_interval"][0]))
-    low, high = change * math.exp(-below), change * math.exp(above)
+    low, high = change * math.exp(-math.hypot(below, moved)), change * math.exp(math.hypot(above, moved))
     verdict = _verdict(change, low, high, tolerance)
-    more = _more(change, low, high, tolerance, rounds) if verdict == "undecided" else None
-    return Change(new["bundle"], new["batch"], old["ratio"], new["ratio"], change, low, high, verdict, more)
+    more = _more(change, below, above, moved, tolerance, rounds) if verdict == "undecided" else None
+    return Change(new["bundle"], new["batch"], old["ratio"], new["ratio"], change, low, high, verdict, dense_change, more)
 
 
-def _more(change: float, low: float, high: float, tolerance: float, rounds: int) -> int | None:
-    """Rounds until the interval, which narrows with their root, leaves 1 below it or the tolerance above it."""
-    slower, room = change > 1 + tolerance / 2, math.log((1 + tolerance) / change)
-    reach = math.log(change / low) if slower else math.log(high / change)
-    away = math.log(change) if slower else room
-    return None if away <= 0 or reach <= 0 else max(1, math.ceil(rounds * ((reach / away) ** 2 - 1)))
+def _more(change: float, below: float, above: float, moved: float, tolerance: float, rounds: int) -> int | None:
+    """Rounds until the interval leaves 1 below it or the tolerance above it: its part from the rounds narrows with their root, `moved` does not."""
+    slower = change > 1 + tolerance / 2
+    reach, away = (below, math.log(change)) if slower else (above, math.log((1 + tolerance) / change))
+    return None if away <= moved or reach <= 0 else max(1, math.ceil(rounds * (reach**2 / (away**2 - moved**2) - 1)))
 
 
 def _verdict(change: float, low: float, high: float, tolerance: float) -> str:
@@ -112,13 +127,17 @@ def _pairs(before: dict[str, Any], after: dict[str, Any]) -> list[tuple[dict[str
     return [(old[place], new[place]) for place in old]
 
 
-def _notes(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
+def _differences(before: dict[str, Any], after: dict[str, Any]) -> dict[str, tuple[str, str]]:
     pairs = {
         "processor": (before["machine"]["processor"], after["machine"]["processor"]),
         "runtime": (before["runtime"]["version"], after["runtime"]["version"]),
         "vitprune": (before["tool_version"], after["tool_version"]),
     }
-    return [f"{name}: {one} before, {other} after" for name, (one, other) in pairs.items() if one != other]
+    return {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
+
+
+def _notes(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
+    return [f"{name}: {one} before, {other} after" for name, (one, other) in _differences(before, after).items()]
 
 
 def read(path: Path) -> dict[str, Any]:

@@ -17,6 +17,8 @@ EXAMPLES = (
     "benchmark --compare before.json now.json",
 )
 
+SAME_STATE = 0.01  # changes of the dense model's time that are not worth a word
+
 
 def command(
     models: Annotated[
@@ -163,7 +165,7 @@ def _compare(paths: tuple[Path, Path], tolerance: float, models: list[str] | Non
     for one in found["changes"]:
         if one["verdict"] == "undecided":
             more = (
-                "no number of rounds decides it"
+                _other_state(one)
                 if one["more_rounds"] is None
                 else f"about {one['more_rounds']} more rounds of each would decide it"
             )
@@ -177,6 +179,14 @@ def _compare(paths: tuple[Path, Path], tolerance: float, models: list[str] | Non
     console.document("benchmark", found)
     if found["exit_code"]:
         raise typer.Exit(found["exit_code"])
+
+
+def _other_state(change: dict[str, Any]) -> str:
+    """Why no number of rounds decides a change."""
+    moved = change["dense_change"]
+    if moved is None or abs(moved - 1) < SAME_STATE:
+        return "no number of rounds decides it"
+    return f"the dense model itself took {100 * (moved - 1):+.1f} %, the machine was in another state: measure both runs again"
 
 
 def _profile(

@@ -7,12 +7,13 @@ import onnx
 
 from vitprune.graph import types
 from vitprune.graph.anatomy.static import value_of
+from vitprune.graph.lowering.pruning import ATTRIBUTES, SAMPLED, typed, written
 from vitprune.graph.outlines import Outline, stored
-from vitprune.graph.types import Graph, Tensor
+from vitprune.graph.types import Graph, Tensor, dims
 from vitprune.graph.widening import HALF
 from vitprune.ops.token_sample import DOMAIN
 
-KINDS = ("WardMerge", "PairMerge")
+KINDS = ("WardMerge", "PairMerge", SAMPLED)
 QUANTISED = ("QuantizeLinear", "DequantizeLinear")
 OPTIONAL = ("size", "patch", "valid", "group")
 ASKING = ("query", "key", "asked_bias")  # in place of "attention": what the row of the CLS token is computed from
@@ -20,21 +21,62 @@ OUTPUTS = {
     "rows": np.float32, "size": np.float32, "bias": np.float32, "index": np.int64, "keep": np.bool_, "mask": np.float32,
     "group": np.int64,
 }  # fmt: skip
+SAMPLED_INPUTS = ("x", "metric", "query", "key", "value", "score", "size", "patch", "valid", "group", "asked_bias")
+SAMPLED_OUTPUTS = OUTPUTS | {"patch": np.int64, "kept": np.int64, "shape": np.int64}
+SAMPLED_ATTRIBUTES = ATTRIBUTES | {
+    "prefix": int, "most": int, "padded": int, "loses": int, "proportional": int, "floor": float,
+}  # fmt: skip
 
 
-def native_merging(graph: Graph, model: onnx.ModelProto) -> int:
+def native_merging(graph: Graph, model: onnx.ModelProto, shapes: dict[int, Tensor]) -> int:
     """Put operators in the place of the merging sites of a graph in FP32, which is changed; returns how many.
 
     The plain nodes of a site go with the next clean-up, those that something else still reads stay. A graph with half types is left
     as it is: an operator would pass over what it rounds inside a site.
 
     Args:
-        graph: the imported model. model: what it was imported from, with its outlines.
+        graph: the imported model. model: what it was imported from, with its outlines. shapes: gets the shape int64 [3] of the rows
+            that an operator tells, by the id of its node.
     """
     if any(node.op == "Cast" and node.attrs["to"] in HALF for node in graph.nodes):
         return 0
     asks = not any(node.op in QUANTISED for node in graph.nodes)  # the attention's own queries are not those of the score there
-    return sum(_replace(graph, one, f"vitprune/native_merge{number}", asks) for number, one in enumerate(stored(model)))
+    made = 0
+    for number, one in enumerate(stored(model)):
+        name = f"vitprune/native_merge{number}"
+        if one.kind == SAMPLED:
+            made += asks and _replace_sampled(graph, one, name, shapes)
+        else:
+            made += _replace(graph, one, name, asks)
+    return made
+
+
+def _replace_sampled(graph: Graph, one: Outline, name: str, shapes: dict[int, Tensor]) -> bool:
+    """A site that samples who stays (ATS) and merges the others."""
+    tensors = graph.tensors()
+    grouped = one.inputs.get("group") in tensors
+    numbered = grouped or any(one.outputs.get(role) in tensors for role in ("patch", "kept"))
+    wanted = {role: label for role, label in one.inputs.items() if (role != "group" or grouped) and (role != "patch" or numbered)}
+    found = {role: tensors[label] for role, label in wanted.items() if role in SAMPLED_INPUTS and label in tensors}
+    scored = "score" in found or {"query", "key", "value"} <= found.keys()
+    if len(found) < len(wanted) or not scored or not {"x", "metric"} <= found.keys() or not typed(one, SAMPLED_ATTRIBUTES):
+        return False
+    floats = (tensor.dtype == np.float32 for role, tensor in found.items() if role not in ("patch", "valid", "group"))
+    if one.outputs.get("rows") not in tensors or len(dims(found["x"])) != 3 or not all(floats):
+        return False
+    outputs = written(one, tensors, name, SAMPLED_OUTPUTS, ("mask",))
+    outputs["mask"] = _mask(tensors.get(one.outputs.get("bias", "")), f"{name}/mask")
+    if not grouped:
+        outputs["group"] = types.absent()
+    count = int(one.attributes["capacity"]) if one.attributes["pad_to_capacity"] else None
+    left = f"{name}/left" if count is None else int(one.attributes["prefix_tokens"]) + count
+    batch, _, width = dims(found["x"])
+    outputs["rows"].shape = [batch, left, width]
+    entering = [found.get(role, types.absent()) for role in SAMPLED_INPUTS]
+    node = types.node(SAMPLED, name, entering, list(outputs.values()), domain=DOMAIN, attrs=dict(one.attributes))
+    graph.nodes.append(node)
+    shapes[id(node)] = outputs["shape"]
+    return True
 
 
 def _replace(graph: Graph, one: Outline, name: str, asks: bool) -> bool:

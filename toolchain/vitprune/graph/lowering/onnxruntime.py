@@ -37,7 +37,7 @@ def specialise(
             stay plain nodes: as one operator they would want every row with its pads.
 
     Returns:
-        The specialised model and how many of each fusion were made; `sites`, `merging`: sites that are one operator, `native`: all
+        The specialised model and how many of each fusion were made; `sites`, `merging`: sites that are one operator, `halting`: steps of halting that are, `scores`: scores that a site is given, `native`: all
         operators that need the library.
     """
     opened = _native_sampling(model) if native else _shorter_sampling(model)
@@ -48,7 +48,7 @@ def specialise(
     graph.cleanup(remove_unused_graph_inputs=False)
     _skip_identities(graph)
     sites = native_sites(graph, model) if native and not packed else Sites()
-    merging = native_merging(graph, model) if native else 0
+    merging = native_merging(graph, model, sites.shapes) if native else 0
     graph.cleanup(remove_unused_graph_inputs=False)
     _sort_integers(graph)
     facts: dict[str, Any] = {"attention": fuse_attention(graph, sites.masks), "gelu": _fuse_gelu(graph)}
@@ -56,7 +56,8 @@ def specialise(
         facts["packed"] = pack(graph, model)
     facts["gemm"] = fuse_linear(graph, sites.shapes)
     graph.cleanup(remove_unused_graph_inputs=False).toposort()
-    facts["sites"], facts["merging"] = sites.made, merging
+    facts["sites"], facts["merging"], facts["halting"] = sites.made, merging, sites.halts
+    facts["scores"] = sites.scores
     facts["native"] = sum(node.domain == DOMAIN for node in graph.nodes)
     result: onnx.ModelProto = gs.export_onnx(graph, do_type_check=False)
     del result.opset_import[:]

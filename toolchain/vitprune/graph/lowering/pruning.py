@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import onnx
 
 from vitprune.graph import types
+from vitprune.graph.lowering.scoring import native_scores
 from vitprune.graph.outlines import Outline, stored
 from vitprune.graph.types import Graph, Node, Shape, Tensor, dims
 from vitprune.graph.widening import HALF
 from vitprune.ops.token_sample import DOMAIN
 
-KIND = "PruneSite"
+KIND, HALT, SAMPLED = "PruneSite", "TokenHalt", "SampledMerge"
 INPUTS = ("x", "valid", "query", "key", "value", "score", "h", "patch", "theta")
 OUTPUTS = {
     "rows": np.float32, "rows2": np.float32, "index": np.int64, "keep": np.bool_, "patch": np.int64, "kept": np.int64,
@@ -24,6 +26,14 @@ ATTRIBUTES = {
     "threshold": float, "capacity": int, "expected": int, "pad_to_capacity": int,
 }  # fmt: skip
 WAYS = ("/from_rows", "/to_rows", "/rows2_again")  # names of Reshapes between [B,M,C] and [B*M,C]
+HALT_INPUTS = ("x", "total", "remainder", "output", "patch")
+HALT_OUTPUTS = {
+    "rows": np.float32, "output": np.float32, "total": np.float32, "remainder": np.float32, "mask": np.int32, "index": np.int64,
+    "keep": np.bool_, "patch": np.int64, "kept": np.int64, "shape": np.int64,
+}  # fmt: skip
+HALT_ATTRIBUTES = ATTRIBUTES | {
+    "channel": int, "gate_scale": float, "gate_center": float, "limit": float, "compacts": int, "exits": int, "last": int,
+}  # fmt: skip
 DATA = ("x", "query", "key", "value", "score", "h", "theta")
 
 
@@ -31,17 +41,20 @@ DATA = ("x", "query", "key", "value", "score", "h", "theta")
 class Sites:
     """What came of the outlines of a graph.
 
-    made: operators put in. masks: key padding masks int32 [B,N] that stand for a key bias, by the id of the bias. shapes: by the id of
+    made: sites that are an operator. halts, scores: steps of halting and scores
+    that a site is given, likewise. masks: key padding masks int32 [B,N] that stand for a key bias, by the id of the bias. shapes: by the id of
     rows [B,M,C] that an operator writes, where their shape int64 [3] is to be had.
     """
 
     made: int = 0
+    halts: int = 0
+    scores: int = 0
     masks: dict[int, Tensor] = field(default_factory=dict)
     shapes: dict[int, Tensor] = field(default_factory=dict)
 
 
 def native_sites(graph: Graph, model: onnx.ModelProto) -> Sites:
-    """Put an operator in the place of every dropping site of a graph in FP32, which is changed.
+    """Put an operator in the place of every dropping site of a graph in FP32, and of every step of halting, which is changed.
 
     The plain nodes of a site go with the next clean-up, those that something else still reads stay. Graphs with half types or quantised
     products are left as they are: an operator would pass over what is rounded inside a site.
@@ -52,19 +65,25 @@ def native_sites(graph: Graph, model: onnx.ModelProto) -> Sites:
     sites = Sites()
     rounds = any(node.op == "QuantizeLinear" or (node.op == "Cast" and node.attrs["to"] in HALF) for node in graph.nodes)
     if not rounds:
+        sites.scores = native_scores(graph, model)
         for number, one in enumerate(stored(model)):
             if one.kind == KIND:
                 _replace(graph, one, f"vitprune/native_site{number}", sites)
+            elif one.kind == HALT:
+                _halt(graph, one, f"vitprune/native_halt{number}", sites)
     return sites
 
 
 def site_above(rows: Tensor) -> Node | None:
-    """The node of a site whose rows a tensor [B,M,...] has, one for one, or None; only operators that keep rows are passed."""
+    """The node of a site whose rows a tensor [B,M,...] has, one for one, or None; only operators that keep rows are passed.
+
+    They are its first output, and a dropping site has a second one with as many; what else a step of halting writes has others.
+    """
     tensor = rows
     while tensor.inputs:
         node = tensor.inputs[0]
-        if node.op == KIND:
-            return node
+        if node.op in (KIND, HALT, SAMPLED):
+            return node if node.op == KIND or tensor is node.outputs[0] else None
         following = _same_rows(node)
         if following is None:
             return None
@@ -99,7 +118,7 @@ def _replace(graph: Graph, one: Outline, name: str, sites: Sites) -> None:
     count = int(one.attributes["capacity"]) if one.attributes["pad_to_capacity"] else None
     more = int(one.attributes["combine"] != "nothing")
     left = f"{name}/left" if count is None else int(one.attributes["prefix_tokens"]) + count + more
-    outputs = _outputs(one, tensors, name)
+    outputs = written(one, tensors, name, OUTPUTS, ("rows2",))
     outputs["rows"].shape = [batch, left, width]
     attributes = {**one.attributes, "plugin_version": "1", "plugin_namespace": DOMAIN}
     entering = [inputs.get(role, types.absent()) for role in INPUTS]
@@ -118,9 +137,8 @@ def _inputs(one: Outline, tensors: dict[str, Tensor]) -> dict[str, Tensor] | Non
     numbered = any(one.outputs.get(role) in tensors for role in ("patch", "kept"))  # else nobody reads the numbers of patches
     wanted = {role: label for role, label in one.inputs.items() if role != "patch" or numbered}
     found = {role: tensors[label] for role, label in wanted.items() if role in INPUTS and label in tensors}
-    typed = {key: type(value) for key, value in one.attributes.items()} == ATTRIBUTES
     if (
-        not typed
+        not typed(one, ATTRIBUTES)
         or len(found) < len(wanted)
         or "x" not in found
         or any(found[role].dtype != np.float32 for role in DATA if role in found)
@@ -133,14 +151,52 @@ def _inputs(one: Outline, tensors: dict[str, Tensor]) -> dict[str, Tensor] | Non
     return found if alike or "rows2" not in one.outputs else None
 
 
-def _outputs(one: Outline, tensors: dict[str, Tensor], name: str) -> dict[str, Tensor]:
-    """The outputs of a site by role: the graph's own tensors, taken from the nodes that made them, others where it has none."""
-    made = {role: types.variable(f"{name}/{role}", dtype=dtype) for role, dtype in OUTPUTS.items()}
+def _halt(graph: Graph, one: Outline, name: str, sites: Sites) -> None:
+    """The step of halting behind one block, and the compaction that follows it where there is one."""
+    tensors = graph.tensors()
+    wanted = {role: label for role, label in one.inputs.items() if role != "patch" or one.outputs.get("kept") in tensors}
+    inputs = {role: tensors[label] for role, label in wanted.items() if role in HALT_INPUTS and label in tensors}
+    if len(inputs) < len(wanted) or "x" not in inputs or not typed(one, HALT_ATTRIBUTES):
+        return
+    x, compacts = inputs["x"], bool(one.attributes["compacts"])
+    floats = all(tensor.dtype == np.float32 for role, tensor in inputs.items() if role != "patch")
+    if not floats or len(dims(x)) != 3 or one.outputs.get("rows" if compacts else "output") not in tensors:
+        return
+    outputs = written(one, tensors, name, HALT_OUTPUTS)
+    if compacts:
+        count = int(one.attributes["capacity"]) if one.attributes["pad_to_capacity"] else None
+        left = f"{name}/left" if count is None else int(one.attributes["prefix_tokens"]) + count
+        outputs["rows"].shape = [dims(x)[0], left, dims(x)[2]]
+    attributes = {**one.attributes, "plugin_version": "1", "plugin_namespace": DOMAIN}
+    entering = [inputs.get(role, types.absent()) for role in HALT_INPUTS]
+    node = types.node(HALT, name, entering, list(outputs.values()), domain=DOMAIN, attrs=attributes)
+    graph.nodes.append(node)
+    if (bias := tensors.get(one.outputs.get("bias", ""))) is not None:
+        sites.masks[id(bias)] = outputs["mask"]
+    sites.shapes[id(node)] = outputs["shape"]
+    sites.made += compacts
+    sites.halts += 1
+
+
+def typed(one: Outline, attributes: dict[str, type]) -> bool:
+    """Whether an outline has these attributes, of these types, and no others."""
+    return {key: type(value) for key, value in one.attributes.items()} == attributes
+
+
+def written(
+    one: Outline, tensors: dict[str, Tensor], name: str, kinds: dict[str, Any], fresh: tuple[str, ...] = ()
+) -> dict[str, Tensor]:
+    """The outputs of an operator by role: the graph's own tensors, taken from the nodes that made them, others where it has none.
+
+    Args:
+        kinds: types by role. fresh: roles that have a tensor of their own in any case.
+    """
+    made = {role: types.variable(f"{name}/{role}", dtype=dtype) for role, dtype in kinds.items()}
     taken: set[str] = set()  # numbers, positions and the kept list can be one tensor
     for role, label in one.outputs.items():
-        if role in OUTPUTS and role != "rows2" and label in tensors and label not in taken:
+        if role in kinds and role not in fresh and label in tensors and label not in taken:
             tensors[label].inputs.clear()
-            tensors[label].dtype = OUTPUTS[role]
+            tensors[label].dtype = kinds[role]
             made[role] = tensors[label]
             taken.add(label)
     return made

@@ -21,6 +21,7 @@ from vitprune.graph.canonical import (
     weigh,
 )
 from vitprune.graph.emit import FLOAT, Emitter
+from vitprune.graph.outlines import outline
 from vitprune.graph.passes.base import GraphPass, Surgery
 from vitprune.graph.passes.conditions import attention_chains, sites_in_graph
 from vitprune.graph.turning import turned
@@ -109,13 +110,18 @@ class FixedRateSurgery(GraphPass):
         scoring = surgery.emitter.child(f"block{block.index}/prune")
         h = surgery.tensors[block.h]
         key, value = turned(surgery, emit, block, keys(emit, block, h), "k"), values(emit, block, h)
-        weights = probabilities(surgery, emit, block, turned(surgery, emit, block, queries(emit, block, h), "q"), key)
+        query = turned(surgery, emit, block, queries(emit, block, h), "q")
+        weights = probabilities(surgery, emit, block, query, key)
         replace_attention(surgery, block, project(emit, block, weigh(emit, block, weights, value)))
         if site.options.score != "columns":
             score, roles = attention_score(scoring, surgery, block, h, key, site.options.score == "mean_attention")
         else:
             score = column_score(scoring, surgery, block, weights, value)
             roles = {"score": score}
+            made_of = {"query": query, "key": key, "value": value}
+            surgery.outlines.append(
+                outline("ColumnScore", made_of, roles, heads=block.heads, prefix_tokens=surgery.anatomy.prefix)
+            )
         keep, slots = site.options.keep, site.options.slots
         entered: Roles = {**roles, **entering(surgery)}
         index = top_k(scoring, score, keep)

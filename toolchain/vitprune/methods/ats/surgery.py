@@ -21,13 +21,11 @@ from vitprune.graph.canonical import (
 from vitprune.graph.passes.base import GraphPass, Surgery
 from vitprune.graph.passes.conditions import attention_chains, sites_in_graph
 from vitprune.graph.turning import turned
-from vitprune.methods._dropping.operator import describe_sampling, entering, left_behind
+from vitprune.methods._dropping.operator import FORMS, describe_sampling, entering, left_behind
 from vitprune.methods._dropping.sampling import cls_query, score, token_sample
 from vitprune.methods.ats.keys import AtsOptions
 from vitprune.methods.base import Site
 from vitprune.ops.token_sample import NAME
-
-FORMS = {"per_head": "per_head", "pooled": "pooled", "attention": "sum"}
 
 
 class AtsSurgery(GraphPass):

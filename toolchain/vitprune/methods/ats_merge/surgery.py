@@ -13,7 +13,9 @@ from vitprune.graph.canonical import advance, start
 from vitprune.graph.emit import BOOL, FLOAT, INT64, Emitter
 from vitprune.graph.passes.base import Surgery
 from vitprune.graph.types import Tensor, given
-from vitprune.methods._dropping.sampling import score, token_sample
+from vitprune.methods._dropping.operator import FORMS, Roles, describe_sampling, entering
+from vitprune.methods._dropping.sampling import cls_query, score, token_sample
+from vitprune.methods._merging.keys import NORM_FLOOR
 from vitprune.methods._merging.surgery import IMPOSSIBLE, MergingSurgery, metric
 from vitprune.methods.ats_merge.keys import AtsMergeOptions
 from vitprune.methods.base import Site
@@ -38,7 +40,15 @@ class AtsMergeSurgery(MergingSurgery):
     ) -> Tensor:
         """See `MergingSurgery.merge`."""
         prefix = surgery.anatomy.prefix
-        significance = score(emit, surgery, block, site.options.score, h, given(self.turned_key), value, site.options.asking)
+        by_cls, turned_key = site.options.asking == "cls", given(self.turned_key)
+        asking = cls_query(emit, block, h) if by_cls else None
+        significance = score(
+            emit, surgery, block, site.options.score, h, turned_key, value, site.options.asking, asking
+        )  # fmt: skip
+        entered: Roles = {"x": x, "metric": key, "size": self.size, "group": self.group, **entering(surgery)}
+        entered |= {"score": significance}
+        if by_cls:
+            entered |= {"score": None, "query": asking, "key": turned_key, "value": value, "asked_bias": self.key_bias}
         start(surgery, emit, significance)
         index, keep = token_sample(emit, surgery, site, significance)
         unit = emit.slice(metric(emit, block, key)[1], prefix, None, 1, "metric/patches")
@@ -56,7 +66,13 @@ class AtsMergeSurgery(MergingSurgery):
         merged = emit.op("Concat", [emit.slice(x, 0, prefix, 1, "rows/prefix"), merged], "rows/merged", axis=1)
         self.size = self.in_front(surgery, emit, 1.0, sizes, "size")
         advance(surgery, emit, index, keep)
-        self.hide(surgery, emit, keep)
+        leaving: Roles = {"rows": merged, "size": self.size, "index": index, "keep": keep, "group": self.group}
+        leaving |= {"bias": self.hide(surgery, emit, keep), "patch": surgery.patch, "kept": surgery.kept[-1]}
+        describe_sampling(
+            surgery, site, FORMS[site.options.score] if by_cls else "given", block.heads, entered, leaving, kind="SampledMerge",
+            prefix=prefix, most=site.limit if surgery.padded else 0, padded=int(surgery.padded), loses=0,
+            proportional=int(self.proportional), floor=NORM_FLOOR * block.heads,
+        )  # fmt: skip
         return merged
 
     def _assign(

@@ -18,6 +18,7 @@ from vitprune.graph.emit import BOOL, FLOAT, Emitter
 from vitprune.graph.passes.base import GraphPass, Surgery
 from vitprune.graph.passes.conditions import attention_chains
 from vitprune.graph.types import Tensor, given, redirect
+from vitprune.methods._dropping.operator import Roles, describe_halting, left_behind
 from vitprune.methods._dropping.sampling import token_sample
 from vitprune.methods.avit.keys import Params
 from vitprune.methods.base import SamplingOptions, Site, keys_of
@@ -35,6 +36,10 @@ class _Carried:
     prefix_active: Tensor | None = None
     remainder: Tensor | None = None
     output: Tensor | None = None
+
+    def roles(self) -> Roles:
+        """What a step of halting takes over from the one before, by role."""
+        return {"total": self.cumulated, "remainder": self.remainder, "output": self.output}
 
 
 class AvitSurgery(GraphPass):
@@ -60,15 +65,34 @@ class AvitSurgery(GraphPass):
             output = surgery.tensors[block.output]
             readers = list(output.outputs)  # those of the dense graph, before any of ours
             canonical(surgery, block)
-            last = block is blocks[-1]
+            last, site = block is blocks[-1], sites.get(block.index + 1)
+            entered: Roles = {"x": output, **carried.roles(), "patch": surgery.patch}
             self._halt(surgery, block, carried, last)
+            leaving: Roles = {}
             if last:
                 redirect(readers, output, given(carried.output))
-            elif block.index + 1 in sites:
-                redirect(readers, output, self._compact(surgery, sites[block.index + 1], output, carried))
+            elif site is not None:
+                left = self._compact(surgery, site, output, carried)
+                redirect(readers, output, left)
+                leaving = {"rows": left, "keep": surgery.valid, **left_behind(surgery)}
             if not last:
                 self._hide(surgery, block, carried)
+            leaving |= {**carried.roles(), "bias": None if last else surgery.bias}
+            self._describe(surgery, block, site, entered, leaving, last)
         return True
+
+    def _describe(
+        self, surgery: Surgery, block: Block, site: Site[SamplingOptions] | None, entered: Roles, leaving: Roles, last: bool
+    ) -> None:
+        """Note what the step behind a block does, as one operator."""
+        params = keys_of(surgery.recipe.prune, Params)
+        if last:
+            leaving = {"output": leaving["output"]}
+        describe_halting(
+            surgery, site, block.heads, entered, leaving, channel=params.channel, gate_scale=float(np.float32(params.gate_scale)),
+            gate_center=float(np.float32(params.gate_center)), limit=float(np.float32(1 - params.eps)),
+            exits=int(params.cls_exit), last=int(last),
+        )  # fmt: skip
 
     def _halt(self, surgery: Surgery, block: Block, carried: _Carried, last: bool) -> None:
         """Cumulate the score of every token; add the prefix tokens' weighted output (methods.md §6.1)."""

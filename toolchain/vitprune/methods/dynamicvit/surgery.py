@@ -9,10 +9,11 @@ import numpy as np
 from vitprune.graph.anatomy.find import Block
 from vitprune.graph.canonical import canonical
 from vitprune.graph.emit import FLOAT, Emitter
+from vitprune.graph.outlines import outline
 from vitprune.graph.passes.base import GraphPass, Surgery
 from vitprune.graph.passes.conditions import attention_chains, sites_in_graph
 from vitprune.graph.types import Tensor
-from vitprune.methods._dropping.operator import describe_ranking, entering, left_behind
+from vitprune.methods._dropping.operator import Roles, describe_ranking, entering, left_behind
 from vitprune.methods._dropping.selection import splice, top_k, track
 from vitprune.methods.base import Site, keys_of
 from vitprune.methods.dynamicvit import weights as predictor
@@ -27,9 +28,10 @@ def gelu(emit: Emitter, x: Tensor, label: str) -> Tensor:
     return emit.op("Mul", [emit.op("Mul", [x, gate], f"{label}/gated"), emit.constant(0.5, FLOAT)], label)
 
 
-def predicted(emit: Emitter, x: Tensor, weights: predictor.Weights, slots: int, prefix: int) -> Tensor:
-    """How much likelier keeping is than dropping, as a difference of logits [B,slots], for the patches of x [B,prefix+slots,C].
+def predicted(emit: Emitter, x: Tensor, weights: predictor.Weights, slots: int, prefix: int) -> tuple[Tensor, Roles]:
+    """Scores of patches, and the initialisers they are made with by their role in `vitprune::TokenPredictor`.
 
+    A score is how much likelier keeping is than dropping, as a difference of logits [B,slots], for the patches of x [B,prefix+slots,C].
     Ranks are those of the log-probability of keeping, which rises with this difference. All rows go through the network, since the
     few prefix rows cost less than a copy without them. The half of the channels that describes the whole image is the
     same for all rows, so it passes through its columns of the next linear map once per image instead of once per row.
@@ -41,9 +43,13 @@ def predicted(emit: Emitter, x: Tensor, weights: predictor.Weights, slots: int, 
 
     def entered(part: slice, label: str) -> Tensor:
         w, b = weights["in_conv.1.weight"][part], weights["in_conv.1.bias"][part]
-        return gelu(emit, emit.linear(x, w.T, b, f"in_conv.1.{label}"), f"in_gelu.{label}")
+        flat = emit.linear(x, w.T, b, f"in_conv.1.{label}")
+        held.update(zip((f"{label}.weight", f"{label}.bias"), parameters(flat), strict=True))
+        return gelu(emit, flat, f"in_gelu.{label}")
 
+    held: Roles = {"x": x}
     affine = [emit.constant(weights[f"in_conv.0.{part}"], FLOAT, f"in_conv.0.{part}") for part in ("weight", "bias")]
+    held |= {"norm.weight": affine[0], "norm.bias": affine[1]}
     x = emit.op("LayerNormalization", [x, *affine], "in_conv.0", axis=-1, epsilon=NORM_EPS)
     mean = np.concatenate([np.zeros(prefix), np.full(slots, 1 / slots)]).reshape(1, 1, -1)
     whole = emit.op("MatMul", [emit.constant(mean, FLOAT), entered(slice(half, None), "global")], "global")
@@ -51,10 +57,20 @@ def predicted(emit: Emitter, x: Tensor, weights: predictor.Weights, slots: int, 
     here = emit.linear(entered(slice(half), "local"), first[:half], None, "out_conv.0.local")
     there = emit.linear(whole, first[half:], weights["out_conv.0.bias"], "out_conv.0.global")
     y = linear(gelu(emit, emit.op("Add", [here, there], "out_conv.0"), "out_gelu0"), "out_conv.2")
+    for label, made in (("there", there), ("next", y)):
+        held.update(zip((f"{label}.weight", f"{label}.bias"), parameters(made), strict=True))
+    held["here.weight"] = here.inputs[0].inputs[1]
     keep, drop = weights["out_conv.4.weight"]
     gap = emit.linear(gelu(emit, y, "out_gelu1"), (keep - drop)[:, None], -np.diff(weights["out_conv.4.bias"]), "out_conv.4.gap")
+    held.update(zip(("gap.weight", "gap.bias"), parameters(gap), strict=True))
     rows = emit.op("Squeeze", [gap, emit.constant([2])], "score/rows")
-    return emit.slice(rows, prefix, None, 1, "score") if prefix else rows
+    return emit.slice(rows, prefix, None, 1, "score") if prefix else rows, held
+
+
+def parameters(linear: Tensor) -> tuple[Tensor, Tensor]:
+    """Weights [in,out] and bias of what `Emitter.linear` made."""
+    add = linear.inputs[0]
+    return add.inputs[0].inputs[0].inputs[1], add.inputs[1]
 
 
 class DynamicVitSurgery(GraphPass):
@@ -95,7 +111,10 @@ class DynamicVitSurgery(GraphPass):
         network = surgery.emitter.child(f"block{block.index}/predictor" + ("_untrained" if untrained else ""))
 
         def reduced(x: Tensor) -> Tensor:
-            score = predicted(network, x, weights, site.options.slots, surgery.anatomy.prefix)
+            score, held = predicted(network, x, weights, site.options.slots, surgery.anatomy.prefix)
+            surgery.outlines.append(
+                outline("TokenPredictor", held, {"score": score}, prefix_tokens=surgery.anatomy.prefix, epsilon=float(NORM_EPS))
+            )
             entered = {"x": x, "score": score, **entering(surgery)}
             index = top_k(emit, score, site.options.keep)
             shape = surgery.rows_shape(block.index, site.options.keep)

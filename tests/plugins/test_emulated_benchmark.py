@@ -1,0 +1,48 @@
+"""The kernels' parts of benchmarks/gpu.py with the emulated kernels in the place of a GPU's."""
+
+from __future__ import annotations
+
+import ctypes
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+torch = pytest.importorskip("torch")
+sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
+
+import gpu_kernels  # noqa: E402
+
+from vitprune.plugins import PluginLibrary  # noqa: E402
+
+
+def test_kernels_against_the_twin(emulated: ctypes.CDLL, library: PluginLibrary, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = gpu_kernels.against_twin(emulated, library.raw, "cpu", (1, 33))
+    assert found == {"cases": len(gpu_kernels.FORMS) * len(gpu_kernels.RULES) * 2, "unequal": []}
+    launch = gpu_kernels.Site.launch
+
+    def wrong(self: Any) -> None:
+        launch(self)
+        self.held["rows"][0] += 1
+
+    monkeypatch.setattr(gpu_kernels.Site, "launch", wrong)
+    unequal = gpu_kernels.against_twin(emulated, library.raw, "cpu", (5,))["unequal"]
+    assert len(unequal) == len(gpu_kernels.FORMS) * len(gpu_kernels.RULES)
+    assert all(one.endswith(": rows") for one in unequal)
+
+
+def test_times_of_sites(emulated: ctypes.CDLL) -> None:
+    rows = gpu_kernels.site_times(emulated, "cpu", (5, 9), (1, 2), 1)
+    assert [(row["tokens"], row["batch"]) for row in rows] == [(5, 1), (5, 2), (9, 1), (9, 2)]
+    assert all(row["us"] > 0 for row in rows)
+    assert rows[0]["bytes_read"] == 4 * (4 * 5 + 1) * 384
+
+
+def test_packed_attention(emulated: ctypes.CDLL) -> None:
+    counts = gpu_kernels.ragged(3, 9)
+    assert max(counts) == 9
+    assert len(set(counts)) > 1
+    found = gpu_kernels.packed_attention(emulated, "cpu", counts, 1)
+    assert found["error"] < 1e-5
+    assert set(found["us"]) == {"packed", "padded", "equal"}
