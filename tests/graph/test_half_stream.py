@@ -123,5 +123,8 @@ def test_a_bundle_in_half_goes_through_the_commands(tmp_path):
     assert cli.run(["validate", str(bundle.path), "--quiet", "--reference", "stored"]) == 0
     assert cli.run(["build-engine", str(bundle.path), "--target", "onnxruntime-cpu", "--quiet"]) == 0
     assert cli.run(["validate", str(bundle.path), "--quiet", "--target", "onnxruntime-cpu", "--reference", "stored"]) == 0
+    assert cli.run(["package", str(bundle.path), "--triton", str(tmp_path / "t"), "--quiet"]) == 0
+    config = next((tmp_path / "t").rglob("config.pbtxt")).read_text()
+    assert config.count("TYPE_FP16") == 2
     found = Session(bundle, engine=bundle.model_path).run(pixels(4))  # the file itself, nothing emulated
     assert (found.logits.dtype, found.kept[0].dtype) == (np.float32, np.int64)
