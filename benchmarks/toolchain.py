@@ -1,4 +1,5 @@
-"""Seconds of the commands themselves, on DeiT-S with random weights: export with rewrite, TensorRT-RTX build, validate.
+"""Seconds of the commands themselves, on DeiT-S with random weights: export with an empty cache and again from it, rewrite of its dense
+graph, the surgery in it alone, TensorRT-RTX build, validate.
 
     python benchmarks/toolchain.py --out benchmarks/results/toolchain.json
 
@@ -21,6 +22,23 @@ from pathlib import Path
 MODEL = "deit_small_patch16_224"
 
 
+SURGERY = """
+import sys, time
+from pathlib import Path
+from vitprune.exporting.dense import KIND
+from vitprune.graph import surgery
+from vitprune.recipe import Recipe
+from vitprune.support import cache
+import onnx
+(entry,) = (cache.folder() / KIND).iterdir()
+model = onnx.load_model_from_string(cache.read(KIND, entry.name))
+onnx.save(model, sys.argv[2])
+began = time.process_time()
+surgery.rewrite(model, Recipe.load(sys.argv[1]), has_cls=True)
+print(time.process_time() - began)
+"""
+
+
 def seconds(*arguments: str) -> float:
     """Wall seconds of one vitprune command; fails when the command does."""
     began = time.perf_counter()
@@ -30,9 +48,14 @@ def seconds(*arguments: str) -> float:
 
 def one_run(recipe: str) -> dict[str, float]:
     with tempfile.TemporaryDirectory() as folder:
-        out = str(Path(folder, "out"))
-        return {
-            "export": seconds("export", MODEL, "--no-pretrained", "--seed", "0", "-r", recipe, "-o", out),
+        os.environ["VITPRUNE_CACHE"] = str(Path(folder, "cache"))
+        out, dense = str(Path(folder, "out")), str(Path(folder, "dense.onnx"))
+        export = ("export", MODEL, "--no-pretrained", "--seed", "0", "-r", recipe, "-o", out)
+        times = {"export": seconds(*export), "export, cached": seconds(*export, "--force")}
+        done = subprocess.run([sys.executable, "-c", SURGERY, recipe, dense], check=True, capture_output=True, text=True)
+        return times | {
+            "rewrite": seconds("rewrite", dense, "-r", recipe, "-o", str(Path(folder, "rewritten"))),
+            "surgery alone (CPU)": float(done.stdout.split()[-1]),
             "build-engine --target rtx": seconds("build-engine", out, "--target", "rtx"),
             "validate": seconds("validate", out),
         }

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 import signal
 import sys
+import tempfile
 from pathlib import Path
 
 import jsonschema
@@ -13,13 +16,23 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent))
 
 from helpers import ats, tiny  # noqa: E402
-from vitprune.support import json_text  # noqa: E402
+from vitprune.support import cache, json_text  # noqa: E402
 
 
-def pytest_configure() -> None:
-    """Started in the background, the tests inherit an ignored SIGINT; those about interrupts need the usual one."""
+def pytest_configure(config: pytest.Config) -> None:
+    """All workers share one cache of dense exports, which begins empty; none touches the user's.
+
+    Started in the background, the tests inherit an ignored SIGINT; those about interrupts need the usual one.
+    """
+    if not hasattr(config, "workerinput"):
+        os.environ[cache.VARIABLE] = tempfile.mkdtemp(prefix="vitprune-tests-")
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    if not hasattr(config, "workerinput"):
+        shutil.rmtree(os.environ.pop(cache.VARIABLE), ignore_errors=True)
 
 
 @pytest.hookimpl(tryfirst=True)  # xdist reads the groups in the same hook

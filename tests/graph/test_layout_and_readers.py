@@ -241,14 +241,6 @@ def test_layout_is_found_for_every_family_member(dense):
     assert (anatomy.prefix, anatomy.patches, anatomy.reads_cls, anatomy.means) == (1, PATCHES, True, ())
 
 
-def test_weights_beyond_one_message_are_refused_by_name(dense, tmp_path, monkeypatch):
-    """Once an encoding error of protobuf, VP198; the threshold is lowered here."""
-    monkeypatch.setattr("vitprune.exporting.dense.MOST_BYTES", 10_000)
-    onnx.save(copied(dense), str(tmp_path / "big.onnx"), save_as_external_data=True, location="big.data", size_threshold=0)
-    with pytest.raises(ExportError, match="VP337"):
-        vitprune.rewrite(tmp_path / "big.onnx", recipe(), tmp_path / "bundle")
-
-
 def test_external_weights_are_read_and_their_want_is_named(dense, tmp_path):
     onnx.save(copied(dense), str(tmp_path / "big.onnx"), save_as_external_data=True, location="big.data", size_threshold=0)
     x = images(2, (3, SIDE, SIDE), seed=3)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +21,8 @@ from vitprune.support.hashing import sha256_of
 from vitprune.support.onnx_file import read_model
 
 if TYPE_CHECKING:
+    import onnx
+
     from vitprune.bundle import Bundle
 
 
@@ -39,17 +41,18 @@ def version() -> str:
 
 
 def make_session(
-    path: str | Path | bytes, threads: int = 0, spin: bool = True, providers: Sequence[str] = ("CPUExecutionProvider",),
-    library: Path | None = None,
+    path: str | Path | bytes | onnx.ModelProto, threads: int = 0, spin: bool = True, providers: Sequence[str] = ("CPUExecutionProvider",),
+    library: Path | None = None, weights: Mapping[str, np.ndarray] | None = None,
 ) -> Any:  # fmt: skip
     """An InferenceSession, quiet.
 
     Args:
-        path: model file or serialised model.
+        path: model file, serialised model or model; weights that a model has in files are mapped, and used where they lie.
         threads: intra-op threads, 0 = ONNX Runtime's choice.
         spin: let idle threads spin; off where several sessions are timed side by side.
         providers: execution providers, best first.
         library: native library with operators of the model; its code runs when it is loaded.
+        weights: values of initialisers that a serialised model names without values; they are used where they lie.
 
     Raises:
         LoadError: VP612 when ONNX Runtime refuses the model, VP634 when it refuses the library.
@@ -57,6 +60,10 @@ def make_session(
     import onnxruntime as ort
 
     options = ort.SessionOptions()
+    if not isinstance(path, str | Path | bytes):
+        path, weights, mapped = _in_memory(path)
+        if mapped:  # kernels would keep every weight once more in a layout of their own
+            options.add_session_config_entry("session.disable_prepacking", "1")
     options.log_severity_level = 3
     options.intra_op_num_threads = threads
     # Products of quantised numbers are summed in float32, as the graph is written: integer kernels of CPUs without VNNI saturate
@@ -75,6 +82,9 @@ def make_session(
                 cause=first_line(error),
                 next_step="build it anew: vitprune plugins build, then build-engine --force; or --plugin none to do without",
             ) from error
+    kept = {name: ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(values)) for name, values in (weights or {}).items()}
+    if kept:
+        options.add_external_initializers(list(kept), list(kept.values()))
     try:
         return ort.InferenceSession(str(path) if isinstance(path, Path) else path, options, providers=list(providers))
     except Exception as error:
@@ -84,6 +94,17 @@ def make_session(
             cause=first_line(error),
             next_step="vitprune inspect the bundle, or export it again",
         ) from error
+
+
+def _in_memory(model: onnx.ModelProto) -> tuple[bytes, dict[str, np.ndarray], bool]:
+    """A model as bytes without what lies in files, its weights by name, and whether any lie in files."""
+    from vitprune.graph import held
+    from vitprune.support import onnx_weights
+
+    if not onnx_weights.any_elsewhere(model):
+        return model.SerializeToString(), {}, False
+    bare, weights = held.parted(model)
+    return bare.SerializeToString(), {name: one.load() for name, one in weights.items()}, True
 
 
 def rounded(path: Path) -> bytes | Path:
@@ -202,12 +223,11 @@ def build(request: dict[str, Any], report: Any) -> dict[str, Any]:
         BuildError: VP522 the library asked for is not there or has no operators for ONNX Runtime; VP535 nothing can be
             packed, VP536 packed rows need a library.
     """
-    import onnx
-
     from vitprune.graph.lowering.onnxruntime import specialise
     from vitprune.graph.lowering.rounding import emulated
+    from vitprune.support import onnx_weights
 
-    stored = onnx.load(request["model"])
+    stored = read_model(Path(request["model"]))
     model = emulated(stored)
     library, why_not = for_onnxruntime(request.get("plugin", "none"))
     packed = request.get("batching") == "packed"
@@ -228,7 +248,7 @@ def build(request: dict[str, Any], report: Any) -> dict[str, Any]:
             next_step="leave --batching out",
         )
     output = Path(request["output"])
-    onnx.save(special, output)
+    onnx_weights.save(special, output)
     report("loading the result once")
     how = {} if model is stored else {"precision_emulated": "float32 arithmetic, every value rounded where the graph says"}
     facts = {"runtime": f"onnxruntime {version()}", **facts, **how}

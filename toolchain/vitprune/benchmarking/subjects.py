@@ -20,6 +20,7 @@ from vitprune.errors import RecipeError
 from vitprune.exporting.dense_twin import dense_of
 from vitprune.exporting.inspecting import inspect
 from vitprune.graph.lowering.rounding import emulated
+from vitprune.support import onnx_weights
 from vitprune.targets import Target
 
 Report = Callable[[str], None]
@@ -103,9 +104,9 @@ def lowered(model: onnx.ModelProto, bundle: Bundle, where: Runtime, folder: Path
     """The file of a model, in the form that the bundle's own takes on this runtime."""
     file = folder / "plain.onnx"
     if where.target is None:
-        onnx.save(emulated(model) if where.backend == ONNXRUNTIME else model, str(file))
+        onnx_weights.save(emulated(model) if where.backend == ONNXRUNTIME else model, file)
         return file
-    onnx.save(model, str(file))
+    onnx_weights.save(model, file)
     built = find(bundle, where.backend, where.target.name)
     engine = folder / where.target.engine_file
     plugin = built.facts.get("plugin")

@@ -23,8 +23,11 @@ def exported(bundle: Bundle, command: str) -> None:
     for warning in notes.get("warnings", []):
         console.warn(warning)
     live = sum(not site["bypass"] for site in bundle.manifest.sites)
-    size = sum((bundle.path / name).stat().st_size for name in bundle.model_files) / 2**20
+    files = (name for name in bundle.manifest.files if name.removesuffix(".data") in bundle.model_files)
+    size = sum((bundle.path / name).stat().st_size for name in files) / 2**20
     models = "" if len(bundle.model_files) == 1 else f"{len(bundle.model_files)} models, "
+    if "dense_export" in notes:
+        console.info(notes["dense_export"])
     if check.get("features"):
         worst = max(output["max_abs"] for output in check["features"])
         console.info(

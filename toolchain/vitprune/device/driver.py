@@ -212,6 +212,7 @@ def _engine(job: Job, work: Path, options: argparse.Namespace, plugin: dict[str,
     from vitprune import backends
     from vitprune.engines import building
     from vitprune.graph.lowering.logits import with_logits_only
+    from vitprune.support.onnx_weights import take_along
 
     folder = work / "engine"
     folder.mkdir(exist_ok=True)
@@ -221,6 +222,7 @@ def _engine(job: Job, work: Path, options: argparse.Namespace, plugin: dict[str,
     began = time.monotonic()
     if options.kept_outputs or job.target.get("keep_kept_outputs"):
         shutil.copyfile(job.model_path, model)
+        take_along(job.model_path, model)
     else:
         with_logits_only(job.model_path, model)
     request = {

@@ -70,15 +70,14 @@ def _makers(bundle: Bundle) -> dict[str, Callable[[Path], None]]:
 
 
 def _onnx(bundle: Bundle, name: str, place: Path) -> None:
-    import onnx
-
     from vitprune.graph.lowering.logits import with_logits_only
     from vitprune.graph.lowering.tensorrt import inlined
+    from vitprune.support import onnx_weights
     from vitprune.support.onnx_file import read_model
 
     file = place / "1" / "model.onnx"
     with_logits_only(bundle.model_path, file)
-    onnx.save(inlined(read_model(file)), str(file))
+    onnx_weights.save(inlined(read_model(file)), file)
     io = bundle.manifest.io
     config = configuration(name, "onnxruntime", io["inputs"], _heads(bundle), bundle.recipe.graph.profile)
     put(config, place)
@@ -92,7 +91,7 @@ def _same_answers(bundle: Bundle, file: Path) -> None:
     images = bundle.samples()["images"][: bundle.recipe.graph.static_batch or 2]
     if bundle.recipe.graph.static_batch is not None and len(images) < bundle.recipe.graph.static_batch:
         images = np.resize(images, (bundle.recipe.graph.static_batch, *images.shape[1:]))
-    sessions = [make_session(path.read_bytes()) for path in (bundle.model_path, file)]
+    sessions = [make_session(path) for path in (bundle.model_path, file)]
     names = [value.name for value in sessions[1].get_outputs()]
     answers = [joined(session.run(names, {session.get_inputs()[0].name: as_read(session, images)})) for session in sessions]
     largest = float(np.abs(answers[0].astype(np.float64) - answers[1]).max())

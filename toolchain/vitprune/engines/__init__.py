@@ -173,7 +173,8 @@ def _build_model(
     except BuildError:
         _keep_log(bundle, Path(request["log"]), target)
         raise
-    (folder / "graph.onnx").unlink(missing_ok=True)
+    for copy in ("graph.onnx", f"{name}.data"):
+        (folder / copy).unlink(missing_ok=True)
     return {
         "model_sha256": bundle.manifest.files[name], "engine": engine.name, "engine_sha256": sha256_of(engine),
         "engine_bytes": engine.stat().st_size, "seconds": round(time.monotonic() - began, 2), "facts": facts,

@@ -7,36 +7,42 @@ import io
 import logging
 import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import onnx
 
 from vitprune.errors import ExportError, LoadError, first_line
+from vitprune.exporting.fingerprint import fingerprint
+from vitprune.graph import held
 from vitprune.graph.normal.operators import checkable
 from vitprune.graph.surgery import MAX_IR
 from vitprune.recipe import Recipe
+from vitprune.support import cache, onnx_weights
 from vitprune.support.files import inside
 
 ANSI = re.compile(r"\x1b\[[0-9;]*m")
-MOST_BYTES = (1 << 31) - (1 << 20)  # of a message, less what is not weights
+KIND = "dense"  # of the cache's entries
 
 
 def read_onnx(path: Path) -> onnx.ModelProto:
-    """Read an ONNX file.
+    """Read an ONNX file; weights beyond 2 GB stay in their files (`support.onnx_weights`).
 
     Raises:
-        LoadError: VP604 missing, truncated or not ONNX. ExportError: VP337 weights beyond 2 GB.
+        LoadError: VP604 missing, truncated or not ONNX.
     """
     if not path.is_file():
         raise LoadError(604, f"'{path}' not found", cause="no such file", next_step="check the path of the dense ONNX model")
     try:
-        model = onnx.load(str(path))
+        model = onnx_weights.load(path)
         if not model.graph.node or not model.opset_import:
             raise ValueError("it holds no graph")
         model.ir_version = min(model.ir_version, MAX_IR)  # newer ones add nothing a ViT needs, and runtimes refuse them
-        onnx.checker.check_model(checkable(model), full_check=False)
+        if onnx_weights.any_elsewhere(model):
+            held.check(held.parted(checkable(model))[0])
+        else:
+            onnx.checker.check_model(checkable(model), full_check=False)
     except Exception as error:
         missing = _missing_parts(path)
         raise LoadError(
@@ -45,12 +51,7 @@ def read_onnx(path: Path) -> onnx.ModelProto:
             cause=f"its weights lie in '{missing[0]}', which is not there" if missing else str(error).splitlines()[0][:200],
             next_step=f"put '{missing[0]}' beside it" if missing else "export the dense model again; the file may be truncated",
         ) from error
-    require_one_message(sum(_bytes(tensor) for tensor in model.graph.initializer), str(path))
     return model
-
-
-def _bytes(tensor: onnx.TensorProto) -> int:
-    return len(tensor.raw_data) or tensor.ByteSize()
 
 
 def _missing_parts(path: Path) -> list[str]:
@@ -62,21 +63,6 @@ def _missing_parts(path: Path) -> list[str]:
     except Exception:  # not ONNX at all: the first error says so
         return []
     return sorted(name for name in named if inside(name) and not (path.parent / name).exists())
-
-
-def require_one_message(size: int, what: str) -> None:
-    """Refuse weights beyond what one protobuf message holds: passes, checker and runtimes are given models as such.
-
-    Raises:
-        ExportError: VP337.
-    """
-    if size > MOST_BYTES:
-        raise ExportError(
-            337,
-            f"the weights of {what} are larger than 2 GB",
-            cause=f"they have {size:,} bytes, and a graph is rewritten and checked as one message of at most {MOST_BYTES:,}",
-            next_step="export the model in float16 and give that graph to vitprune rewrite, or take a smaller one",
-        )
 
 
 @contextlib.contextmanager
@@ -104,15 +90,39 @@ def _innermost(error: BaseException) -> str:
     return ANSI.sub("", first_line(error)).strip()[:200]
 
 
-def dense_onnx(module: Any, image_shape: tuple[int, int, int], recipe: Recipe) -> onnx.ModelProto:
+def dense_onnx(
+    module: Any, image_shape: tuple[int, int, int], recipe: Recipe, report: Callable[[str], None] = lambda text: None
+) -> onnx.ModelProto:
     """Export a dense module with torch.onnx; its output is called logits, or as its `names` say.
+
+    What was exported before from the same weights, structure, versions and options comes from the cache (`support.cache`), which is reported.
 
     Raises:
         ExportError: VP304 when torch cannot export it, VP337 weights beyond 2 GB.
     """
+    if (size := 4 * sum(parameter.numel() for parameter in module.parameters())) > onnx_weights.MOST_BYTES:
+        by_hand = "torch.onnx.export(module, (image,), 'dense.onnx', dynamo=True, external_data=True)"
+        raise onnx_weights.too_large(
+            size,
+            "this model",
+            "what torch exports is taken over as one message",
+            f"{by_hand}, and give that file to vitprune rewrite",
+        )
+    names, graph = list(getattr(module, "names", ["logits"])), recipe.graph
+    key = fingerprint(module, image_shape, graph.opset, graph.static_batch, names) if cache.folder() is not None else None
+    if key is not None and (stored := cache.read(KIND, key)) is not None:
+        report(f"dense export: made before from these weights, taken from the cache ({key[:12]})")
+        return onnx.load_model_from_string(stored)
+    model = _exported(module, image_shape, recipe, names)
+    if key is not None:
+        cache.write(KIND, key, model.SerializeToString())
+    return model
+
+
+def _exported(module: Any, image_shape: tuple[int, int, int], recipe: Recipe, names: list[str]) -> onnx.ModelProto:
+    """What torch.onnx makes of a module; arguments and errors as `dense_onnx`."""
     import torch
 
-    require_one_message(4 * sum(parameter.numel() for parameter in module.parameters()), "this model")
     static = recipe.graph.static_batch
     image = torch.zeros(static or 2, *image_shape)
     dynamic = None if static else ({0: torch.export.Dim("batch", min=1, max=4096)},)
@@ -129,7 +139,7 @@ def dense_onnx(module: Any, image_shape: tuple[int, int, int], recipe: Recipe) -
                 dynamo=True,
                 opset_version=recipe.graph.opset,
                 input_names=["image"],
-                output_names=list(getattr(module, "names", ["logits"])),
+                output_names=names,
                 dynamic_shapes=dynamic,
                 verbose=False,
             )

@@ -13,6 +13,7 @@ from vitprune.exporting.dense import dense_onnx
 from vitprune.exporting.features import features_notes
 from vitprune.exporting.writing import write_bundle
 from vitprune.graph import surgery
+from vitprune.graph.reading import Source
 from vitprune.recipe import Recipe
 from vitprune.vit.features import dense_answers
 from vitprune.vit.loading import LoadedModel, from_module, load
@@ -36,7 +37,8 @@ def export(
     images = parity.calibration(model.preprocessing, data, classes)
     ranges.check_early(recipe.precision, oracle.geometry.depth, images)
     report("exporting the dense model to ONNX")
-    dense = dense_onnx(dense_module, model.image_shape, recipe)
+    taken: list[str] = []  # from the cache
+    dense = Source(dense_onnx(dense_module, model.image_shape, recipe, taken.append))
     settled, beyond = precision.settle(dense, recipe, oracle.geometry.has_cls, inputs.pixels)
     if settled.precision.quantised:
         report("finding ranges on the calibration images")
@@ -56,9 +58,11 @@ def export(
     notes |= features_notes(recipe) | {
         "check": check,
         "samples": inputs.origin,
-        "dense_nodes": len(dense.graph.node),
+        "dense_nodes": len(dense.model.graph.node),
         "nodes": len(pruned.graph.node),
     }
+    if taken:
+        notes["dense_export"] = taken[0]
     if recipe.graph.shapes == "padded" and (advice := oracle.method.padded_advice(recipe.prune)):
         notes["warnings"] = [*notes.get("warnings", []), advice]
     return write_bundle(

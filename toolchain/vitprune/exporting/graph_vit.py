@@ -9,19 +9,17 @@ tokens in their places.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import onnx
-import onnx_graphsurgeon as gs
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from vitprune.backends.onnxruntime import make_session
 from vitprune.errors import ExportError
+from vitprune.exporting.pieces import Parts, Piece
 from vitprune.graph.anatomy.attention_pool import AttentionPool
 from vitprune.graph.anatomy.feed_forward import first_linear, second_linear
 from vitprune.graph.anatomy.find import Anatomy, Block
@@ -29,40 +27,11 @@ from vitprune.graph.anatomy.projections import HeadNorm, Linear, linear_above
 from vitprune.graph.anatomy.static import static_copy
 from vitprune.graph.surgery import geometry
 from vitprune.recipe import OutputSection
+from vitprune.support.onnx_weights import Spill
 from vitprune.vit.dense import DenseViT
 
 BATCH = 4
 FILL_LIMIT = 1e-5
-
-
-class Piece:
-    """A part of a graph with a fixed batch, as a function of float32 tensors [B,...] of any batch."""
-
-    def __init__(self, graph: gs.Graph, inputs: Sequence[str], *outputs: str) -> None:
-        part = graph.copy()
-        tensors = part.tensors()
-        for name in inputs:
-            tensors[name].inputs.clear()
-        part.inputs, part.outputs = [tensors[name] for name in inputs], [tensors[output] for output in outputs]
-        part.cleanup(remove_unused_graph_inputs=False).toposort()
-        self.inputs = list(inputs)
-        self.batch = int(tensors[inputs[0]].shape[0])
-        self.session = make_session(gs.export_onnx(part, do_type_check=False).SerializeToString())
-
-    def __call__(self, *values: Tensor) -> Tensor:
-        """The one output; see `every`."""
-        return self.every(*values)[0]
-
-    def every(self, *values: Tensor) -> list[Tensor]:
-        """Run in pieces of the graph's batch; the last one is filled up with copies of the last image."""
-        parts = []
-        for start in range(0, len(values[0]), self.batch):
-            fed = [value[start : start + self.batch] for value in values]
-            count = len(fed[0])
-            fed = [torch.cat([value, value[-1:].expand(self.batch - count, *value.shape[1:])]) for value in fed]
-            feeds = {name: value.detach().numpy() for name, value in zip(self.inputs, fed, strict=True)}
-            parts.append([torch.from_numpy(found[:count]) for found in self.session.run(None, feeds)])
-        return [torch.cat(pieces) for pieces in zip(*parts, strict=True)]
 
 
 @dataclass
@@ -104,7 +73,7 @@ class _HeadNorm(nn.Module):
 class _Projection:
     """Context [B,K,H*d] to what the residual sum adds: the projection's weights here, what stands behind it (LayerScale) a piece."""
 
-    def __init__(self, graph: gs.Graph, block: Block) -> None:
+    def __init__(self, graph: Parts, block: Block) -> None:
         self.weight, self.bias = _affine(block.projection)
         behind = block.projected != block.attention_branch
         self.behind = _Rowwise(Piece(graph, [block.projected], block.attention_branch), block.tokens) if behind else nn.Identity()
@@ -131,7 +100,8 @@ class _Attention:
 
 
 def _affine(linear: Linear) -> tuple[Tensor, Tensor]:
-    weight = torch.from_numpy(np.ascontiguousarray(linear.weight, dtype=np.float32))
+    mapped = linear.weight.flags.writeable and linear.weight.dtype == np.float32  # a large model's, in a file: used where it lies
+    weight = torch.from_numpy(linear.weight if mapped else np.array(linear.weight, np.float32, order="C"))
     bias = torch.zeros(weight.shape[1]) if linear.bias is None else torch.from_numpy(np.array(linear.bias, np.float32))
     return weight, bias
 
@@ -139,7 +109,7 @@ def _affine(linear: Linear) -> tuple[Tensor, Tensor]:
 class GraphBlock:
     """One block, with the attributes that `vitprune.vit.blocks` reads."""
 
-    def __init__(self, graph: gs.Graph, block: Block) -> None:
+    def __init__(self, graph: Parts, block: Block) -> None:
         def rowwise(source: str, result: str) -> _Rowwise:
             return _Rowwise(Piece(graph, [source], result), block.tokens)
 
@@ -152,7 +122,7 @@ class GraphBlock:
         weight, bias = _affine(block.projection)
         self.attn = _Attention(block, _Weights(weight.T, bias))
         self.beside = rowwise(block.h, block.mlp_branch)
-        summed = next(reader for reader in graph.tensors()[block.mlp_branch].outputs).outputs[0].name
+        summed = next(reader for reader in graph.tensors[block.mlp_branch].outputs).outputs[0].name
         if summed != block.attention_branch:
             self.ls1 = rowwise(summed, block.attention_branch)  # type: ignore[assignment]
 
@@ -185,8 +155,8 @@ class _SplitMlp:
 class SplitBlock(GraphBlock):
     """A block whose linear maps stand alone, so that a reference may round what goes into them."""
 
-    def __init__(self, graph: gs.Graph, block: Block) -> None:
-        tensors = graph.tensors()
+    def __init__(self, graph: Parts, block: Block) -> None:
+        tensors = graph.tensors
         weight, bias = _affine(block.projection)
 
         def rowwise(source: str, result: str) -> Any:
@@ -210,14 +180,14 @@ class GraphViT(DenseViT):
     """A dense ViT as its ONNX graph describes it.
 
     Args:
-        model: the dense graph. anatomy: of that graph. split: blocks as `SplitBlock`.
+        model: the dense graph. anatomy: of that graph. split: blocks as `SplitBlock`. spill: as for `graph.reading.Source`.
 
     Raises:
         ExportError: VP326 when rows that should be prefix tokens follow the image, or patches do not.
     """
 
-    def __init__(self, model: onnx.ModelProto, anatomy: Anatomy, split: bool = False) -> None:
-        graph = static_copy(model, BATCH)
+    def __init__(self, model: onnx.ModelProto, anatomy: Anatomy, split: bool = False, spill: Spill | None = None) -> None:
+        graph = Parts(static_copy(model, BATCH), spill)
         self.geometry = replace(geometry(anatomy), has_cls=anatomy.reads_cls)
         self.tokens = self.geometry.tokens
         first, last = anatomy.blocks[0].x, anatomy.blocks[-1].output

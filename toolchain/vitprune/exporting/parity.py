@@ -126,7 +126,7 @@ def check(model: onnx.ModelProto, arrays: dict[str, NDArray[Any]], recipe: Recip
     from vitprune.validation.following import follow
     from vitprune.validation.precision import decides_unseen, gates_in_force
 
-    session = make_session(emulated(model).SerializeToString())
+    session = make_session(emulated(model))
     heads = head_shapes(model) if recipe.output.features else {}
     blocks = [int(name.removeprefix("kept_")) for name in arrays if name.startswith("kept_")]
     logits, *kept = run(session, arrays["images"], recipe.graph.static_batch)

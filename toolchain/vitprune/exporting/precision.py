@@ -13,6 +13,7 @@ from vitprune.backends.onnxruntime import make_session
 from vitprune.errors import RecipeError
 from vitprune.graph import surgery
 from vitprune.graph.precision import overflow, passes, stream
+from vitprune.graph.reading import Source
 from vitprune.recipe import Recipe
 from vitprune.support.precision import OVERFLOW
 
@@ -22,7 +23,7 @@ Feeds = dict[str, NDArray[Any]]
 
 
 def settle(
-    dense: onnx.ModelProto, recipe: Recipe, has_cls: bool | None, pixels: NDArray[np.float32]
+    dense: onnx.ModelProto | Source, recipe: Recipe, has_cls: bool | None, pixels: NDArray[np.float32]
 ) -> tuple[Recipe, dict[str, float]]:
     """The recipe with the layers that overflow named in precision.keep_fp32.
 

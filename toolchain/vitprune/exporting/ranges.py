@@ -20,6 +20,7 @@ from vitprune.errors import RecipeError
 from vitprune.exporting.precision import Feeds, feeds_of
 from vitprune.graph import surgery
 from vitprune.graph.precision import passes, quantising, smoothing
+from vitprune.graph.reading import Source
 from vitprune.recipe import PrecisionSection, Recipe
 from vitprune.support.precision import exponent_text, layer_names
 
@@ -34,7 +35,7 @@ def with_opset(recipe: Recipe) -> Recipe:
 
 
 def settle(
-    dense: onnx.ModelProto, recipe: Recipe, has_cls: bool | None, images: Callable[[int], NDArray[np.float32]] | None
+    dense: onnx.ModelProto | Source, recipe: Recipe, has_cls: bool | None, images: Callable[[int], NDArray[np.float32]] | None
 ) -> Recipe:
     """The recipe with ranges and factors for every layer that takes int8 or FP8.
 

@@ -27,10 +27,12 @@ from vitprune.exporting.initializers import check_initializers
 from vitprune.exporting.writing import write_bundle
 from vitprune.graph import surgery
 from vitprune.graph.anatomy.find import Anatomy
-from vitprune.graph.intake import take_in
 from vitprune.graph.normal.front import taken_off
+from vitprune.graph.reading import Source
 from vitprune.graph.widening import widened
 from vitprune.recipe import Recipe
+from vitprune.support import onnx_weights, temporary
+from vitprune.support.onnx_weights import Spill
 from vitprune.vit.loading import require_torch
 
 
@@ -51,14 +53,47 @@ def rewrite(
     report("reading the dense graph")
     dense = read_onnx(path)
     check_initializers(dense, path.name)
+    if not onnx_weights.any_elsewhere(dense):
+        return _rewritten(path, dense, None, recipe, output, data, preprocessing, force, report)
+    _require_float32(dense, recipe, path)
+    with temporary.folder(output) as aside:
+        return _rewritten(path, dense, Spill(aside / "weights"), recipe, output, data, preprocessing, force, report)
+
+
+def _require_float32(dense: onnx.ModelProto, recipe: Recipe, path: Path) -> None:
+    """Types of graphs beyond 2 GB: float32 alone, since other types make every weight anew.
+
+    Raises:
+        ExportError: VP337.
+    """
+    kinds = {
+        onnx.TensorProto.DataType.Name(tensor.data_type).lower() for tensor in dense.graph.initializer if len(tensor.dims) > 1
+    }
+    half = sorted(kinds & {"float16", "bfloat16"})
+    wanted = half[0] if half else recipe.precision.mode
+    if half or wanted != "fp32":
+        raise onnx_weights.too_large(
+            onnx_weights.total(dense),
+            f"'{path}'",
+            f"in {wanted} they would all be made anew, in one message",
+            "give the graph in float32, with --set precision.mode=fp32",
+        )
+
+
+def _rewritten(
+    path: Path, dense: onnx.ModelProto, spill: Spill | None, recipe: Recipe, output: Path, data: str | Path | None,
+    preprocessing: str | None, force: bool, report: Callable[[str], None],
+) -> Bundle:  # fmt: skip
+    """`rewrite` of a graph that was read; spill: where new weights go that a message would not hold."""
     refuse_quantised(dense, recipe)
     recipe = ranges.with_opset(recipe)
     given, full = dense, widened(dense)
     dense, front = taken_off(full)
     report("rewriting the graph")
     require_free(recipe)
-    pruned, anatomy, notes = surgery.rewrite(dense, precision.unquantised(recipe))
-    taken = take_in(dense, recipe)
+    source = Source(dense, spill)
+    pruned, anatomy, notes = surgery.rewrite(source, precision.unquantised(recipe))
+    taken = source.taken(recipe)
     recipe = taken.recipe
     described = of_graph(anatomy.image_shape, recipe.model, preprocessing)
     described = described if front is None else described_by(front, described)
@@ -66,20 +101,20 @@ def rewrite(
         require_known(described, "the recipe gates accuracy (validate.gates.top1_drop)")
     values = sum(int(np.prod(shape)) for shape in anatomy.output_shapes)
     inputs = parity.samples(recipe, described, data, anatomy.classes or None, values)
-    settled, beyond = precision.settle(dense, recipe, None, inputs.pixels)
+    settled, beyond = precision.settle(source, recipe, None, inputs.pixels)
     if settled.precision.quantised:
         report("finding ranges on the calibration images")
         images = parity.calibration(described, data, anatomy.classes or None)
-        settled = ranges.settle(dense, settled, None, images)
+        settled = ranges.settle(source, settled, None, images)
         if settled.precision.auto_exclude:
             settled = sensitivity.settle(_dense_vit(taken.model, anatomy), settled, images, report)
     if settled is not recipe or settled.precision.quantised:  # the first graph was read in fp32
         recipe = settled
-        pruned, anatomy, notes = surgery.rewrite(dense, recipe)
+        pruned, anatomy, notes = surgery.rewrite(source, recipe)
     report("checking the canonical graph against the dense one")
     batch, names = recipe.graph.static_batch, [output.name for output in taken.model.graph.output]
-    dense_logits = parity.run(make_session(dense.SerializeToString()), inputs.pixels, batch, names)[0]
-    canonical = parity.run(make_session(surgery.canonical(dense, recipe).SerializeToString()), inputs.pixels, batch)[0]
+    dense_logits = parity.run(make_session(dense), inputs.pixels, batch, names)[0]
+    canonical = parity.run(make_session(surgery.canonical(source, recipe)), inputs.pixels, batch)[0]
     difference = float(np.abs(canonical - dense_logits).max())
     limit = 1e-5 * max(1.0, float(np.abs(dense_logits).max()))
     if not difference <= limit:
@@ -97,7 +132,7 @@ def rewrite(
         notes["given_in"] = check["given_in"] = compare_given(given, dense_logits, inputs.pixels, batch, names)
     if surgery.is_plain(taken.model):
         report("checking against the PyTorch reference built from the dense graph")
-        oracle = _oracle(taken.model, anatomy, recipe)
+        oracle = _oracle(taken.model, anatomy, recipe, spill)
         arrays = parity.reference_arrays(oracle, inputs, dense_logits, batch)
         check |= parity.check(pruned, arrays, recipe, oracle)
     else:
@@ -108,7 +143,7 @@ def rewrite(
     sizes = surgery.geometry(anatomy)
     sites = methods.get(recipe.prune.method).sites(recipe.prune, sizes)
     judge = "reference" if surgery.is_plain(taken.model) else "graph"  # whose results the samples hold
-    source = {"source": {"kind": "onnx", "file": path.name, "samples": judge}, "geometry": asdict(sizes)}
+    origin = {"source": {"kind": "onnx", "file": path.name, "samples": judge}, "geometry": asdict(sizes)}
     notes = precision.noted(notes, beyond)
     notes |= features_notes(recipe) | {
         "check": check,
@@ -123,32 +158,32 @@ def rewrite(
         anatomy,
         recipe,
         recipe.model.name or path.stem,
-        source,
+        origin,
         inputs.naming(described),
         sites,
         arrays,
         notes,
-        dense,
+        source,
     )
 
 
-def _oracle(dense: onnx.ModelProto, anatomy: Anatomy, recipe: Recipe) -> Any:
+def _oracle(dense: onnx.ModelProto, anatomy: Anatomy, recipe: Recipe, spill: Spill | None) -> Any:
     from vitprune.vit.pruned import PrunedViT
 
-    return PrunedViT(_dense_vit(dense, anatomy, split=recipe.precision.mode != "fp32"), recipe).eval()
+    return PrunedViT(_dense_vit(dense, anatomy, recipe.precision.mode != "fp32", spill), recipe).eval()
 
 
-def _dense_vit(dense: onnx.ModelProto, anatomy: Anatomy, split: bool = True) -> Any:
+def _dense_vit(dense: onnx.ModelProto, anatomy: Anatomy, split: bool = True, spill: Spill | None = None) -> Any:
     from vitprune.exporting.graph_vit import GraphViT
 
-    return GraphViT(dense, anatomy, split=split)
+    return GraphViT(dense, anatomy, split, spill)
 
 
 def _own_results(
     pruned: onnx.ModelProto, inputs: Images, dense_logits: NDArray[Any], recipe: Recipe, anatomy: Anatomy
 ) -> dict[str, NDArray[Any]]:
     """ONNX Runtime's own results of the pruned graph, for families without a reference from the graph."""
-    logits, *kept = parity.run(make_session(pruned.SerializeToString()), inputs.pixels, recipe.graph.static_batch)
+    logits, *kept = parity.run(make_session(pruned), inputs.pixels, recipe.graph.static_batch)
     sites = methods.get(recipe.prune.method).sites(recipe.prune, surgery.geometry(anatomy))
     arrays: dict[str, NDArray[Any]] = {"images": inputs.pixels, "logits": logits, "dense_logits": dense_logits}
     return arrays | {f"kept_{site.block}": rows for site, rows in zip(sites, kept, strict=True)}

@@ -13,17 +13,18 @@ from vitprune.bundle import Bundle, Manifest, folder_in_place, open_bundle, seal
 from vitprune.errors import ExportError, RecipeError
 from vitprune.graph import surgery
 from vitprune.graph.anatomy.find import Anatomy
+from vitprune.graph.reading import Source
 from vitprune.graph.skeletons import SKELETON, skeleton
 from vitprune.methods.base import Site
 from vitprune.ops.token_sample import NAME
 from vitprune.recipe import Recipe
-from vitprune.support import json_text
+from vitprune.support import json_text, onnx_weights
 
 
 def write_bundle(
     output: Path, force: bool, model: onnx.ModelProto, anatomy: Anatomy, recipe: Recipe, name: str, source: dict[str, Any],
     preprocessing: dict[str, Any], sites: list[Site], arrays: dict[str, NDArray[Any]], notes: dict[str, Any],
-    dense: onnx.ModelProto | None = None,
+    dense: onnx.ModelProto | Source | None = None,
 ) -> Bundle:  # fmt: skip
     """Write model, recipe, samples, notes and manifest; a bundle that cannot be opened again is removed.
 
@@ -50,7 +51,7 @@ def write_bundle(
         plugin={"op": "vitprune::TokenSample", "version": "1", "nodes": sum(node.op_type == NAME for node in model.graph.node)},
     )
     with folder_in_place(output, force) as folder:
-        onnx.save(model, str(folder / "model.onnx"))
+        onnx_weights.save(model, folder / "model.onnx")
         if dense is not None:
             try:
                 (folder / SKELETON).write_bytes(skeleton(surgery.dense(dense, recipe), model).SerializeToString())

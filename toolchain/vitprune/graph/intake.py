@@ -12,6 +12,7 @@ import onnx
 import onnx.version_converter
 
 from vitprune.errors import ExportError, RecipeError
+from vitprune.graph import held
 from vitprune.graph.normal.operators import expand
 from vitprune.graph.normal.operators import opset_of as opset_of
 from vitprune.graph.normal.rows import unflatten
@@ -182,7 +183,8 @@ def upgrade(model: onnx.ModelProto, opset: int) -> onnx.ModelProto:
         return _relabelled(model, current, opset)
     parked = _park_softmax(model) if current < 13 <= opset else []
     try:
-        converted = onnx.version_converter.convert_version(model, opset)
+        bare, weights = held.parted(model)
+        converted = held.filled(onnx.version_converter.convert_version(bare, opset), weights)
     except Exception as error:
         raise ExportError(
             324,
@@ -207,7 +209,7 @@ def _relabelled(model: onnx.ModelProto, current: int, opset: int) -> onnx.ModelP
     older.opset_import.append(onnx.helper.make_opsetid("", opset))
     older.opset_import.extend(entry for entry in model.opset_import if entry.domain not in ("", "ai.onnx"))
     try:
-        onnx.checker.check_model(older, full_check=True)
+        held.check(held.parted(older)[0], strict_mode=True, check_type=True)
     except Exception as error:
         raise ExportError(
             324,
@@ -225,9 +227,8 @@ def _park_softmax(model: onnx.ModelProto) -> list[str]:
     A rank that shape inference leaves open is taken for 4; whether that was right is seen when dense logits are compared.
     """
     parked = []
-    ranks = {
-        value.name: len(value.type.tensor_type.shape.dim) for value in onnx.shape_inference.infer_shapes(model).graph.value_info
-    }
+    shapes = held.inferred(held.parted(model)[0]).graph.value_info
+    ranks = {value.name: len(value.type.tensor_type.shape.dim) for value in shapes}
     for node in model.graph.node:
         axis = next((attribute.i for attribute in node.attribute if attribute.name == "axis"), 1)
         if node.op_type == "Softmax" and (axis == -1 or axis == (ranks.get(node.input[0]) or 4) - 1):

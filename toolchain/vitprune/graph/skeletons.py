@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import onnx
+import onnx.numpy_helper
+
+from vitprune.support import onnx_weights
 
 SKELETON = "dense.skeleton"
 REFERENCE = "in model.onnx: "
@@ -15,10 +18,13 @@ def skeleton(dense: onnx.ModelProto, pruned: onnx.ModelProto) -> onnx.ModelProto
     bare = onnx.ModelProto()
     bare.CopyFrom(dense)
     for tensor in bare.graph.initializer:
-        name = names.get(_content(tensor))
-        if name is not None and len(tensor.raw_data) >= SMALL:
-            tensor.raw_data = b""
+        told = bool(tensor.raw_data) or onnx_weights.elsewhere(tensor)  # other fields are rare, and are not looked at
+        name = names.get(_content(tensor)) if told else None
+        if name is not None and onnx_weights.nbytes(tensor) >= SMALL:
+            onnx_weights.empty(tensor)
             tensor.doc_string = REFERENCE + name
+        elif onnx_weights.elsewhere(tensor):
+            tensor.CopyFrom(onnx.numpy_helper.from_array(onnx_weights.values(tensor), tensor.name))
     return bare
 
 
@@ -34,13 +40,15 @@ def fleshed(bare: onnx.ModelProto, pruned: onnx.ModelProto) -> onnx.ModelProto:
     for tensor in model.graph.initializer:
         if not tensor.doc_string.startswith(REFERENCE):
             continue
-        held = tensors.get(tensor.doc_string.removeprefix(REFERENCE))
+        name, held = tensor.name, tensors.get(tensor.doc_string.removeprefix(REFERENCE))
         if held is None or (held.data_type, list(held.dims)) != (tensor.data_type, list(tensor.dims)):
             raise ValueError(f"'{tensor.name}' is not in model.onnx")
-        tensor.raw_data = held.raw_data
-        tensor.doc_string = ""
+        tensor.CopyFrom(held)
+        tensor.name = name
     return model
 
 
 def _content(tensor: onnx.TensorProto) -> tuple[int, tuple[int, ...], bytes]:
-    return tensor.data_type, tuple(tensor.dims), tensor.raw_data
+    """Type, shape and bytes, or the place in a file where they are: of what is made of one graph, equal weights are in one place."""
+    where = tensor.raw_data or b"".join(f"{entry.key}={entry.value};".encode() for entry in tensor.external_data)
+    return tensor.data_type, tuple(tensor.dims), where

@@ -6,18 +6,17 @@ from dataclasses import replace
 from typing import Any
 
 import onnx
-import onnx_graphsurgeon as gs
 
 from vitprune import methods
 from vitprune.errors import ExportError, RecipeError
-from vitprune.graph import families, outlines, ragged
+from vitprune.graph import families, held, outlines, ragged
 from vitprune.graph.anatomy.feed_forward import not_understood
 from vitprune.graph.anatomy.find import Anatomy
 from vitprune.graph.families.base import Family
-from vitprune.graph.intake import take_in
 from vitprune.graph.passes.base import GraphPass, Surgery, run_all
 from vitprune.graph.precision import audit
 from vitprune.graph.precision import passes as precision
+from vitprune.graph.reading import Source, source_of
 from vitprune.graph.types import Graph
 from vitprune.methods.base import Geometry, Method
 from vitprune.ops.token_sample import DOMAIN
@@ -38,12 +37,12 @@ def geometry(anatomy: Anatomy) -> Geometry:
 
 
 def rewrite(
-    model: onnx.ModelProto, recipe: Recipe, has_cls: bool | None = None
+    model: onnx.ModelProto | Source, recipe: Recipe, has_cls: bool | None = None
 ) -> tuple[onnx.ModelProto, Anatomy, dict[str, Any]]:
     """Insert the recipe's method into a dense graph.
 
     Args:
-        model: dense ViT; it is not changed.
+        model: dense ViT; it is not changed. A `Source` is read once for all that is done with it.
         recipe: what to insert.
         has_cls: whether prefix token 0 is a class token, where known; else read off the head.
 
@@ -62,7 +61,9 @@ def rewrite(
     return finished, operated.anatomy, notes
 
 
-def untyped(model: onnx.ModelProto, recipe: Recipe, has_cls: bool | None = None) -> tuple[onnx.ModelProto, precision.Plan]:
+def untyped(
+    model: onnx.ModelProto | Source, recipe: Recipe, has_cls: bool | None = None
+) -> tuple[onnx.ModelProto, precision.Plan]:
     """The pruned model before it gets the types of its recipe (which asks for a half type), and the plan of them.
 
     Raises:
@@ -74,12 +75,11 @@ def untyped(model: onnx.ModelProto, recipe: Recipe, has_cls: bool | None = None)
 
 
 def _operated(
-    model: onnx.ModelProto, recipe: Recipe, has_cls: bool | None
+    model: onnx.ModelProto | Source, recipe: Recipe, has_cls: bool | None
 ) -> tuple[Surgery, precision.Plan | None, dict[str, Any]]:
     """The surgery with all passes run, the plan of its types and notes for the report."""
-    taken = take_in(model, recipe)
-    model, recipe = taken.model, taken.recipe
-    family, method = families.of(model), methods.get(recipe.prune.method)
+    source = source_of(model)
+    family = source.family(recipe)
     precision.require_available(recipe.precision, family.name, family.blocks)
     if recipe.output.features and recipe.precision.quantised:
         raise RecipeError(
@@ -88,7 +88,8 @@ def _operated(
             cause="what one step of the quantisation may change is defined for logits",
             next_step="--set precision.mode=fp16, or --set output.kind=logits",
         )
-    anatomy = _anatomy(model, family, recipe)
+    read = source.read(recipe)
+    recipe, anatomy, method = read.recipe, read.anatomy, methods.get(recipe.prune.method)
     if recipe.precision.mode != "fp32" and any(getattr(block, "beside", None) for block in anatomy.blocks):
         raise not_understood(0, "its MLP stands beside its attention, and one map makes what both read")
     if has_cls is not None:
@@ -104,10 +105,10 @@ def _operated(
     sites = method.sites(recipe.prune, sizes)
     if recipe.output.features:
         methods.require_places(method, recipe.output.fill, sites)
-    surgery = Surgery(working_copy(model), anatomy, recipe, method, sites)
+    surgery = Surgery(working_copy(read.model), anatomy, recipe, method, sites, spill=source.spill)
     ran = run_all(passes(method, family, recipe.output.features), surgery)
     plan = precision.plan(surgery, recipe.precision)
-    return surgery, plan, {"passes": ran, **taken.notes, **surgery.notes}
+    return surgery, plan, {"passes": ran, **read.notes, **surgery.notes}
 
 
 def passes(method: Method, family: Family, features: bool = False) -> list[GraphPass]:
@@ -115,25 +116,7 @@ def passes(method: Method, family: Family, features: bool = False) -> list[Graph
     return [_pass_of(method, family), *(following() for following in (family.dense_passes if features else family.passes))]
 
 
-def _anatomy(model: onnx.ModelProto, family: Family, recipe: Recipe) -> Anatomy:
-    """The anatomy of a graph, with or without the head.
-
-    Raises:
-        RecipeError: VP119 features of a family that has none.
-    """
-    if not recipe.output.features:
-        return family.find(model)
-    if family.find_dense is None:
-        raise RecipeError(
-            119,
-            f"features are not available for {family.name}",
-            cause=f"where tokens stand is defined for plain ViTs, not for {family.blocks}",
-            next_step="--set output.kind=logits",
-        )
-    return family.find_dense(model)
-
-
-def canonical(model: onnx.ModelProto, recipe: Recipe) -> onnx.ModelProto:
+def canonical(model: onnx.ModelProto | Source, recipe: Recipe) -> onnx.ModelProto:
     """The dense graph with every block in canonical form and nothing pruned; it must compute what the dense graph computes.
 
     Raises:
@@ -142,7 +125,7 @@ def canonical(model: onnx.ModelProto, recipe: Recipe) -> onnx.ModelProto:
     return finish(_canonical(model, recipe))
 
 
-def dense(model: onnx.ModelProto, recipe: Recipe) -> onnx.ModelProto:
+def dense(model: onnx.ModelProto | Source, recipe: Recipe) -> onnx.ModelProto:
     """The canonical graph in the types of the recipe: what a pruned graph is compared with for its speed.
 
     Raises:
@@ -154,13 +137,13 @@ def dense(model: onnx.ModelProto, recipe: Recipe) -> onnx.ModelProto:
     return finished if plan is None else precision.apply(finished, plan)
 
 
-def _canonical(model: onnx.ModelProto, recipe: Recipe) -> Surgery:
-    taken = take_in(model, recipe)
-    model, recipe = taken.model, taken.recipe
-    family, method = families.of(model), methods.get(recipe.prune.method)
+def _canonical(model: onnx.ModelProto | Source, recipe: Recipe) -> Surgery:
+    source = source_of(model)
+    family, method = source.family(recipe), methods.get(recipe.prune.method)
     _pass_of(method, family)
     precision.require_available(recipe.precision, family.name, family.blocks)
-    surgery = Surgery(working_copy(model), _anatomy(model, family, recipe), recipe, method, [])
+    read = source.read(recipe)
+    surgery = Surgery(working_copy(read.model), read.anatomy, read.recipe, method, [], spill=source.spill)
     family.canonical(surgery)
     return surgery
 
@@ -189,15 +172,13 @@ def _pass_of(method: Method, family: Family) -> GraphPass:
 
 def working_copy(model: onnx.ModelProto) -> Graph:
     """A graph to change, without the shapes that a rewrite makes wrong."""
-    copy = onnx.ModelProto()
-    copy.CopyFrom(model)
-    del copy.graph.value_info[:]
-    for output in copy.graph.output:
+    bare, weights = held.parted(model)
+    del bare.graph.value_info[:]
+    for output in bare.graph.output:
         for dim in list(output.type.tensor_type.shape.dim)[1:]:
             if dim.dim_value <= 0:
                 dim.Clear()
-    graph: Graph = gs.import_onnx(copy)
-    return graph
+    return held.attached(bare, weights)
 
 
 def finish(surgery: Surgery) -> onnx.ModelProto:
@@ -208,7 +189,7 @@ def finish(surgery: Surgery) -> onnx.ModelProto:
     """
     opset = surgery.graph.opset
     surgery.graph.cleanup(remove_unused_graph_inputs=False).toposort()
-    result: onnx.ModelProto = gs.export_onnx(surgery.graph, do_type_check=False)
+    result, weights = held.exported(surgery.graph)
     del result.opset_import[:]
     result.opset_import.append(onnx.helper.make_opsetid("", opset))
     if surgery.functions:
@@ -228,11 +209,10 @@ def finish(surgery: Surgery) -> onnx.ModelProto:
             next_step="export the dense model without it",
         )
     try:
-        onnx.checker.check_model(result, full_check=False)
-        onnx.shape_inference.infer_shapes(result, strict_mode=False)
+        held.check(result)
     except Exception as error:
         raise ExportError(325, "the rewritten graph is not valid ONNX", cause=str(error).splitlines()[0]) from error
-    return result
+    return held.filled(result, weights, surgery.spill)
 
 
 def forbidden(model: onnx.ModelProto) -> list[str]:

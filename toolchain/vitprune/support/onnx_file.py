@@ -12,15 +12,15 @@ if TYPE_CHECKING:
 
 
 def read_model(path: Path) -> onnx.ModelProto:
-    """The model in an ONNX file.
+    """The model in an ONNX file; weights beyond 2 GB stay in their files (`support.onnx_weights`).
 
     Raises:
         LoadError: VP604 it is none.
     """
-    import onnx
+    from vitprune.support import onnx_weights
 
     try:
-        model = onnx.load(str(path))
+        model = onnx_weights.load(path)
         if not model.graph.node or not model.graph.input or not model.graph.output:
             raise ValueError("it holds no graph")
         return model

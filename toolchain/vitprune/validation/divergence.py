@@ -112,7 +112,7 @@ def _run(model: onnx.ModelProto, names: list[str], image: NDArray[np.float32]) -
     probed.CopyFrom(emulated(model))
     present = {value.name for value in probed.graph.output}
     probed.graph.output.extend(onnx.ValueInfoProto(name=name) for name in dict.fromkeys(names) if name not in present)
-    session = make_session(probed.SerializeToString())
+    session = make_session(probed)
     values = session.run(names, {session.get_inputs()[0].name: image})
     return {name: value[:1] for name, value in zip(names, values, strict=True)}
 

@@ -13,6 +13,7 @@ import numpy as np
 import onnx_graphsurgeon as gs
 from onnx.reference import ReferenceEvaluator
 
+from vitprune.graph import held
 from vitprune.graph.anatomy.static import value_of
 from vitprune.support.attention import Rotation
 
@@ -146,6 +147,6 @@ def function_between(source: Any, result: Any, opset: int) -> Any:
     copy.inputs[0].dtype = copy.inputs[0].dtype or np.float32
     copy.outputs[0].dtype = copy.outputs[0].dtype or np.float32
     copy.cleanup(remove_unused_graph_inputs=False).toposort()
-    evaluator: Any = ReferenceEvaluator(gs.export_onnx(copy, do_type_check=False))
+    evaluator: Any = ReferenceEvaluator(held.rebuilt(copy))
     name = copy.inputs[0].name
     return lambda x: evaluator.run(None, {name: x})[0]

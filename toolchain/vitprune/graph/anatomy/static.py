@@ -13,6 +13,9 @@ import onnx
 import onnx_graphsurgeon as gs
 
 from vitprune.errors import ExportError
+from vitprune.graph import held
+
+LARGEST_FOLDED = 1 << 24  # bytes of a tensor that is computed from constants
 
 
 def static_copy(model: onnx.ModelProto, batch: int = 1) -> gs.Graph:
@@ -21,8 +24,7 @@ def static_copy(model: onnx.ModelProto, batch: int = 1) -> gs.Graph:
     Raises:
         ExportError: VP320 when a dimension other than the batch is left open.
     """
-    fixed = onnx.ModelProto()
-    fixed.CopyFrom(model)
+    fixed, weights = held.parted(model)
     initializers = {tensor.name for tensor in fixed.graph.initializer}
     for value in fixed.graph.input:
         if value.name in initializers:
@@ -43,11 +45,19 @@ def static_copy(model: onnx.ModelProto, batch: int = 1) -> gs.Graph:
         value.type.tensor_type.ClearField("shape")
     del fixed.graph.value_info[:]
     count = -1
-    graph = gs.import_onnx(onnx.shape_inference.infer_shapes(fixed, data_prop=True))
-    while len(graph.nodes) != count:
+    graph = held.attached(held.inferred(fixed, data_prop=True), weights)
+    while len(graph.nodes) != count and _foldable(graph):
         count = len(graph.nodes)
         graph = _fold_once(graph)
-    return graph
+    return graph.cleanup()
+
+
+def _foldable(graph: gs.Graph) -> bool:
+    """Whether anything is left that `_fold_once` could take away."""
+    return any(
+        node.op in ("Constant", "Shape") or all(isinstance(tensor, gs.Constant) or tensor.is_empty() for tensor in node.inputs)
+        for node in graph.nodes
+    )
 
 
 def _fold_once(graph: gs.Graph) -> gs.Graph:
@@ -57,9 +67,23 @@ def _fold_once(graph: gs.Graph) -> gs.Graph:
         logger.setLevel(logging.ERROR)
         _fold_shapes(graph)
         _fold_splits(graph)
-        graph.fold_constants(size_threshold=1 << 24, fold_shapes=False).cleanup()
+        _fold_transposes(graph)
+        _load_operands(graph)
+        graph.fold_constants(size_threshold=LARGEST_FOLDED, fold_shapes=False).cleanup()
     logger.setLevel(level)
-    return gs.import_onnx(onnx.shape_inference.infer_shapes(gs.export_onnx(graph, do_type_check=False), data_prop=True))
+    bare, weights = held.exported(graph)
+    return held.attached(held.inferred(bare, data_prop=True), weights)
+
+
+def _load_operands(graph: gs.Graph) -> None:
+    """Load the weights of which graphsurgeon computes something, which it does with their values only."""
+    known = {id(tensor) for node in graph.nodes for tensor in node.inputs if isinstance(tensor, gs.Constant)}
+    for node in graph.nodes:
+        if node.op == "Constant" or (node.inputs and all(id(tensor) in known or tensor.is_empty() for tensor in node.inputs)):
+            known |= {id(output) for output in node.outputs}
+            for tensor in node.inputs:
+                if isinstance(tensor, gs.Constant):
+                    tensor.values = held.values_of(tensor)
 
 
 def _fold_shapes(graph: gs.Graph) -> None:
@@ -91,13 +115,24 @@ def _fold_splits(graph: gs.Graph) -> None:
                 consumer.inputs = [constant if tensor is output else tensor for tensor in consumer.inputs]
 
 
+def _fold_transposes(graph: gs.Graph) -> None:
+    """Replace transposed constants by views of them: computed, a large weight would be there twice."""
+    for node in graph.nodes:
+        if node.op != "Transpose" or not isinstance(node.inputs[0], gs.Constant):
+            continue
+        whole, output = held.values_of(node.inputs[0]), node.outputs[0]
+        turned = gs.Constant(f"{output.name}/folded", whole.transpose(node.attrs.get("perm")))
+        for consumer in list(output.outputs):
+            consumer.inputs = [turned if tensor is output else tensor for tensor in consumer.inputs]
+
+
 def value_of(tensor: Any) -> np.ndarray | None:
     """The constant behind a tensor, or None."""
     if isinstance(tensor, gs.Constant):
-        return np.asarray(tensor.values)
+        return held.values_of(tensor)
     if tensor.inputs and tensor.inputs[0].op == "Constant":
         value = tensor.inputs[0].attrs.get("value")
-        return np.asarray(value.values) if isinstance(value, gs.Constant) else None
+        return held.values_of(value) if isinstance(value, gs.Constant) else None
     return None
 
 

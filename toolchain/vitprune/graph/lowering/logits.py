@@ -6,12 +6,13 @@ from pathlib import Path
 
 from vitprune.errors import LoadError, first_line
 from vitprune.graph import wire
+from vitprune.support.onnx_weights import take_along
 
 LISTS = ("kept_", "group_")
 
 
 def with_logits_only(source: Path, destination: Path) -> None:
-    """Copy a model without its lists of patches; builders remove the nodes that only fed those. Needs no onnx package.
+    """Copy a model, with weights that lie beside it, without its lists of patches; builders remove the nodes that only fed those. Needs no onnx package.
 
     Raises:
         LoadError: VP604 it is no ONNX model.
@@ -23,3 +24,4 @@ def with_logits_only(source: Path, destination: Path) -> None:
             604, f"'{source}' is not a readable ONNX model", cause=first_line(error), next_step="export the bundle again"
         ) from error
     destination.write_bytes(made)
+    take_along(source, destination)

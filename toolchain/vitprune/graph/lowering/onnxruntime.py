@@ -10,9 +10,8 @@ from typing import Any
 
 import onnx
 import onnx.inliner
-import onnx_graphsurgeon as gs
 
-from vitprune.graph import types
+from vitprune.graph import held, types
 from vitprune.graph.anatomy.static import scalar_of
 from vitprune.graph.lowering.attention import CONTRIB, above, fuse_attention
 from vitprune.graph.lowering.linear import fuse_linear
@@ -41,8 +40,8 @@ def specialise(
         operators that need the library.
     """
     opened = _native_sampling(model) if native else _shorter_sampling(model)
-    flat = onnx.shape_inference.infer_shapes(onnx.inliner.inline_local_functions(opened))
-    graph: Graph = gs.import_onnx(flat)
+    bare, weights = held.parted(opened)
+    graph = held.attached(held.inferred(onnx.inliner.inline_local_functions(bare)), weights)
     if not keep_outputs:
         graph.outputs = graph.outputs[:1]
     graph.cleanup(remove_unused_graph_inputs=False)
@@ -59,7 +58,7 @@ def specialise(
     facts["sites"], facts["merging"], facts["halting"] = sites.made, merging, sites.halts
     facts["scores"] = sites.scores
     facts["native"] = sum(node.domain == DOMAIN for node in graph.nodes)
-    result: onnx.ModelProto = gs.export_onnx(graph, do_type_check=False)
+    result = held.rebuilt(graph)
     del result.opset_import[:]
     result.opset_import.append(onnx.helper.make_opsetid("", graph.opset))
     if facts["native"]:

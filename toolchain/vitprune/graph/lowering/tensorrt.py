@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from vitprune.graph import wire
 from vitprune.ops.token_sample import DOMAIN, NAME
+from vitprune.support import onnx_weights
 from vitprune.support.onnx_file import read_model
 from vitprune.support.versions import Version
 
@@ -99,7 +100,12 @@ def add_inlined(bundle: Bundle) -> Path:
     """Write model.inline.onnx, the form without a custom domain, into a bundle and list it in its manifest."""
     from vitprune.bundle import write_atomic
 
-    path = bundle.path / INLINED
-    write_atomic(path, inlined(read_model(bundle.model_path)).SerializeToString())
+    path, model = bundle.path / INLINED, read_model(bundle.model_path)
+    if onnx_weights.any_elsewhere(model):
+        size = onnx_weights.total(model)
+        raise onnx_weights.too_large(
+            size, "this bundle", "the form without a custom domain is one file", "build the engine from model.onnx"
+        )
+    write_atomic(path, inlined(model).SerializeToString())
     bundle.add_files([INLINED])
     return path

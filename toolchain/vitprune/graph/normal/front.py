@@ -14,8 +14,8 @@ import onnx
 import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 
+from vitprune.graph import held
 from vitprune.graph.anatomy.static import static_copy, value_of
-from vitprune.graph.types import Graph
 
 CHANNELS_FIRST, CHANNELS_LAST = "NCHW", "NHWC"
 TO_FIRST = [0, 3, 1, 2]
@@ -89,13 +89,13 @@ def taken_off(model: onnx.ModelProto) -> tuple[onnx.ModelProto, Front | None]:
     constants = {tensor.name for tensor in model.graph.initializer}
     inputs = [value for value in model.graph.input if value.name not in constants]
     kind = KINDS.get(inputs[0].type.tensor_type.elem_type) if len(inputs) == 1 else None
-    if kind is None or len(inputs[0].type.tensor_type.shape.dim) != 4:
+    if kind is None or len(inputs[0].type.tensor_type.shape.dim) != 4 or _begins_with_convolution(model, inputs[0].name):
         return model, None
     found = _read(static_copy(model), kind)
     if found is None:
         return model, None
     front, last = found
-    graph: Graph = gs.import_onnx(model)
+    graph = held.imported(model)
     image, behind = graph.inputs[0], graph.tensors()[last]
     sizes = list(image.shape or ())
     behind.inputs.clear()
@@ -104,10 +104,15 @@ def taken_off(model: onnx.ModelProto) -> tuple[onnx.ModelProto, Front | None]:
     behind.shape = [sizes[place] for place in (TO_FIRST if front.layout == CHANNELS_LAST else range(4))]
     graph.inputs = [behind]
     graph.cleanup(remove_unused_graph_inputs=False).toposort()
-    bare: onnx.ModelProto = gs.export_onnx(graph, do_type_check=False)
+    bare = held.rebuilt(graph)
     bare.ir_version = model.ir_version
     del bare.graph.value_info[:]
     return bare, front
+
+
+def _begins_with_convolution(model: onnx.ModelProto, image: str) -> bool:
+    """Whether nothing but a convolution reads the image, so that nothing stands in front of it."""
+    return [node.op_type for node in model.graph.node if image in node.input] == ["Conv"]
 
 
 def _read(graph: gs.Graph, kind: str) -> tuple[Front, str] | None:

@@ -9,9 +9,8 @@ import math
 from collections.abc import Iterable
 
 import onnx
-import onnx_graphsurgeon as gs
 
-from vitprune.graph import types
+from vitprune.graph import held, types
 from vitprune.graph.emit import FLOAT, Emitter
 from vitprune.graph.normal.attentions import attention, multi_head
 from vitprune.graph.normal.writing_out import CONTRIB, Writer, given, nothing_else, refused
@@ -35,7 +34,8 @@ def expand(model: onnx.ModelProto) -> tuple[onnx.ModelProto, dict[str, int]]:
         return _imports_only(model), {}
     counts: dict[str, int] = {}
     for step in (_SIMPLE, _PRODUCTS):
-        graph: Graph = gs.import_onnx(onnx.shape_inference.infer_shapes(checkable(model)))
+        bare, weights = held.parted(checkable(model))
+        graph = held.attached(held.inferred(bare), weights)
         emit = Emitter(graph, "products" if step is _PRODUCTS else "plain")
         for node in [node for node in graph.nodes if _foreign(node.domain, node.op, early)]:
             if node.op in step:
@@ -44,7 +44,7 @@ def expand(model: onnx.ModelProto) -> tuple[onnx.ModelProto, dict[str, int]]:
             elif node.op not in _SIMPLE and node.op not in _PRODUCTS:
                 raise refused(node, "it is not one of ONNX's own and not known")
         graph.cleanup(remove_unused_graph_inputs=False).toposort()
-        model = _without_shapes(gs.export_onnx(graph, do_type_check=False), model)
+        model = _without_shapes(held.rebuilt(graph), model)
     return _imports_only(model), counts
 
 

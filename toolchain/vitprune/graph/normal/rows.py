@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 import onnx
-import onnx_graphsurgeon as gs
 
+from vitprune.graph import held
 from vitprune.graph.anatomy.readers import ELEMENTWISE, ROW_NORMS
 from vitprune.graph.anatomy.static import static_copy, value_of
 from vitprune.graph.emit import Emitter
@@ -40,7 +40,7 @@ def unflatten(model: onnx.ModelProto) -> tuple[onnx.ModelProto, int]:
     if not _may_join(model):
         return model, 0
     known = _known(model)
-    graph: Graph = gs.import_onnx(model)
+    graph = held.imported(model)
     graph.toposort()
     joined, members = _joined(graph, known)
     useful = _leading_to_exits(joined, members, known.shapes)
@@ -48,7 +48,7 @@ def unflatten(model: onnx.ModelProto) -> tuple[onnx.ModelProto, int]:
         return model, 0
     exits = _Writer(graph, joined, known, useful).write(members)
     graph.cleanup(remove_unused_graph_inputs=False).toposort()
-    made: onnx.ModelProto = gs.export_onnx(graph, do_type_check=False)
+    made = held.rebuilt(graph)
     made.ir_version = model.ir_version
     del made.graph.value_info[:]
     return made, exits

@@ -10,6 +10,7 @@ import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 
+from vitprune.graph import held
 from vitprune.graph.anatomy.static import scalar_of, static_copy, value_of
 
 STEPS = 8
@@ -27,14 +28,13 @@ def unguard(model: onnx.ModelProto) -> tuple[onnx.ModelProto, int]:
     guards = {name: inner for name, inner in guards.items() if name not in {output.name for output in model.graph.output}}
     if not guards:
         return model, 0
-    bare = onnx.ModelProto()
-    bare.CopyFrom(model)
+    bare, weights = held.parted(model)
     for node in bare.graph.node:
         for place, name in enumerate(node.input):
             node.input[place] = guards.get(name, name)
-    graph = gs.import_onnx(bare)
+    graph = held.attached(bare, weights)
     graph.cleanup(remove_unused_graph_inputs=False).toposort()
-    made: onnx.ModelProto = gs.export_onnx(graph, do_type_check=False)
+    made = held.rebuilt(graph)
     made.ir_version = model.ir_version
     del made.graph.value_info[:]
     return made, len(guards)

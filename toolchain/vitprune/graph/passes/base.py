@@ -17,6 +17,7 @@ from vitprune.graph.ragged import Ragged
 from vitprune.graph.types import Graph, Shape, Tensor, given, redirect
 from vitprune.methods.base import Method, Site
 from vitprune.recipe import Recipe
+from vitprune.support.onnx_weights import Spill
 
 
 class Slots(NamedTuple):
@@ -49,6 +50,7 @@ class Surgery:
         more_outputs: further outputs of the method, by name.
         functions: model-local functions to attach. outlines: what sites do as one operator.
         ragged: where tokens are born whose number differs between images (see `born`). notes: facts for the export report.
+        spill: where new weights go, None = into the model.
     """
 
     graph: Graph
@@ -74,6 +76,7 @@ class Surgery:
     outlines: list[Outline] = field(default_factory=list)
     ragged: list[Ragged] = field(default_factory=list)
     notes: dict[str, Any] = field(default_factory=dict)
+    spill: Spill | None = None
 
     def __post_init__(self) -> None:
         self.tensors = self.graph.tensors()

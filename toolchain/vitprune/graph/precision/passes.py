@@ -11,6 +11,7 @@ import onnx
 from onnx import helper
 
 from vitprune.errors import ExportError, RecipeError
+from vitprune.graph import held
 from vitprune.graph.passes.base import Surgery
 from vitprune.graph.precision import audit, casting, quantising, roles, smoothing, stream
 from vitprune.graph.precision.io import half_io
@@ -165,8 +166,7 @@ def apply(model: onnx.ModelProto, plan: Plan) -> onnx.ModelProto:
         model = casting.cast(model, set(half), plan.floats)
     model = half_io(model) if plan.io else model
     try:
-        onnx.checker.check_model(model, full_check=False)
-        onnx.shape_inference.infer_shapes(model, check_type=True, strict_mode=False)
+        held.check(held.parted(model)[0], check_type=True)
     except Exception as error:
         raise _refused(str(error).splitlines()[0][:200]) from error
     if wrong := audit.half_decisions(model):

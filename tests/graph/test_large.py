@@ -1,0 +1,163 @@
+"""Graphs whose weights are more than one message holds: they stay in files, in memory and in the bundle. The threshold is lowered here."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+
+import vitprune
+from helpers import ats, images, tiny
+from vitprune import engines, pipelines, targets
+from vitprune.backends.onnxruntime import make_session
+from vitprune.errors import ExportError, LoadError
+from vitprune.exporting.dense import dense_onnx
+from vitprune.exporting.dense_twin import dense_of
+from vitprune.graph import skeletons
+from vitprune.support import onnx_weights
+
+SIDE = 64
+ASIDE = 100_000
+
+
+def recipe() -> vitprune.Recipe:
+    return vitprune.Recipe.load(ats(stages=[1, 2]) | {"model": {"mean": [0.5] * 3, "std": [0.5] * 3}})
+
+
+@pytest.fixture(scope="module")
+def dense(tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("large") / "dense.onnx"
+    made = dense_onnx(tiny(depth=3), (3, SIDE, SIDE), recipe())
+    onnx.save(made, str(path), save_as_external_data=True, location="dense.weights", size_threshold=0)
+    return path
+
+
+@pytest.fixture
+def lowered(monkeypatch) -> None:
+    monkeypatch.setattr(onnx_weights, "MOST_BYTES", ASIDE)
+
+
+@pytest.fixture(scope="module")
+def bundles(dense, tmp_path_factory) -> tuple[vitprune.Bundle, vitprune.Bundle]:
+    """Rewritten in memory, and with weights in files."""
+    folder = tmp_path_factory.mktemp("bundles")
+    small = vitprune.rewrite(dense, recipe(), folder / "small")
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(onnx_weights, "MOST_BYTES", ASIDE)
+        return small, vitprune.rewrite(dense, recipe(), folder / "large")
+
+
+def test_weights_lie_beside_the_model_and_nothing_else_changes(bundles):
+    small, large = bundles
+    assert "model.onnx.data" in large.manifest.files
+    assert "model.onnx.data" not in small.manifest.files
+    assert large.model_path.stat().st_size < ASIDE < small.model_path.stat().st_size
+    one, other = (onnx.load(str(bundle.model_path)) for bundle in bundles)
+    assert [node.SerializeToString() for node in one.graph.node] == [node.SerializeToString() for node in other.graph.node]
+    for mine, theirs in zip(one.graph.initializer, other.graph.initializer, strict=True):
+        assert mine.name == theirs.name
+        np.testing.assert_array_equal(onnx.numpy_helper.to_array(mine), onnx.numpy_helper.to_array(theirs))
+    assert [path.name for path in large.path.parent.iterdir() if path.name.startswith(".")] == []  # what was spilled is gone
+
+
+def test_it_runs_validates_and_gives_its_dense_model(bundles, lowered):
+    small, large = bundles
+    x = images(3, (3, SIDE, SIDE), seed=5)
+    np.testing.assert_allclose(large.run(x).logits, small.run(x).logits, atol=1e-6)
+    assert pipelines.validate(large, reference="stored").passed
+    model = dense_of(large)
+    assert onnx_weights.any_elsewhere(model)
+    found = make_session(model).run(None, {"image": x})[0]
+    np.testing.assert_allclose(found, make_session(dense_of(small)).run(None, {"image": x})[0], atol=1e-5)
+
+
+def test_a_changed_weight_is_noticed_when_the_bundle_is_opened(bundles, tmp_path):
+    copy = Path(shutil.copytree(bundles[1].path, tmp_path / "copy"))
+    data = bytearray((copy / "model.onnx.data").read_bytes())
+    data[len(data) // 2] ^= 1
+    (copy / "model.onnx.data").write_bytes(data)
+    with pytest.raises(LoadError, match="VP601"):
+        vitprune.open_bundle(copy)
+
+
+def test_an_engine_is_built_of_it(bundles, tmp_path):
+    bundle = vitprune.open_bundle(shutil.copytree(bundles[1].path, tmp_path / "copy"))
+    engines.build_engine(bundle, targets.load("onnxruntime-cpu"), report=lambda text: None)
+    assert not list(bundle.engine_path("onnxruntime-cpu").glob("graph.onnx*"))
+    x = images(2, (3, SIDE, SIDE), seed=6)
+    found = pipelines.session(bundle, "onnxruntime", "onnxruntime-cpu").run(x).logits
+    np.testing.assert_allclose(found, bundle.run(x).logits, atol=1e-5)
+
+
+def told(model: onnx.ModelProto, number: int) -> dict[str, onnx.StringStringEntryProto]:
+    return {entry.key: entry for entry in model.graph.initializer[number].external_data}
+
+
+@pytest.mark.parametrize("damage", ["outside", "beyond", "missing", "link"])
+def test_weights_that_are_not_there_are_refused_by_name(dense, tmp_path, lowered, damage):
+    model = onnx.load(str(dense), load_external_data=False)
+    (tmp_path / "dense.weights").write_bytes(dense.with_name("dense.weights").read_bytes())
+    if damage == "outside":
+        told(model, 0)["location"].value = "../dense.weights"
+    elif damage == "beyond":
+        told(model, 0)["offset"].value = str(10**9)
+    elif damage == "missing":
+        (tmp_path / "dense.weights").unlink()
+    else:
+        (tmp_path / "dense.weights").rename(tmp_path / "elsewhere")
+        (tmp_path / "dense.weights").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "dense.onnx").write_bytes(model.SerializeToString())
+    with pytest.raises(LoadError, match="VP604"):
+        vitprune.rewrite(tmp_path / "dense.onnx", recipe(), tmp_path / "bundle")
+
+
+def test_weights_that_are_no_numbers_are_found_in_their_file(dense, tmp_path, lowered):
+    model = onnx.load(str(dense), load_external_data=False)
+    data = bytearray(dense.with_name("dense.weights").read_bytes())
+    largest = max(range(len(model.graph.initializer)), key=lambda number: onnx_weights.nbytes(model.graph.initializer[number]))
+    start = int(told(model, largest)["offset"].value) if "offset" in told(model, largest) else 0
+    data[start : start + 4] = np.float32(np.nan).tobytes()
+    (tmp_path / "dense.weights").write_bytes(data)
+    (tmp_path / "dense.onnx").write_bytes(model.SerializeToString())
+    with pytest.raises(ExportError, match="VP306"):
+        vitprune.rewrite(tmp_path / "dense.onnx", recipe(), tmp_path / "bundle")
+
+
+def test_other_types_are_refused(dense, tmp_path, lowered):
+    with pytest.raises(ExportError, match="VP337"):
+        vitprune.rewrite(dense, recipe().with_("precision.mode", "fp16"), tmp_path / "bundle")
+
+
+def test_a_model_too_large_to_export_is_refused_with_the_way_out(tmp_path, monkeypatch):
+    monkeypatch.setattr(onnx_weights, "MOST_BYTES", 10_000)
+    with pytest.raises(ExportError, match="VP337") as refused:
+        vitprune.export(tiny(depth=1), vitprune.Recipe.load(ats(stages=[0])), tmp_path / "bundle")
+    assert "vitprune rewrite" in json.dumps(refused.value.document())
+
+
+def test_arrays_are_spilled_once_and_mapped(tmp_path):
+    spill = onnx_weights.Spill(tmp_path / "weights")
+    array = np.arange(3000, dtype=np.float32).reshape(30, 100)
+    one, other, turned = (onnx.TensorProto(name=name, data_type=1, dims=[30, 100]) for name in ("a", "b", "c"))
+    spill.keep(one, array)
+    spill.keep(other, array.copy())
+    spill.keep(turned, array[::-1])
+    assert one.external_data == other.external_data != turned.external_data
+    np.testing.assert_array_equal(onnx_weights.values(other), array)
+    np.testing.assert_array_equal(onnx_weights.values(turned), array[::-1])
+    assert np.shares_memory(onnx_weights.values(one), onnx_weights.values(other))  # mapped once
+
+
+def test_a_skeleton_keeps_values_in_other_fields():
+    """Two tensors of one shape whose values are not raw bytes looked the same."""
+
+    def model(value: float) -> onnx.ModelProto:
+        tensor = onnx.TensorProto(name=f"w{value}", data_type=1, dims=[100], float_data=[value] * 100)
+        return onnx.ModelProto(graph=onnx.GraphProto(initializer=[tensor]))
+
+    kept = skeletons.fleshed(skeletons.skeleton(model(1.0), model(2.0)), model(2.0))
+    assert onnx.numpy_helper.to_array(kept.graph.initializer[0])[0] == 1.0
