@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import ablation
+import forms_report
 import types_report
 
 HERE = Path(__file__).parent
@@ -363,5 +364,7 @@ if __name__ == "__main__":
         raise SystemExit(f"no results in {args.results}: run results.py first")
     found = HERE / "tune.json"
     search = json.loads(found.read_text()) if found.exists() else None
-    args.out.write_text(markdown(stored, draw(stored, args.out.parent / "plots"), types_report.sections(HERE, table), search))
+    others = forms_report.sections(HERE, table, {run["name"]: run for run in stored})
+    types = [*others, *types_report.sections(HERE, table)]
+    args.out.write_text(markdown(stored, draw(stored, args.out.parent / "plots"), types, search))
     print(args.out)

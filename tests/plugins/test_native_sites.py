@@ -17,6 +17,7 @@ import torch
 
 import vitprune
 from helpers import images, legacy_onnx
+from vitprune.exporting import ranges
 from vitprune.graph import surgery
 from vitprune.graph.lowering.onnxruntime import specialise
 from vitprune.graph.lowering.rounding import emulated
@@ -229,11 +230,50 @@ def alone(attributes: dict[str, Any], library: Path) -> Callable[[list[str], dic
     return lambda wanted, feeds: runner.run(wanted, {name: feeds[name] for name in ranks})
 
 
-def test_half_types_keep_their_nodes(dense: onnx.ModelProto) -> None:
-    model, *_ = surgery.rewrite(dense, recipe(ATS, precision={"mode": "fp16"}))
-    facts = specialise(emulated(model), keep_outputs=True, native=True)[1]
-    assert facts["sites"] == 0
-    assert facts["native"] == 3  # TokenSample, whose scores are in float32 in any graph
+@pytest.mark.parametrize("mode", ["fp16", "bf16"])
+@pytest.mark.parametrize("case", ["ats", "topk", "evit", "asvit", "avit", "dynamicvit", "pomt"])
+def test_half_types_round_where_they_did(case: str, mode: str, dense: onnx.ModelProto, ort_library: Path) -> None:
+    """A site in which nothing is rounded is an operator there, too, with the same decisions; what is rounded stays plain nodes."""
+    model, *_ = surgery.rewrite(dense, recipe(CASES[case], precision={"mode": mode}))
+    half = emulated(model)
+    native, facts = specialise(half, keep_outputs=True, native=True)
+    assert facts["sites"] == sum(output.name.startswith("kept_") for output in model.graph.output)
+    if case == "pomt":
+        assert facts["scores"] == 0  # its attention is in the half type
+    x = images(5, (3, SIDE, SIDE), seed=3)
+    assert_alike(session(native, ort_library), session(specialise(half, keep_outputs=True)[0], ort_library), x)
+
+
+@pytest.mark.parametrize("case", ["ats", "topk", "evit", "ats_merge"])
+def test_quantised_products_leave_the_sites_alone(case: str, dense: onnx.ModelProto, ort_library: Path) -> None:
+    given = images(16, (3, SIDE, SIDE), seed=5)
+    asked = ranges.with_opset(recipe(CASES.get(case, {**ATS, "method": case}), precision={"mode": "int8", "rest": "fp32"}))
+    model, *_ = surgery.rewrite(dense, ranges.settle(dense, asked, True, lambda count: given[:count]))
+    native, facts = specialise(model, keep_outputs=True, native=True)
+    kinds = Counter(node.op_type for node in native.graph.node)
+    assert kinds["QuantizeLinear"] > DEPTH
+    assert kinds["SampledMerge" if case == "ats_merge" else "PruneSite"] == len(stored(model))
+    plain = session(specialise(model, keep_outputs=True)[0], ort_library)
+    assert_alike(session(native, ort_library), plain, images(5, (3, SIDE, SIDE), seed=3))
+
+
+def test_a_site_with_a_rounding_inside_keeps_its_nodes(dense: onnx.ModelProto) -> None:
+    """Planted between the gathering of rows and their readers, in one of three sites: to a half type, or to int8 and back."""
+    model, *_ = surgery.rewrite(dense, recipe(ATS))
+    rows = stored(model)[1].outputs["rows"]
+    assert specialise(model, keep_outputs=True, native=True)[1]["sites"] == 3
+    next(node for node in model.graph.node if rows in node.output).output[0] = "planted/exact"
+    model.graph.initializer.append(onnx.numpy_helper.from_array(np.float32(0.1), "planted/scale"))
+    for there, back, more, to in (
+        ("Cast", "Cast", [], onnx.TensorProto.FLOAT16),
+        ("QuantizeLinear", "DequantizeLinear", ["planted/scale"], None),
+    ):
+        spoilt = onnx.ModelProto()
+        spoilt.CopyFrom(model)
+        attributes = [{}, {}] if to is None else [{"to": to}, {"to": onnx.TensorProto.FLOAT}]
+        spoilt.graph.node.append(onnx.helper.make_node(there, ["planted/exact", *more], ["planted/half"], **attributes[0]))
+        spoilt.graph.node.append(onnx.helper.make_node(back, ["planted/half", *more], [rows], **attributes[1]))
+        assert specialise(spoilt, keep_outputs=True, native=True)[1]["sites"] == 2
 
 
 def test_a_tampered_outline_is_no_danger(dense: onnx.ModelProto, ort_library: Path) -> None:

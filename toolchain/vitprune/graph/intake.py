@@ -13,6 +13,8 @@ import onnx.version_converter
 
 from vitprune.errors import ExportError, RecipeError
 from vitprune.graph import held
+from vitprune.graph.normal.idle import take_idle_casts
+from vitprune.graph.normal.newer import write_out
 from vitprune.graph.normal.operators import expand
 from vitprune.graph.normal.operators import opset_of as opset_of
 from vitprune.graph.normal.rows import unflatten
@@ -44,19 +46,22 @@ def take_in(model: onnx.ModelProto, recipe: Recipe) -> Intake:
     _name_nodes(copy)
     dropped = _choose_output(copy, recipe.graph.output, several=recipe.output.features)
     _check_input(copy)
+    copy, newer = write_out(copy)
     copy, expanded = expand(copy)
     recipe = _settle_opset(copy, recipe)
     copy = upgrade(copy, recipe.graph.opset)
     copy.ir_version = min(max(copy.ir_version, OLDEST_IR), onnx.IR_VERSION)
     recipe = _settle_batch(copy, recipe)
+    idle = take_idle_casts(copy)
     copy, parted = unflatten(copy)
     copy, guards = unguard(copy)
     _name_nodes(copy)
     notes = {
         "dropped_outputs": dropped,
-        "expanded_operators": expanded,
+        "expanded_operators": newer | expanded,
         "linear_maps_on_tokens_again": parted,
         "guards_of_softmax_taken_away": guards,
+        "idle_casts_taken_away": idle,
     }
     return Intake(copy, recipe, {name: value for name, value in notes.items() if value})
 

@@ -33,6 +33,10 @@ class Outline:
     outputs: dict[str, str]
     attributes: dict[str, int | float | str]
 
+    def typed(self, kinds: Mapping[str, type]) -> bool:
+        """Whether it has attributes of these names and types, and no others."""
+        return {name: type(value) for name, value in self.attributes.items()} == dict(kinds)
+
 
 def outline(
     kind: str,

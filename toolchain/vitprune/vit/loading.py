@@ -20,6 +20,7 @@ from vitprune.vit.fitting import load_weights as load_weights
 from vitprune.vit.hub import folder_of
 from vitprune.vit.hub import is_folder_name as is_folder_name
 from vitprune.vit.naflex import at_size, of_vision_transformer
+from vitprune.vit.outside import require_plain
 from vitprune.vit.weights import read_weights as read_weights
 from vitprune.vit.weights import shards as shards
 from vitprune.vit.weights import weights_digest as weights_digest
@@ -99,6 +100,7 @@ def from_module(module: Any, section: ModelSection, name: str = "") -> LoadedMod
     module = at_size(module, section.image_size)
     if not hasattr(module, "patch_embed"):
         return LoadedModel(module, label, {}, {"kind": "module"})
+    require_plain(module)
     return LoadedModel(module, label, preprocessing_of(module, section), {"kind": "module"})
 
 
@@ -113,7 +115,8 @@ def load(section: ModelSection, *, pretrained: bool = True, seed: int = 0, weigh
 
     Raises:
         ExportError: VP300 unknown name, VP301 arguments do not fit, VP302 weights cannot be had, VP303 weights do not fit, VP305
-            positions of another grid, VP306 weights that are no finite real numbers. RecipeError: VP128 more class names than classes.
+            positions of another grid, VP306 weights that are no finite real numbers, VP310 no plain ViT. RecipeError: VP128 more class
+            names than classes.
     """
     require_torch("loading a model")
     import timm
@@ -163,6 +166,7 @@ def load(section: ModelSection, *, pretrained: bool = True, seed: int = 0, weigh
         source |= {"weights": "pretrained"} if fetch else {"weights": "random", "seed": seed}
     check_module(module, name)
     module = at_size(module, section.image_size)
+    require_plain(module)
     preprocessing = preprocessing_of(module, section)
     if fetch and "classes" not in preprocessing and (names := imagenet_names(module)):
         preprocessing["classes"] = names

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -13,16 +14,12 @@ from vitprune.recipe import Recipe
 from vitprune.vit.blocks import rounded
 from vitprune.vit.dense import DenseViT, row_weights
 from vitprune.vit.features import Places, joined
+from vitprune.vit.outside import require_plain
 from vitprune.vit.precision import TYPES, HalfViT
 from vitprune.vit.quantised import QuantViT
 from vitprune.vit.timm_blocks import why_not
 from vitprune.vit.timm_vit import TimmViT, can_weigh
 from vitprune.vit.tokens import TokenState
-
-OTHERS = {
-    "VisionTransformerSAM": "its blocks attend within windows of the image, and tokens that leave would tear the windows",
-    "SwinTransformer": "its blocks attend within windows of the image, and tokens that leave would tear the windows",
-}  # why models that are nearly plain ViTs are not taken
 
 
 def check_supported(model: nn.Module, method: methods.Method, by_cls: bool | None = None, pooled: bool = True) -> None:
@@ -35,23 +32,10 @@ def check_supported(model: nn.Module, method: methods.Method, by_cls: bool | Non
         ExportError: VP310 no plain ViT of timm, VP311 blocks of another kind, VP312 no CLS token, VP313 pooling that cannot leave out pad
             slots.
     """
-    from timm.models.beit import Beit
-    from timm.models.eva import Eva
-    from timm.models.vision_transformer import VisionTransformer
-    from timm.models.vision_transformer_relpos import VisionTransformerRelPos
-
-    name = type(model).__name__
-    if not isinstance(model, VisionTransformer | Eva | Beit | VisionTransformerRelPos):
-        raise ExportError(
-            310,
-            f"nothing to patch in {name}",
-            cause=OTHERS.get(
-                name, f"{name} is not one of timm's plain ViTs (VisionTransformer, Eva, Beit, VisionTransformerRelPos)"
-            ),
-            next_step="use a timm VisionTransformer such as deit_small_patch16_224; vitprune models lists what works",
-        )
-    refused = [(index, why_not(block)) for index, block in enumerate(model.blocks) if why_not(block)]
-    if refused or not len(model.blocks):
+    require_plain(model)
+    name, blocks = type(model).__name__, list(cast("nn.ModuleList", model.blocks))
+    refused = [(index, why_not(block)) for index, block in enumerate(blocks) if why_not(block)]
+    if refused or not blocks:
         index, cause = refused[0] if refused else (0, "it has no blocks")
         raise ExportError(
             311,

@@ -118,13 +118,14 @@ def walk_up(tensor: Any, index: int | None, heads: int, head_dim: int, tokens: i
 
     Rotary positions are looked for where `tokens` is given.
     """
-    scale, norm, part = 1.0, None, None
+    scale, norm, part, every = 1.0, None, None, heads
     rotation: Rotation | None = None
     inner = heads * head_dim
     for _ in range(40):
         linear = linear_above(tensor)
         if linear is not None:
-            return Walk(_section(linear, part, inner, index, tensor, parts), scale, norm, rotation)
+            found = _section(linear, part, inner, index, tensor, parts)
+            return Walk(for_every_head(found, heads, every), scale, norm, rotation)
         node = producer(tensor)
         if node is None:
             break
@@ -139,7 +140,10 @@ def walk_up(tensor: Any, index: int | None, heads: int, head_dim: int, tokens: i
                     raise fail(index, node, f"packed maps in the order [{parts}, heads, head_dim]")
             tensor = node.inputs[0]
         elif tensor.shape and tensor.shape[-1] == inner and (columns := columns_of(node, tensor)) is not None:
-            return Walk(columns, scale, norm, rotation)
+            return Walk(for_every_head(columns, heads, every), scale, norm, rotation)
+        elif node.op == "Expand" and (shared := _shared_by(node, heads)) is not None:
+            heads, tensor = shared, node.inputs[0]
+            inner = heads * head_dim
         elif node.op in ("Slice", "Gather", "Split") and (taken := _selected_third(node, tensor)) is not None:
             part, tensor = taken, node.inputs[0]
         elif node.op == "LayerNormalization" and norm is None:
@@ -155,12 +159,31 @@ def walk_up(tensor: Any, index: int | None, heads: int, head_dim: int, tokens: i
             norm = HeadNorm(weight, None, epsilon, rms=True)
         elif tokens and rotation is None and (above := source_of(tensor)) is not None:
             rotation = rotation_between(above, tensor, heads, tokens, opset)
-            if rotation is None:
+            if rotation is None or (heads != every and len(rotation.cos) > 1):
                 raise fail(index, node, "rotary positions, row by row, between a linear map and attention")
             tensor = above
         else:
             raise fail(index, node, "reshapes, scaling, rotary positions or q/k norm between a linear map and attention")
     raise fail(index, f"tensor '{tensor.name}'", "a linear map with constant weights above attention")
+
+
+def _shared_by(node: gs.Node, heads: int) -> int | None:
+    """How many heads of keys or values [.,h,1,N,d] an Expand gives to `heads` heads of queries, or None where it does something else."""
+    before, after = list(node.inputs[0].shape or ()), list(node.outputs[0].shape or ())
+    if len(before) != 5 or len(after) != 5 or before[2] != 1 or [*before[:2], *before[3:]] != [*after[:2], *after[3:]]:
+        return None
+    return int(after[1]) if after[1] * after[2] == heads else None
+
+
+def for_every_head(linear: Linear, heads: int, every: int) -> Linear:
+    """A map to `heads` shared heads as one to `every` head (Ainslie et al., EMNLP 2023, arXiv 2305.13245): each stands for its group."""
+    if heads == every:
+        return linear
+    weight = np.repeat(linear.weight.reshape(len(linear.weight), heads, -1), every // heads, axis=1).reshape(
+        len(linear.weight), -1
+    )
+    bias = None if linear.bias is None else np.repeat(linear.bias.reshape(heads, -1), every // heads, axis=0).reshape(-1)
+    return Linear(weight, bias, linear.source)
 
 
 def columns_of(node: gs.Node, tensor: Any) -> Linear | None:

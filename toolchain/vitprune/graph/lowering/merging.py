@@ -7,7 +7,8 @@ import onnx
 
 from vitprune.graph import types
 from vitprune.graph.anatomy.static import value_of
-from vitprune.graph.lowering.pruning import ATTRIBUTES, SAMPLED, typed, written
+from vitprune.graph.lowering.pruning import ATTRIBUTES, SAMPLED, written
+from vitprune.graph.lowering.scoring import rounds_inside
 from vitprune.graph.outlines import Outline, stored
 from vitprune.graph.types import Graph, Tensor, dims
 from vitprune.graph.widening import HALF
@@ -45,7 +46,7 @@ def native_merging(graph: Graph, model: onnx.ModelProto, shapes: dict[int, Tenso
     for number, one in enumerate(stored(model)):
         name = f"vitprune/native_merge{number}"
         if one.kind == SAMPLED:
-            made += asks and _replace_sampled(graph, one, name, shapes)
+            made += not rounds_inside(one, graph.tensors(), set()) and _replace_sampled(graph, one, name, shapes)
         else:
             made += _replace(graph, one, name, asks)
     return made
@@ -59,7 +60,7 @@ def _replace_sampled(graph: Graph, one: Outline, name: str, shapes: dict[int, Te
     wanted = {role: label for role, label in one.inputs.items() if (role != "group" or grouped) and (role != "patch" or numbered)}
     found = {role: tensors[label] for role, label in wanted.items() if role in SAMPLED_INPUTS and label in tensors}
     scored = "score" in found or {"query", "key", "value"} <= found.keys()
-    if len(found) < len(wanted) or not scored or not {"x", "metric"} <= found.keys() or not typed(one, SAMPLED_ATTRIBUTES):
+    if len(found) < len(wanted) or not scored or not {"x", "metric"} <= found.keys() or not one.typed(SAMPLED_ATTRIBUTES):
         return False
     floats = (tensor.dtype == np.float32 for role, tensor in found.items() if role not in ("patch", "valid", "group"))
     if one.outputs.get("rows") not in tensors or len(dims(found["x"])) != 3 or not all(floats):

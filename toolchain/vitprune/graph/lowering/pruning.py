@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 import onnx
 
 from vitprune.graph import types
-from vitprune.graph.lowering.scoring import native_scores
+from vitprune.graph.lowering.scoring import native_scores, rounds_inside
 from vitprune.graph.outlines import Outline, stored
 from vitprune.graph.types import Graph, Node, Shape, Tensor, dims
-from vitprune.graph.widening import HALF
 from vitprune.ops.token_sample import DOMAIN
 
 KIND, HALT, SAMPLED = "PruneSite", "TokenHalt", "SampledMerge"
@@ -54,23 +53,21 @@ class Sites:
 
 
 def native_sites(graph: Graph, model: onnx.ModelProto) -> Sites:
-    """Put an operator in the place of every dropping site of a graph in FP32, and of every step of halting, which is changed.
+    """Put an operator in the place of every dropping site of a graph, and of every step of halting; the graph is changed.
 
-    The plain nodes of a site go with the next clean-up, those that something else still reads stay. Graphs with half types or quantised
-    products are left as they are: an operator would pass over what is rounded inside a site.
+    The plain nodes of a site go with the next clean-up, those that something else still reads stay. In graphs with half types or
+    quantised products a site stays as it is where something is rounded inside it: an operator would pass over that.
 
     Args:
         graph: the imported model. model: what it was imported from, with its outlines.
     """
     sites = Sites()
-    rounds = any(node.op == "QuantizeLinear" or (node.op == "Cast" and node.attrs["to"] in HALF) for node in graph.nodes)
-    if not rounds:
-        sites.scores = native_scores(graph, model)
-        for number, one in enumerate(stored(model)):
-            if one.kind == KIND:
-                _replace(graph, one, f"vitprune/native_site{number}", sites)
-            elif one.kind == HALT:
-                _halt(graph, one, f"vitprune/native_halt{number}", sites)
+    sites.scores = native_scores(graph, model)
+    for number, told in enumerate(stored(model)):
+        one = _as_gathered(told, graph.tensors())
+        if one.kind in (KIND, HALT) and not rounds_inside(one, graph.tensors(), set(sites.masks)):
+            put = _replace if one.kind == KIND else _halt
+            put(graph, one, f"vitprune/native_site{number}", sites)
     return sites
 
 
@@ -109,6 +106,15 @@ def _same_rows(node: Node) -> Tensor | None:
     return None
 
 
+def _as_gathered(one: Outline, tensors: dict[str, Tensor]) -> Outline:
+    """The site with LN1(x) as its rows are gathered from it: the score may read it before it is rounded to a half type."""
+    rows2 = tensors.get(one.outputs.get("rows2", ""))
+    gather = rows2.inputs[0] if rows2 is not None and rows2.inputs else None
+    if gather is None or gather.op != "GatherND":
+        return one
+    return replace(one, inputs={**one.inputs, "h": gather.inputs[0].name})
+
+
 def _replace(graph: Graph, one: Outline, name: str, sites: Sites) -> None:
     tensors = graph.tensors()
     inputs = _inputs(one, tensors)
@@ -138,7 +144,7 @@ def _inputs(one: Outline, tensors: dict[str, Tensor]) -> dict[str, Tensor] | Non
     wanted = {role: label for role, label in one.inputs.items() if role != "patch" or numbered}
     found = {role: tensors[label] for role, label in wanted.items() if role in INPUTS and label in tensors}
     if (
-        not typed(one, ATTRIBUTES)
+        not one.typed(ATTRIBUTES)
         or len(found) < len(wanted)
         or "x" not in found
         or any(found[role].dtype != np.float32 for role in DATA if role in found)
@@ -156,7 +162,7 @@ def _halt(graph: Graph, one: Outline, name: str, sites: Sites) -> None:
     tensors = graph.tensors()
     wanted = {role: label for role, label in one.inputs.items() if role != "patch" or one.outputs.get("kept") in tensors}
     inputs = {role: tensors[label] for role, label in wanted.items() if role in HALT_INPUTS and label in tensors}
-    if len(inputs) < len(wanted) or "x" not in inputs or not typed(one, HALT_ATTRIBUTES):
+    if len(inputs) < len(wanted) or "x" not in inputs or not one.typed(HALT_ATTRIBUTES):
         return
     x, compacts = inputs["x"], bool(one.attributes["compacts"])
     floats = all(tensor.dtype == np.float32 for role, tensor in inputs.items() if role != "patch")
@@ -176,11 +182,6 @@ def _halt(graph: Graph, one: Outline, name: str, sites: Sites) -> None:
     sites.shapes[id(node)] = outputs["shape"]
     sites.made += compacts
     sites.halts += 1
-
-
-def typed(one: Outline, attributes: dict[str, type]) -> bool:
-    """Whether an outline has these attributes, of these types, and no others."""
-    return {key: type(value) for key, value in one.attributes.items()} == attributes
 
 
 def written(

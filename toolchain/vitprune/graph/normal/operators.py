@@ -10,13 +10,12 @@ from collections.abc import Iterable
 
 import onnx
 
-from vitprune.graph import held, types
+from vitprune.graph import held
 from vitprune.graph.emit import FLOAT, Emitter
 from vitprune.graph.normal.attentions import attention, multi_head
-from vitprune.graph.normal.writing_out import CONTRIB, Writer, given, nothing_else, refused
-from vitprune.graph.types import Graph, Node, Tensor, dims, redirect
+from vitprune.graph.normal.writing_out import CONTRIB, STANDARD, Writer, given, nothing_else, over_root, refused, replace, rms
+from vitprune.graph.types import Node, Tensor, dims
 
-STANDARD = ("", "ai.onnx", None)
 # Of these ONNX Runtime writes some without their domain.
 UNDOMAINED = {"SimplifiedLayerNormalization", "SkipSimplifiedLayerNormalization"}
 NORM_SINCE = 17
@@ -39,7 +38,7 @@ def expand(model: onnx.ModelProto) -> tuple[onnx.ModelProto, dict[str, int]]:
         emit = Emitter(graph, "products" if step is _PRODUCTS else "plain")
         for node in [node for node in graph.nodes if _foreign(node.domain, node.op, early)]:
             if node.op in step:
-                _replace(graph, node, step[node.op], emit.child(node.name))
+                replace(graph, node, step[node.op], emit.child(node.name))
                 counts[node.op] = counts.get(node.op, 0) + 1
             elif node.op not in _SIMPLE and node.op not in _PRODUCTS:
                 raise refused(node, "it is not one of ONNX's own and not known")
@@ -92,19 +91,6 @@ def _without_shapes(made: onnx.ModelProto, before: onnx.ModelProto) -> onnx.Mode
     return made
 
 
-def _replace(graph: Graph, node: Node, write: Writer, emit: Emitter) -> None:
-    results, before = write(emit, node), list(node.outputs)
-    node.outputs = []
-    for old, new in zip(before, [*results, *[None] * len(before)], strict=False):
-        leaves = any(old is output for output in graph.outputs)
-        if new is None and (leaves or old.outputs):
-            raise refused(node, "an output that only training needs is read")
-        if new is not None:
-            redirect(list(old.outputs), old, new)
-            if leaves:
-                graph.nodes.append(types.node("Identity", f"{emit.prefix}/named", [new], [old]))
-
-
 def _sum(emit: Emitter, tensors: Iterable[Tensor | None], label: str) -> Tensor:
     live = [tensor for tensor in tensors if tensor is not None]
     total = live[0]
@@ -126,17 +112,9 @@ def layer_norm(emit: Emitter, x: Tensor, weight: Tensor, bias: Tensor | None, ep
     if emit.graph.opset >= 17:
         return emit.op("LayerNormalization", [x, weight, *([bias] if bias is not None else [])], "norm", axis=-1, epsilon=epsilon)
     centred = emit.op("Sub", [x, emit.reduce("ReduceMean", x, -1, "mean", keepdims=1)], "centred")
-    normed = _over_root(emit, centred, epsilon)
+    normed = over_root(emit, centred, epsilon)
     scaled = emit.op("Mul", [normed, weight], "scaled")
     return scaled if bias is None else emit.op("Add", [scaled, bias], "norm")
-
-
-def _over_root(emit: Emitter, x: Tensor, epsilon: float) -> Tensor:
-    """X divided by the root of its mean square over the last axis."""
-    square = emit.op("Mul", [x, x], "square")
-    mean = emit.reduce("ReduceMean", square, -1, "mean_square", keepdims=1)
-    root = emit.op("Sqrt", [emit.op("Add", [mean, emit.constant(epsilon, FLOAT)], "plus_epsilon")], "root")
-    return emit.op("Div", [x, root], "normed")
 
 
 def _epsilon(node: Node, default: float) -> float:
@@ -150,15 +128,11 @@ def _skip_norm(emit: Emitter, node: Node) -> list[Tensor | None]:
     return [layer_norm(emit, total, node.inputs[2], given(node, 3), _epsilon(node, 1e-12)), None, None, total]
 
 
-def _rms(emit: Emitter, x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
-    return emit.op("Mul", [_over_root(emit, x, epsilon), weight], "norm")
-
-
 def _skip_rms(emit: Emitter, node: Node) -> list[Tensor | None]:
     """Input, skip, weight, [bias of the sum] -> norm, -, -, sum."""
     nothing_else(node, 4, {"epsilon"})
     total = _residual_sum(emit, node, given(node, 3))
-    return [_rms(emit, total, node.inputs[2], _epsilon(node, 1e-12)), None, None, total]
+    return [rms(emit, total, node.inputs[2], _epsilon(node, 1e-12)), None, None, total]
 
 
 def _early_norm(emit: Emitter, node: Node) -> list[Tensor | None]:
@@ -172,7 +146,7 @@ def _simplified_norm(emit: Emitter, node: Node) -> list[Tensor | None]:
     nothing_else(node, 2, {"epsilon", "axis", "stash_type"})
     if node.attrs.get("axis", -1) != -1:
         raise refused(node, "a norm over another axis than the last")
-    return [_rms(emit, node.inputs[0], node.inputs[1], _epsilon(node, 1e-5))]
+    return [rms(emit, node.inputs[0], node.inputs[1], _epsilon(node, 1e-5))]
 
 
 def gelu(emit: Emitter, x: Tensor) -> Tensor:

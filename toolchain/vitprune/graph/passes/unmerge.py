@@ -95,7 +95,9 @@ class Unmerge(GraphPass):
         if prefix := surgery.anatomy.prefix:
             whole = emit.op("Concat", [emit.slice(rows, 0, prefix, 1, "prefix"), whole], "tokens", axis=1)
         redirect(readers, rows, whole)
-        surgery.graph.outputs = [whole if tensor is rows else tensor for tensor in surgery.graph.outputs]
+        if any(tensor is rows for tensor in surgery.graph.outputs):
+            rows.shape = None  # what the graph says of its output is no longer so of these rows, and runtimes believe it
+            surgery.graph.outputs = [whole if tensor is rows else tensor for tensor in surgery.graph.outputs]
 
     def _patches(self, surgery: Surgery, emit: Emitter, rows: Tensor, now: Placed | None, before: Tensor | None) -> Tensor:
         """Rows [B,N',C] -> [B,P,C] in the places of patches; `before` [B,P,C] where no row stands for one."""

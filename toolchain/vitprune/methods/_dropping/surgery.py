@@ -152,8 +152,8 @@ class FixedRateSurgery(GraphPass):
         return emit.op("Add", [zeros, emit.constant(np.float32(1) / np.float32(dropped), FLOAT)], "dropped/share")
 
     def ensures(self, surgery: Surgery) -> str:
-        """Two TopK per site, and one clean attention chain per block save where column sums read the probabilities."""
-        found = sum(node.op == "TopK" for node in surgery.graph.nodes)
+        """Two TopK per site besides those of the dense graph, and one clean attention chain per block save where column sums read the probabilities."""
+        found = sum(node.op == "TopK" and node.name.startswith(f"{surgery.emitter.prefix}/") for node in surgery.graph.nodes)
         if found != 2 * len(surgery.sites):
             return f"{found} TopK nodes for {len(surgery.sites)} sites"
         return attention_chains(surgery, shared=sum(site.options.score == "columns" for site in surgery.sites))

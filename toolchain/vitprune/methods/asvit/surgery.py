@@ -161,7 +161,8 @@ class AsvitSurgery(GraphPass):
     def ensures(self, surgery: Surgery) -> str:
         """One selection and one threshold per site, and one clean attention chain per block."""
         op = "TopK" if surgery.sites[0].options.infer == "batch_topk" else NAME
-        found = sum(node.op == op for node in surgery.graph.nodes) // (2 if op == "TopK" else 1)
+        own = f"{surgery.emitter.prefix}/"  # the dense graph may have TopK nodes
+        found = sum(node.op == op and node.name.startswith(own) for node in surgery.graph.nodes) // (2 if op == "TopK" else 1)
         if found != len(surgery.sites):
             return f"{found} {op} selections for {len(surgery.sites)} sites"
         names = {tensor.name for node in surgery.graph.nodes for tensor in node.inputs if is_constant(tensor)}
