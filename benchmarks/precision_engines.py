@@ -46,6 +46,7 @@ METHODS: dict[str, dict[str, Any]] = {
 }
 QUANTISED = ("topk", "ats", "tome", "ward_merge", "dvt")
 MODES = ("fp32", "fp16", "bf16", "int8", "fp8")
+RUN = 256
 
 
 def recipe_of(model: str, method: str, mode: str) -> dict[str, Any]:
@@ -94,6 +95,15 @@ def memory(bundle: Path) -> float | None:
     return None if found is None else round(found / 2**20, 1)
 
 
+def text_bytes(content: bytes) -> int:
+    """How many bytes of a file stand in runs of at least `RUN` printable ones: source text of kernels, and descriptions in JSON."""
+    values = np.frombuffer(content, np.uint8)
+    printable = ((values >= 32) & (values < 127)) | ((values >= 9) & (values <= 13))
+    edges = np.flatnonzero(np.diff(np.concatenate([[False], printable, [False]]).astype(np.int8)))
+    lengths = edges[1::2] - edges[::2]
+    return int(lengths[lengths >= RUN].sum())
+
+
 def facts(bundle: Path) -> dict[str, Any]:
     """Sizes and types of a bundle and its RTX engine."""
     notes = json.loads((bundle / "reports" / "export.json").read_text())
@@ -105,6 +115,7 @@ def facts(bundle: Path) -> dict[str, Any]:
         "builder": engine["facts"]["runtime"], "model_bytes": sum(path.stat().st_size for path in graphs),
         "weight_bytes": sum(len(tensor.raw_data) for tensor in tensors), "engine_bytes": engine["engine_bytes"],
         "engine_packed": sum(len(zlib.compress(path.read_bytes(), 1)) for path in engines),
+        "engine_text": sum(text_bytes(path.read_bytes()) for path in engines),
         "network": engine["facts"].get("layers_by_precision"), "quantising": engine["facts"].get("quantising_layers"),
         "graph": notes.get("precision", {}).get("layers"), "logits_max_abs": notes["check"]["logits_max_abs"],
     }  # fmt: skip

@@ -257,7 +257,30 @@ def precision_engines(path: Path) -> list[str]:
             f"{head} {network} | {quantising} | {row['weight_bytes'] / 1e6:.2f} MB | {row['engine_bytes'] / 1e6:.1f} MB | {shares[0]} | "
             f"{shares[1]} | {memory} | {row['logits_max_abs']:.1e} |"
         )
-    return [*lines, ""]
+    return [*lines, "", *engine_parts(rows), ""]
+
+
+GOAL = 0.55
+
+
+def engine_parts(rows: list[dict[str, Any]]) -> list[str]:
+    """What the engines of DeiT-S are made of, and whether those of half types meet their goal."""
+    known = {(row["method"], row["mode"]): row for row in rows if row["model"] == "deit-s" and row.get("engine_text")}
+    lines = []
+    for (method, mode), row in known.items():
+        base = known.get((method, "fp32"))
+        if base is None or mode == "fp32":
+            continue
+        share, weights = row["engine_bytes"] / base["engine_bytes"], row["weight_bytes"] / base["weight_bytes"]
+        text, rest = row["engine_text"], row["engine_bytes"] - row["weight_bytes"] - row["engine_text"]
+        met = "" if mode not in ("fp16", "bf16") else ", goal 0.55 met" if share <= GOAL else ", goal 0.55 NOT met"
+        lines.append(
+            f"- {method} {mode}: {share:.3f} of fp32{met}. Of its {row['engine_bytes'] / 1e6:.1f} MB, weights are {row['weight_bytes'] / 1e6:.1f} "
+            f"({weights:.3f} of fp32's), text (kernels' sources and descriptions) {text / 1e6:.1f}, the rest {rest / 1e6:.1f}; of fp32's "
+            f"{base['engine_bytes'] / 1e6:.1f} MB text is {base['engine_text'] / 1e6:.1f}."
+        )
+    head = "Engines of DeiT-S, by parts (text: runs of 256 printable bytes or more). Text does not shrink with the type:"
+    return [head, "", *lines] if lines else []
 
 
 def repeatability(path: Path) -> list[str]:

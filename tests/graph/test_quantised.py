@@ -17,9 +17,9 @@ from vitprune.graph import surgery
 from vitprune.graph.lowering.rounding import emulated
 from vitprune.graph.precision import audit, casting, passes, quantising, smoothing
 from vitprune.support import precision
-from vitprune.support.precision import exponent_text, exponents
+from vitprune.support.precision import LARGEST, exponent_text, exponents
 from vitprune.vit.pruned import PrunedViT
-from vitprune.vit.quantised import on_grid
+from vitprune.vit.quantised import QuantLinear, on_grid, unsure_weights
 
 
 @pytest.mark.parametrize(
@@ -137,6 +137,28 @@ def test_a_wrong_layer_is_named(spoil, named, mode):
     with pytest.raises(ExportError) as caught:
         parity.check(pruned, arrays, recipe, oracle)
     assert (caught.value.code, named in caught.value.cause) == ("VP330", True)
+
+
+@pytest.mark.parametrize("mode", ["int8", "fp8"])
+def test_a_weight_on_the_edge_may_round_either_way_and_no_other(mode):
+    """Two implementations fold attention's scale into weights with other roundings; a weight between two steps then goes either way."""
+    weight = torch.randn(6, 32, generator=torch.Generator().manual_seed(0))
+    weight[:, 0] = 4.0  # the largest of every row, so that steps are known
+    step = 4.0 / LARGEST[mode] * (1 if mode == "int8" else 8)  # of E4M3 between 64 and 128
+    inside, edge = 80 if mode == "fp8" else 20, (80 + 4 if mode == "fp8" else 20.5)
+    weight[2, 5] = edge * 4.0 / LARGEST[mode]
+    weight[3, 5] = inside * 4.0 / LARGEST[mode]
+    unsure = unsure_weights(weight, mode)
+    assert float(unsure[2, 5]) == pytest.approx(step)
+    assert int((unsure > 0).sum()) == 1
+    linear = torch.nn.Linear(32, 6, bias=False)
+    linear.weight.data = weight
+    layer, x = QuantLinear(linear, LARGEST[mode], mode), torch.ones(2, 32)  # ones are numbers of either type
+    moved = [layer.product(x), layer.product(x)]
+    for row, values in ((2, moved[0]), (3, moved[1])):
+        values[:, row] += step  # planted: the weight is one step further
+    apart = [((layer.product(x) - values).abs() - layer.unsure(x)).max() for values in moved]
+    assert float(apart[0].detach()) <= 1e-5 < 0.5 * step < float(apart[1].detach())
 
 
 def test_a_layer_that_was_forgotten_is_named():

@@ -124,6 +124,11 @@ def open_model(path: Path) -> Any:
     return lambda feeds: dict(zip(names, run(session, names, feeds), strict=True))
 
 
+def as_read(session: Any, images: Any) -> Any:
+    """Images float32 [B,C,H,W] in the type that a session's first input has: float16 where the model takes that."""
+    return images.astype(np.float16) if session.get_inputs()[0].type == "tensor(float16)" else images
+
+
 def run(session: Any, names: Sequence[str], feeds: dict[str, Any]) -> list[Any]:
     """Outputs by name of a session.
 
@@ -189,8 +194,8 @@ class Session:
         short = size - len(array)
         fed = np.concatenate([array, np.repeat(array[-1:], short, axis=0)]) if short else array
         heads, lists = answer_names(self._session)
-        found = run(self._session, [*heads, *lists], {self._io["inputs"][0]["name"]: fed})
-        return [value[: len(array)] for value in found]
+        found = run(self._session, [*heads, *lists], {self._io["inputs"][0]["name"]: as_read(self._session, fed)})
+        return [(value.astype(np.float32) if value.dtype == np.float16 else value)[: len(array)] for value in found]
 
 
 def answer_names(session: Any) -> tuple[list[str], list[str]]:

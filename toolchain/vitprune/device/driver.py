@@ -139,7 +139,7 @@ def _table(
         def runner(model: bytes, shape: Sequence[int], batch: int) -> Callable[[Any], object]:
             if runtime == "onnxruntime":
                 session = backend.make_session(model, threads=1, spin=False)
-                return lambda images: session.run(None, {session.get_inputs()[0].name: images})
+                return lambda images: session.run(None, {session.get_inputs()[0].name: backend.as_read(session, images)})
             (place / "graph.onnx").write_bytes(model)
             request = {
                 "backend": runtime, "model": str(place / "graph.onnx"), "output": str(place / "graph.engine"),

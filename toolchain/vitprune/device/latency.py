@@ -92,6 +92,6 @@ def _onnxruntime(job: Job) -> dict[str, Callable[[], Callable[[Any], object]]]:
 
     def opener() -> Callable[[Any], object]:
         session, name = onnxruntime.make_session(job.model_path, spin=False), job.facts["io"]["inputs"][0]["name"]
-        return lambda images: session.run(None, {name: images})
+        return lambda images: session.run(None, {name: onnxruntime.as_read(session, images)})
 
     return {REFERENCE: opener}

@@ -86,14 +86,14 @@ def _onnx(bundle: Bundle, name: str, place: Path) -> None:
 
 
 def _same_answers(bundle: Bundle, file: Path) -> None:
-    from vitprune.backends.onnxruntime import make_session
+    from vitprune.backends.onnxruntime import as_read, make_session
 
     images = bundle.samples()["images"][: bundle.recipe.graph.static_batch or 2]
     if bundle.recipe.graph.static_batch is not None and len(images) < bundle.recipe.graph.static_batch:
         images = np.resize(images, (bundle.recipe.graph.static_batch, *images.shape[1:]))
     sessions = [make_session(path) for path in (bundle.model_path, file)]
     names = [value.name for value in sessions[1].get_outputs()]
-    answers = [joined(session.run(names, {session.get_inputs()[0].name: images})) for session in sessions]
+    answers = [joined(session.run(names, {session.get_inputs()[0].name: as_read(session, images)})) for session in sessions]
     largest = float(np.abs(answers[0].astype(np.float64) - answers[1]).max())
     scale = max(1.0, float(np.abs(answers[0].astype(np.float64)).max()))
     if not largest <= scale * (1e-5 if bundle.recipe.precision.mode == "fp32" else 1e-2):

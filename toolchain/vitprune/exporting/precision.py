@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from vitprune.backends.onnxruntime import make_session
 from vitprune.errors import RecipeError
 from vitprune.graph import surgery
-from vitprune.graph.precision import overflow, passes
+from vitprune.graph.precision import overflow, passes, stream
 from vitprune.graph.reading import Source
 from vitprune.recipe import Recipe
 from vitprune.support.precision import OVERFLOW
@@ -34,7 +34,7 @@ def settle(
         The recipe (unchanged unless a type in it is fp16), and the largest magnitude seen of every layer added.
 
     Raises:
-        RecipeError: VP114 when every layer would have to stay in FP32; otherwise as for `surgery.rewrite`.
+        RecipeError: VP114 when every layer would have to stay in FP32, or the half residual stream overflows; otherwise as for `surgery.rewrite`.
     """
     limit = OVERFLOW.get(recipe.precision.floats)
     if limit is None:
@@ -44,6 +44,13 @@ def settle(
     beyond = overflowing(model, plan, feeds, limit)
     if not beyond:
         return recipe, {}
+    if stream.STREAM in beyond:
+        raise RecipeError(
+            114,
+            "the residual stream of this model overflows in fp16",
+            cause=f"on the calibration images it reaches {beyond[stream.STREAM]:.3g}, and fp16 ends at 65504",
+            next_step="--set precision.residual=fp32, or precision.mode=bf16",
+        )
     require_some(beyond, len(set(plan.half_nodes(model).values())))
     return recipe.with_("precision.keep_fp32", [*recipe.precision.keep_fp32, *beyond]), beyond
 

@@ -18,7 +18,8 @@ class PrecisionSection(Section):
     """Numeric type of projections, attention and MLP; decisions are FP32 in every mode.
 
     keep_fp32: patterns of layers that stay FP32 (`support.precision.layer_names`; fp16 adds those that would overflow).
-    softmax: "half" computes it in the type of attention's products, in blocks that neither prune nor merge. logits_tolerance,
+    softmax: "half" computes it in the type of attention's products, in blocks that neither prune nor merge. residual: "half" rounds the
+    sums of the residual stream to that type. io: "half" takes images and gives logits or features in float16. logits_tolerance,
     flip_margin: in another type they take the place of gates.logits_max_abs and gates.flip_margin; null = what follows from the type.
     agreement, drop: gates against fp32 on images given to `validate`: share of the same top-1, and points of accuracy lost; null switches off.
 
@@ -31,6 +32,8 @@ class PrecisionSection(Section):
     mode: Literal["fp32", "fp16", "bf16", "int8", "fp8"] = "fp32"
     keep_fp32: list[str] = Field(default_factory=list)
     softmax: Literal["fp32", "half"] = "fp32"
+    residual: Literal["fp32", "half"] = "fp32"
+    io: Literal["fp32", "half"] = "fp32"
     rest: Literal["fp32", "fp16", "bf16"] = "fp16"
     exclude: list[str] = Field(default_factory=list)
     auto_exclude: bool = False

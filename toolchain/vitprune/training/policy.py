@@ -9,7 +9,7 @@ from torch import Tensor
 
 from vitprune.errors import ExportError
 from vitprune.methods.base import Geometry
-from vitprune.vit.blocks import attention_output, feed_forward, merge_heads, project
+from vitprune.vit.blocks import added, attention_output, feed_forward, merge_heads, project
 from vitprune.vit.timm_blocks import taken_apart, why_not
 
 EPS = 1e-6
@@ -37,7 +37,7 @@ def masked_block(block: Any, x: Tensor, policy: Tensor | None) -> tuple[Tensor, 
     query, key, value = project(block.attn, h)
     probabilities = policy_softmax(query @ key.transpose(-2, -1), policy)
     context = probabilities @ value
-    return feed_forward(block, x + attention_output(block, merge_heads(context), h)), probabilities, context
+    return feed_forward(block, added(block, x, attention_output(block, merge_heads(context), h))), probabilities, context
 
 
 def embed(model: Any, images: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from vitprune.backends.onnxruntime import make_session
+from vitprune.backends.onnxruntime import as_read, make_session
 from vitprune.calibration.bench import Bench
 from vitprune.device.timing import Timing, Variant, measure
 from vitprune.errors import RecipeError
@@ -70,7 +70,8 @@ class CpuLatency:
 
     def _runner(self, session: Any) -> Any:
         name = session.get_inputs()[0].name
-        return lambda: [session.run(None, {name: part}) for part in self._calls]
+        calls = [as_read(session, part) for part in self._calls]
+        return lambda: [session.run(None, {name: part}) for part in calls]
 
     def _of(self, module: Any, recipe: Recipe) -> tuple[onnx.ModelProto, Any]:
         """The dense graph of a module, exported once, and its session."""

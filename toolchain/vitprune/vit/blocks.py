@@ -142,8 +142,17 @@ def feed_forward(block: Any, x: Tensor) -> Tensor:
     """X + LayerScale(MLP(LN2(x))); x where the MLP stands beside the attention (`attention_output` has added it)."""
     if getattr(block, "beside", None) is not None:
         return x
-    out: Tensor = x + block.ls2(block.mlp(block.norm2(x)))
-    return out
+    return added(block, x, block.ls2(block.mlp(block.norm2(x))))
+
+
+def added(block: Any, x: Tensor, branch: Tensor) -> Tensor:
+    """X + what a branch gives, [B,N,C]; rounded where the block says that the residual stream is of a half type (`stream`)."""
+    return rounded(x + branch, getattr(block, "stream", None))
+
+
+def rounded(x: Tensor, dtype: torch.dtype | None) -> Tensor:
+    """Float32 numbers of a type; x itself where there is none."""
+    return x if dtype is None else x.to(dtype).float()
 
 
 def run_block(block: Any, x: Tensor, bias: Tensor | None, state: TokenState | None = None) -> Tensor:
@@ -152,4 +161,4 @@ def run_block(block: Any, x: Tensor, bias: Tensor | None, state: TokenState | No
     query, key, value = project(block.attn, h)
     query, key = placed(block.attn, query, key, state)
     context = merge_heads(weigh(attention(query, key, bias, getattr(block.attn, "softmax", None)), value))
-    return feed_forward(block, x + attention_output(block, context, h))
+    return feed_forward(block, added(block, x, attention_output(block, context, h)))

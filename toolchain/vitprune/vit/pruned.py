@@ -5,15 +5,17 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import cast
 
+import torch
 from torch import Tensor, nn
 
 from vitprune import methods
 from vitprune.errors import ExportError
 from vitprune.recipe import Recipe
+from vitprune.vit.blocks import rounded
 from vitprune.vit.dense import DenseViT, row_weights
 from vitprune.vit.features import Places, joined
 from vitprune.vit.outside import require_plain
-from vitprune.vit.precision import HalfViT
+from vitprune.vit.precision import TYPES, HalfViT
 from vitprune.vit.quantised import QuantViT
 from vitprune.vit.timm_blocks import why_not
 from vitprune.vit.timm_vit import TimmViT, can_weigh
@@ -90,6 +92,12 @@ class PrunedViT(nn.Module):
             places = {site.block for site in self.sites}
             for index, block in enumerate(model.blocks):
                 block.attn.softmax = None if index in places else block.attn.dtype
+        floats = TYPES[recipe.precision.floats] if recipe.precision.mode != "fp32" else None
+        self.stream = floats if recipe.precision.residual == "half" else None
+        self.io = torch.float16 if recipe.precision.io == "half" and floats is not None else None
+        if self.stream is not None:
+            for block in model.blocks:
+                block.stream = self.stream
         if self.output.features:
             methods.require_places(self.method, self.output.fill, self.sites)
         if model.global_pool == "map" and not self.output.features and any(site.options.may_be_empty for site in self.sites):
@@ -109,14 +117,14 @@ class PrunedViT(nn.Module):
 
     def forward(self, x: Tensor, decisions: list[Tensor] | None = None) -> Tensor:
         """Logits of a batch of images; see the class. decisions: per site, kept lists to follow (methods that `follows` only)."""
-        x = self.dense.embed(x)
+        x = rounded(self.dense.embed(rounded(x, self.io)), self.stream)
         state = TokenState.full(len(x), self.geometry.prefix, x.shape[1] - self.geometry.prefix, x.device)
         state.decisions = decisions
         x = self.steps.begin(x, state)
         x = self._features(x, state) if self.output.features else self._logits(x, state)
         self.kept, self.margin, self.overflow = state.kept, state.margin, state.overflow
         self.extra = state.extra
-        return x
+        return rounded(x, self.io)
 
     def _logits(self, x: Tensor, state: TokenState) -> Tensor:
         """[B,classes] of the embedded tokens [B,N,C]."""

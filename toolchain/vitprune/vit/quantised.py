@@ -19,6 +19,8 @@ from vitprune.support.precision import LARGEST, chosen, exponents, layer_names
 from vitprune.vit.dense import DenseViT
 from vitprune.vit.precision import TYPES, HalfLinear, _between, _float32, require_plain_attention
 
+EDGE = 2.0**-20
+
 
 def on_grid(x: Tensor, scale: Tensor, mode: str) -> Tensor:
     """Numbers of a type times a scale, nearest to x (ties to even); beyond the type's range, its end."""
@@ -33,6 +35,16 @@ def weights_on_grid(weight: Tensor, mode: str) -> Tensor:
     """Weights [out,in] with one scale per row, the row's largest number over the type's."""
     most = weight.abs().amax(dim=1, keepdim=True)
     return on_grid(weight, torch.where(most > 0, most / LARGEST[mode], torch.ones_like(most)), mode)
+
+
+def unsure_weights(weight: Tensor, mode: str) -> Tensor:
+    """Steps [out,in] of the weights that lie on the edge between two numbers of the type, 0 elsewhere.
+
+    A weight is itself a product of the model's own and of factors, which two implementations round in another order (`EDGE`, relative).
+    """
+    most = weight.abs().amax(dim=1, keepdim=True)
+    scale = torch.where(most > 0, most / LARGEST[mode], torch.ones_like(most))
+    return on_grid(weight * (1 + EDGE), scale, mode).sub(on_grid(weight * (1 - EDGE), scale, mode)).abs()
 
 
 class Factored:
@@ -74,6 +86,11 @@ class QuantLinear:
         """[...,in] -> float32 [...,out], without the bias."""
         on = on_grid(x.float(), self.scale.to(x.device), self.mode)
         return functional.linear(on, weights_on_grid(self.linear.weight, self.mode))
+
+    def unsure(self, x: Tensor) -> Tensor:
+        """How much of `product` hangs on weights that may be a step further: [...,in] -> float32 [...,out]."""
+        on = on_grid(x.float(), self.scale.to(x.device), self.mode)
+        return functional.linear(on.abs(), unsure_weights(self.linear.weight, self.mode))
 
 
 class _QuantAttention:
@@ -207,6 +224,11 @@ class QuantBlock:
         return rows.float()
 
 
+def part_of(whole: Tensor, part: str) -> Tensor:
+    """Queries, keys or values ("q", "k", "v") of a packed map's rows [...,3*H*d]; all of it for ""."""
+    return whole if not part else whole.chunk(3, dim=-1)["qkv".index(part)]
+
+
 class QuantViT(DenseViT):
     """A dense ViT with its blocks' linear maps in int8 or FP8; embedding and head stay float32.
 
@@ -239,8 +261,11 @@ class QuantViT(DenseViT):
         Args:
             name: of the layer. x: [...,in]. part: "q", "k" or "v" of a packed map; "" for all of it.
         """
-        whole: Tensor = self._named(name).product(x)
-        return whole if not part else whole.chunk(3, dim=-1)["qkv".index(part)]
+        return part_of(self._named(name).product(x), part)
+
+    def unsure(self, name: str, x: Tensor, part: str = "") -> Tensor:
+        """What of `layer` hangs on weights on the edge between two numbers of the type: [...,out], at most so far apart."""
+        return part_of(self._named(name).unsure(x), part)
 
     def embed(self, image: Tensor) -> Tensor:
         """See `DenseViT.embed`."""

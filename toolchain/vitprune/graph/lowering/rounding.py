@@ -20,7 +20,7 @@ def emulated(model: onnx.ModelProto) -> onnx.ModelProto:
     """The same computation with float32 tensors and roundings; the model itself where nothing is in a half type.
 
     Args:
-        model: inputs and outputs float32; not changed.
+        model: not changed. Inputs and outputs of a half type become float32, and are rounded.
     """
     known = types(model)
     if not known:
@@ -35,6 +35,11 @@ def emulated(model: onnx.ModelProto) -> onnx.ModelProto:
             readers[name].append(node)
     constants = {tensor.name for tensor in graph.initializer}
     nodes: list[onnx.NodeProto] = []
+    for value in (*graph.input, *graph.output):
+        if value.type.tensor_type.elem_type in HALF:
+            value.type.tensor_type.elem_type = TensorProto.FLOAT
+    for value in graph.input:
+        nodes += _given(value.name, known, readers)
     for node in graph.node:
         if node.op_type == "Cast" and node.input[0] in known and node.output[0] not in known:
             nodes.append(helper.make_node("Identity", node.input, node.output, name=node.name))
@@ -50,6 +55,21 @@ def emulated(model: onnx.ModelProto) -> onnx.ModelProto:
     replace_nodes(graph, nodes)
     replace_initializers(graph, initializers)
     return result
+
+
+def _given(name: str, known: dict[str, int], readers: dict[str, list[onnx.NodeProto]]) -> list[onnx.NodeProto]:
+    """What rounds an input of a half type before anything reads it."""
+    if name not in known:
+        return []
+    inner = f"{name}/given"
+    for node in readers[name]:
+        node.input[:] = [inner if one == name else one for one in node.input]
+    half = f"{name}/rounded"
+    known[inner] = known[name]
+    return [
+        helper.make_node("Cast", [name], [half], name=f"{name}/round", to=known[name]),
+        helper.make_node("Cast", [half], [inner], name=f"{name}/widen", to=TensorProto.FLOAT),
+    ]
 
 
 def _before_bias(node: onnx.NodeProto, readers: dict[str, list[onnx.NodeProto]], constants: set[str]) -> bool:

@@ -13,7 +13,8 @@ from onnx import helper
 from vitprune.errors import ExportError, RecipeError
 from vitprune.graph import held
 from vitprune.graph.passes.base import Surgery
-from vitprune.graph.precision import audit, casting, quantising, roles, smoothing
+from vitprune.graph.precision import audit, casting, quantising, roles, smoothing, stream
+from vitprune.graph.precision.io import half_io
 from vitprune.graph.precision.linears import LinearMap, linear_maps, readers
 from vitprune.graph.protos import replace_nodes
 from vitprune.recipe import PrecisionSection
@@ -26,7 +27,7 @@ class Plan:
 
     mode: of the recipe. nodes: layer by node name, of all layers but those kept. kept: layers that the recipe leaves in float32.
     quantised: layers whose linear maps take int8 or FP8. floats: type of the nodes that are not quantised.
-    ranges, letters: of the recipe, for quantised layers.
+    ranges, letters: of the recipe, for quantised layers. io: whether inputs and outputs are float16.
     """
 
     mode: str
@@ -36,6 +37,7 @@ class Plan:
     quantised: frozenset[str] = frozenset()
     ranges: dict[str, float] = field(default_factory=dict)
     letters: dict[str, str] = field(default_factory=dict)
+    io: bool = False
 
     def maps(self, model: onnx.ModelProto) -> list[LinearMap]:
         """The quantised layers' linear maps in the finished model."""
@@ -66,21 +68,24 @@ def plan(surgery: Surgery, precision: PrecisionSection) -> Plan | None:
     """The plan for a finished surgery, None for float32.
 
     Raises:
-        RecipeError: VP113 when a pattern of keep_fp32 or exclude fits no layer. ExportError: VP316 the layers are not understood.
+        RecipeError: VP113 when a pattern of keep_fp32 or exclude fits no layer, VP115 of `require_half`. ExportError: VP316 the layers are not understood.
     """
     names = layer_names(len(surgery.anatomy.blocks))
     check_patterns(names, precision.keep_fp32)
     check_patterns(names, precision.exclude, "exclude")
+    require_half(precision, surgery.method.pipeline is not None)
     if precision.mode == "fp32":
         return None
     kept = chosen(names, precision.keep_fp32)
     nodes = {node: layer for node, layer in roles.layers(surgery).items() if layer not in kept}
     roles.freeze(surgery, set(nodes))
+    if precision.residual == "half":
+        nodes |= stream.rounded_sums(surgery)
     quantised = quantised_layers(len(surgery.anatomy.blocks), precision)
     return Plan(
         precision.mode, nodes, tuple(name for name in names if name in kept), precision.floats, quantised,
         {layer: value for layer, value in precision.ranges.items() if layer in quantised},
-        {layer: text for layer, text in precision.smoothing.items() if layer in quantised},
+        {layer: text for layer, text in precision.smoothing.items() if layer in quantised}, precision.io == "half",
     )  # fmt: skip
 
 
@@ -103,6 +108,28 @@ def require_available(precision: PrecisionSection, family: str, blocks: str) -> 
             f"{precision.mode} is not available for {family}",
             cause=f"which layers of {blocks} may take another type is not defined",
             next_step="--set precision.mode=fp32",
+        )
+
+
+def require_half(precision: PrecisionSection, cascade: bool) -> None:
+    """A half residual stream needs a half type, half inputs and outputs float16; both are for single models.
+
+    Raises:
+        RecipeError: VP115.
+    """
+    asked = [key for key in ("residual", "io") if getattr(precision, key) == "half"]
+    if not asked:
+        return
+    key, cause = asked[0], ""
+    if cascade:
+        cause = "what one model of a cascade hands to the next is float32"
+    elif precision.floats == "fp32":
+        cause = "no layer is in a half type" + (" (precision.rest is fp32)" if precision.quantised else "")
+    elif "io" in asked and precision.floats == "bf16":
+        key, cause = "io", "bfloat16 has fewer bits than the bytes of an image, and few programs can hand it over"
+    if cause:
+        raise RecipeError(
+            115, f"precision.{key}=half is not available here", cause=cause, next_step=f"--set precision.{key}=fp32"
         )
 
 
@@ -137,6 +164,7 @@ def apply(model: onnx.ModelProto, plan: Plan) -> onnx.ModelProto:
             half |= _round_results(model, plan)
     if half:
         model = casting.cast(model, set(half), plan.floats)
+    model = half_io(model) if plan.io else model
     try:
         held.check(held.parted(model)[0], check_type=True)
     except Exception as error:

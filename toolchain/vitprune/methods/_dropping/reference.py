@@ -17,7 +17,7 @@ from vitprune.methods._dropping.sites import FixedRateOptions
 from vitprune.methods.base import Site
 from vitprune.methods.evit import rule as evit
 from vitprune.methods.pomt import rule as pomt
-from vitprune.vit.blocks import attention, attention_output, feed_forward, merge_heads, placed, project, run_block, weigh
+from vitprune.vit.blocks import added, attention, attention_output, feed_forward, merge_heads, placed, project, run_block, weigh
 from vitprune.vit.reference_method import ReferenceMethod
 from vitprune.vit.tokens import TokenState, take_rows
 
@@ -44,8 +44,8 @@ class FixedRateReference(ReferenceMethod):
             state.record(margin)
             at = rows[:, None, :, None].expand(-1, query.shape[1], -1, query.shape[-1])
             context = merge_heads(weigh(attention(query.gather(2, at), key, None), value))
-            return feed_forward(block, take_rows(x, rows) + attention_output(block, context, take_rows(h, rows)))
-        attended = x + attention_output(block, merge_heads(weigh(attention(query, key, None), value)), h)
+            return feed_forward(block, added(block, take_rows(x, rows), attention_output(block, context, take_rows(h, rows))))
+        attended = added(block, x, attention_output(block, merge_heads(weigh(attention(query, key, None), value)), h))
         combined = COMBINE[combine](attended[:, state.prefix :], significance, ~chosen)
         rows = state.keep(chosen)
         state.record(margin)

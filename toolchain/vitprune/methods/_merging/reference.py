@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from vitprune.methods.base import Site
-from vitprune.vit.blocks import attention, attention_output, feed_forward, merge_heads, placed, project, run_block, weigh
+from vitprune.vit.blocks import added, attention, attention_output, feed_forward, merge_heads, placed, project, run_block, weigh
 from vitprune.vit.reference_method import ReferenceMethod
 from vitprune.vit.tokens import TokenState
 
@@ -36,7 +36,7 @@ class MergingReference(ReferenceMethod):
             query, key, value = project(block.attn, h)
             turned = placed(block.attn, query, key, state)
             weights = attention(*turned, bias)
-            attended = x + attention_output(block, merge_heads(weigh(weights, value)), h)
+            attended = added(block, x, attention_output(block, merge_heads(weigh(weights, value)), h))
             x = feed_forward(block, self.merge(site, attended, weights, key[:, :, state.prefix :], value, state))
         if site is not None:
             if site.options.bypass:

@@ -9,7 +9,7 @@ from torch import Tensor
 from vitprune.methods.asvit import rule as asvit
 from vitprune.methods.asvit.keys import AsvitOptions, Params, refuse_padded_batch_topk
 from vitprune.methods.base import Method, MethodParams, Site, keys_of
-from vitprune.vit.blocks import attention, attention_output, feed_forward, merge_heads, placed, project, run_block, weigh
+from vitprune.vit.blocks import added, attention, attention_output, feed_forward, merge_heads, placed, project, run_block, weigh
 from vitprune.vit.reference_method import ReferenceMethod
 from vitprune.vit.tokens import TokenState, cap, take_rows
 
@@ -36,7 +36,7 @@ class AsvitReference(ReferenceMethod):
         context = weigh(probabilities, value)
         new = asvit.score(probabilities[:, :, 0, state.prefix :], context[:, :, state.prefix :], self.weighted)
         state.extra["score"] = asvit.accumulate(state.extra.get("score"), new, self.mode)
-        return feed_forward(block, x + attention_output(block, merge_heads(context), h))
+        return feed_forward(block, added(block, x, attention_output(block, merge_heads(context), h)))
 
     def _drop(self, site: Site[AsvitOptions], x: Tensor, state: TokenState) -> Tensor:
         score, theta = state.extra["score"], site.options.theta

@@ -13,7 +13,7 @@ from vitprune.methods._dropping.rule import mean_received
 from vitprune.methods.ats import rule as ats
 from vitprune.methods.ats.keys import AtsOptions
 from vitprune.methods.base import Site
-from vitprune.vit.blocks import attention, attention_output, feed_forward, merge_heads, placed, project, run_block, weigh
+from vitprune.vit.blocks import added, attention, attention_output, feed_forward, merge_heads, placed, project, run_block, weigh
 from vitprune.vit.reference_method import ReferenceMethod
 from vitprune.vit.tokens import TokenState, cap, take_rows
 
@@ -53,4 +53,4 @@ class AtsReference(ReferenceMethod):
         state.record(margin, overflow)
         index = rows[:, None, :, None].expand(-1, query.shape[1], -1, query.shape[-1])
         context = merge_heads(weigh(attention(query.gather(2, index), key, bias), value))
-        return feed_forward(block, take_rows(x, rows) + attention_output(block, context, take_rows(h, rows)))
+        return feed_forward(block, added(block, take_rows(x, rows), attention_output(block, context, take_rows(h, rows))))

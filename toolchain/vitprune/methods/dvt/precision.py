@@ -16,7 +16,7 @@ from vitprune.methods.dvt.reference import Cascade
 from vitprune.recipe import Recipe
 from vitprune.support.precision import layer_names
 from vitprune.vit.blocks import product, weigh
-from vitprune.vit.quantised import Factored, LayerTypes, QuantLinear, smoothed_maps
+from vitprune.vit.quantised import Factored, LayerTypes, QuantLinear, part_of, smoothed_maps
 
 
 class TypedAttention(nn.Module):
@@ -111,5 +111,8 @@ class MemberLayers:
 
     def layer(self, name: str, x: Tensor, part: str = "") -> Tensor:
         """See `vit.quantised.QuantViT.layer`."""
-        whole: Tensor = self.found[name].product(x)
-        return whole if not part else whole.chunk(3, dim=-1)["qkv".index(part)]
+        return part_of(self.found[name].product(x), part)
+
+    def unsure(self, name: str, x: Tensor, part: str = "") -> Tensor:
+        """See `vit.quantised.QuantViT.unsure`."""
+        return part_of(self.found[name].unsure(x), part)
