@@ -9,7 +9,7 @@ from vitprune.backends import Result
 from vitprune.recipe import Gates
 from vitprune.reports.junit import junit_xml
 from vitprune.validation import intervals
-from vitprune.validation.compare import compare, gate_list, rounded
+from vitprune.validation.compare import compare, dense_gate, gate_list, rounded
 from vitprune.validation.verdict import Verdict
 
 
@@ -104,3 +104,22 @@ def test_agreement_has_an_interval_and_stays_a_point_estimate():
 
 def test_rounding_is_upwards():
     assert [rounded(n) for n in (7, 99, 101, 829, 12345)] == [7, 99, 110, 830, 13000]
+
+
+def test_images_that_decide_on_a_share():
+    """90 of 100 have 0.826 to 0.945: 0.85 lies within, and does no more with as many hits among the number that is told."""
+    needed = intervals.images_needed(90, 100, 0.85)
+    assert needed is not None
+    assert intervals.wilson(90, 100)[0] < 0.85 < intervals.wilson(90, 100)[1]
+    assert intervals.wilson(round(0.9 * needed), needed)[0] >= 0.85
+    assert intervals.wilson(round(0.9 * (needed - 5)), needed - 5)[0] < 0.85
+    assert intervals.images_needed(85, 100, 0.85) is None
+
+
+@pytest.mark.parametrize(
+    ("percent", "limit", "passed", "undecided"), [(92, 85, True, False), (70, 85, False, False), (86, 85, False, True)]
+)
+def test_the_dense_models_own_accuracy_is_a_gate(percent, limit, passed, undecided):
+    gate = dense_gate(percent, 400, limit)
+    assert (gate.passed, gate.undecided, gate.seen) == (passed, undecided, percent)
+    assert (gate.more is not None) == undecided

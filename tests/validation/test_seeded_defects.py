@@ -22,10 +22,24 @@ PAGE = Path(__file__).parents[2] / "docs" / "checks.md"
 HERE = "tests/validation/test_seeded_defects.py"
 SEEDED = {
     "another mean than the one in the graph": ("preprocessing (VP335)", "tests/graph/test_fronts.py::test_another_mean_than_the_graphs_is_refused"),
+    "another mean than the model was trained with, in a recipe": ("dense_top1", f"{HERE}::test_a_mean_that_the_model_was_not_trained_with"),
     "class head with two classes swapped": ("logits_max_abs, top1_agreement", f"{HERE}::test_a_permuted_class_head"),
     "capacity too small": ("top1_drop", f"{HERE}::test_a_capacity_that_is_too_small"),
     "the engine of another model": ("engine's model (VP639), logits_max_abs", f"{HERE}::test_the_engine_of_another_model"),
 }  # fmt: skip
+
+
+def test_a_mean_that_the_model_was_not_trained_with(tmp_path):
+    """The shipped model, known to be right on 91 % of its test images, with another dataset's mean: parity holds."""
+    from vitprune.support.resources import recipes_folder
+
+    found = {}
+    for name, mean in (("right", 0.2860), ("wrong", 0.9)):
+        settings = [f"model.mean=[{mean}]", "validate.gates.dense_top1=87", "validate.gates.top1_drop=null"]
+        bundle = vitprune.export(None, vitprune.Recipe.load("fashion_mnist/dynamicvit", settings), tmp_path / name)
+        found[name] = validate(bundle, data=recipes_folder() / "fashion_mnist" / "test_images.npz", samples=400)
+    assert failed(found["right"]) == []
+    assert failed(found["wrong"]) == ["dense_top1"]
 
 
 def failed(verdict) -> list[str]:

@@ -56,7 +56,8 @@ class Gates(Section):
 
     logits_max_abs: largest difference of a logit, reference against graph, where decisions agree.
     top1_agreement: share of images with the same top-1. top1_drop: points of accuracy lost against the dense model (needs
-    labels); it holds when the 95 % interval of the drop lies below. flip_margin: a kept token may differ only where the reference's decision margin is below this.
+    labels); it holds when the 95 % interval of the drop lies below. dense_top1: accuracy in percent that the dense model must have on the same
+    images: what changes dense and pruned alike, as a wrong mean, is seen here alone. flip_margin: a kept token may differ only where the reference's decision margin is below this.
     Of features, logits_max_abs is the largest difference of a value (in units of its output's root mean square where that is above 1), and
     cosine_mean, cosine_p1 are the mean and the 1st percentile of the cosines of rows, reference against graph.
     """
@@ -64,9 +65,16 @@ class Gates(Section):
     logits_max_abs: float | None = Field(default=1e-4, gt=0)
     top1_agreement: float | None = Field(default=0.995, ge=0, le=1)
     top1_drop: float | None = Field(default=None, ge=0, le=100)
+    dense_top1: float | None = Field(default=None, ge=0, le=100)
     flip_margin: float = Field(default=1e-5, ge=0)
     cosine_mean: float | None = Field(default=0.9999, ge=-1, le=1)
     cosine_p1: float | None = Field(default=0.999, ge=-1, le=1)
+
+    @property
+    def of_accuracy(self) -> str:
+        """Those that need labels and known preprocessing, named for a sentence; "" where none is set."""
+        stated = {name: getattr(self, name) for name in ("top1_drop", "dense_top1")}
+        return " and ".join(f"gates.{name} to {value}" for name, value in stated.items() if value is not None)
 
 
 class ValidateSection(Section):

@@ -93,8 +93,8 @@ def _rewritten(
     recipe = taken.recipe
     described = of_graph(anatomy.image_shape, recipe.model, preprocessing)
     described = described if front is None else described_by(front, described)
-    if recipe.validation.gates.top1_drop is not None:
-        require_known(described, "the recipe gates accuracy (validate.gates.top1_drop)")
+    if recipe.validation.gates.of_accuracy:
+        require_known(described, "the recipe gates accuracy (validate.gates)")
     values = sum(int(np.prod(shape)) for shape in anatomy.output_shapes)
     inputs = parity.samples(recipe, described, data, anatomy.classes or None, values)
     settled, beyond = precision.settle(source, recipe, None, inputs.pixels)

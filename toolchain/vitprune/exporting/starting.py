@@ -72,12 +72,14 @@ def text_for(name: str, method: Method, geometry: Geometry) -> str:
         "  # fp32, fp16, bf16, int8 or fp8; decisions stay in FP32",
         f"  mode: {recipe.precision.mode}",
         "validate:",
-        "  # images to run, and limits that validate enforces; top1_drop (points of accuracy, needs labels) is off",
+        "  # images to run, and limits that validate enforces; top1_drop (points of accuracy lost) and dense_top1 (accuracy that the",
+        "  # dense model must have, in percent) need labels and are off",
         f"  samples: {recipe.validation.samples}",
         "  gates:",
         f"    logits_max_abs: {recipe.validation.gates.logits_max_abs}",
         f"    top1_agreement: {recipe.validation.gates.top1_agreement}",
         "    # top1_drop: 1.0",
+        "    # dense_top1: 79.0",
     ]
     text = "\n".join(lines) + "\n"
     read = yaml.safe_load(text)

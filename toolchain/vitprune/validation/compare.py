@@ -247,6 +247,8 @@ def gate_list(comparison: Comparison, gates: Gates) -> list[Gate]:
         )
     if gates.top1_drop is not None and comparison.drop is not None:
         found.append(drop_gate(comparison.drop, gates.top1_drop))
+    if gates.dense_top1 is not None and comparison.accuracy is not None:
+        found.append(dense_gate(comparison.accuracy["dense"], comparison.images, gates.dense_top1))
     return found
 
 
@@ -287,6 +289,16 @@ def drop_gate(drop: intervals.Drop, limit: float) -> Gate:
         undecided=holds is None,
         more=needed,
     )
+
+
+def dense_gate(percent: float, images: int, limit: float) -> Gate:
+    """The gate on the dense model's own accuracy: holds when its Wilson interval lies above the limit, fails when it lies below."""
+    hits = round(percent * images / 100)
+    low, high = (100 * end for end in intervals.wilson(hits, images))
+    undecided = low < limit <= high
+    needed = intervals.images_needed(hits, images, limit / 100) if undecided else None
+    more = None if needed is None else needed - images
+    return Gate("dense_top1", limit, percent, low >= limit, " %", interval=(low, high), undecided=undecided, more=more)
 
 
 def status(gates: Sequence[Gate]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,6 +21,30 @@ def wilson(hits: int, count: int) -> tuple[float, float]:
     centre = (share + Z * Z / (2 * count)) / scale
     half = Z / scale * math.sqrt(share * (1 - share) / count + Z * Z / (4 * count * count))
     return max(0.0, centre - half), min(1.0, centre + half)
+
+
+def images_needed(hits: int, count: int, limit: float) -> int | None:
+    """Images whose interval would leave out a share `limit`, if as many of them were hits; None where no number would."""
+
+    def decided(images: int) -> bool:
+        low, high = wilson(round(hits * images / count), images)
+        return not low < limit <= high
+
+    return _first(decided, count)
+
+
+def _first(decided: Callable[[int], bool], start: int) -> int | None:
+    """A number of images from which on a decision stands, by doubling and halving; None beyond MOST."""
+    high = start
+    while not decided(high):
+        high *= 2
+        if high > MOST:
+            return None
+    low = high // 2
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if decided(middle) else (middle, high)
+    return high
 
 
 def _statistic(lost: float, won: float, count: float, drop: float) -> float:
@@ -100,16 +125,7 @@ class Drop:
             low, high = paired(rates[0] * count, rates[1] * count, count)
             return 100 * high < limit or 100 * low > limit
 
-        high = self.images
-        while not decided(high):
-            high *= 2
-            if high > MOST:
-                return None
-        low = high // 2
-        while high - low > 1:
-            middle = (low + high) // 2
-            low, high = (low, middle) if decided(middle) else (middle, high)
-        return high
+        return _first(decided, self.images)
 
 
 def drop(dense: NDArray[np.int64], pruned: NDArray[np.int64], labels: NDArray[np.int64]) -> Drop:

@@ -43,8 +43,8 @@ def validate(
 ) -> Verdict:
     """Validate a bundle of a single model; arguments and errors as `vitprune.pipelines.validate`."""
     gates = bundle.recipe.validation.gates
-    if gates.top1_drop is not None:
-        require_known(of_bundle(bundle), "accuracy is gated (validate.gates.top1_drop)")
+    if gates.of_accuracy:
+        require_known(of_bundle(bundle), "accuracy is gated (validate.gates)")
     blocks = [int(site["block"]) for site in bundle.manifest.sites]
     session = backends.session(bundle, backend, target)
     stored = bundle.samples()
@@ -63,12 +63,12 @@ def validate(
         inputs, origin = _inputs(bundle, stored, data, samples)
         report("running the PyTorch reference")
         arrays, label = _live(bundle, module, inputs, blocks, report), "PyTorch, live"
-    if gates.top1_drop is not None and "labels" not in arrays:
+    if gates.of_accuracy and "labels" not in arrays:
         raise RecipeError(
             109,
             "accuracy is gated but there are no labels",
-            cause=f"the recipe sets gates.top1_drop to {gates.top1_drop} and {origin} carries no labels",
-            next_step="--data FILE.npz with 'labels', an image folder, or --set validate.gates.top1_drop=null at export",
+            cause=f"the recipe sets {gates.of_accuracy} and {origin} carries no labels",
+            next_step="--data FILE.npz with 'labels', an image folder, or --set validate.gates.top1_drop=null --set validate.gates.dense_top1=null at export",
         )
     gates = gates_in_force(bundle.recipe, arrays["logits"], Geometry(**bundle.manifest.model["geometry"]))
     if other:

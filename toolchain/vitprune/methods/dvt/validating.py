@@ -114,8 +114,8 @@ def validate(
 ) -> Verdict:  # fmt: skip
     """Validate a cascade; arguments and errors as `vitprune.validation.validate.validate`."""
     gates, params = bundle.recipe.validation.gates, _params(bundle)
-    if gates.top1_drop is not None:
-        require_known(of_bundle(bundle), "accuracy is gated (validate.gates.top1_drop)")
+    if gates.of_accuracy:
+        require_known(of_bundle(bundle), "accuracy is gated (validate.gates)")
     session = open_session(bundle, backend)
     stored = bundle.samples()
     cascade, note = _live(bundle, reference, data, weights)
@@ -127,12 +127,12 @@ def validate(
         origin = inputs.origin
         report("running the PyTorch reference")
         arrays, label = reference_arrays(torch_members(cascade), inputs, params.thresholds), "PyTorch, live"
-    if gates.top1_drop is not None and "labels" not in arrays:
+    if gates.of_accuracy and "labels" not in arrays:
         raise RecipeError(
             109,
             "accuracy is gated but there are no labels",
-            cause=f"the recipe sets gates.top1_drop to {gates.top1_drop} and {origin} carries no labels",
-            next_step="--data FILE.npz with 'labels', an image folder, or --set validate.gates.top1_drop=null at export",
+            cause=f"the recipe sets {gates.of_accuracy} and {origin} carries no labels",
+            next_step="--data FILE.npz with 'labels', an image folder, or --set validate.gates.top1_drop=null --set validate.gates.dense_top1=null at export",
         )
     gates = bundle.recipe.gates(float(np.abs(arrays["logits"]).max()))
     report(f"running {backend}")
