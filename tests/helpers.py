@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import logging
 import os
@@ -22,6 +23,16 @@ def absent(what: str) -> NoReturn:
     if os.environ.get("VITPRUNE_TEST_INSIST"):
         pytest.fail(f"needs {what}, and VITPRUNE_TEST_INSIST says that nothing is to be left out")
     pytest.skip(f"needs {what}")
+
+
+def script(path: Path) -> Any:
+    """A script as a module of its own: two folders have a `report.py`."""
+    spec = importlib.util.spec_from_file_location(f"{path.parent.name}_{path.stem}", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 def ats(**prune: Any) -> dict[str, Any]:

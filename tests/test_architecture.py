@@ -215,3 +215,9 @@ def test_a_door_is_there_and_light(tmp_path):
         "methods.n has no METHOD",
         "methods.m -> high is imported at once",
     ]
+
+
+def test_no_two_test_files_share_a_name():
+    """pytest imports them by their names alone: of two, the second is not collected by a worker that has the first."""
+    names = [path.name for path in Path(__file__).parent.rglob("test_*.py")]
+    assert len(names) == len(set(names)), sorted({name for name in names if names.count(name) > 1})

@@ -12,13 +12,15 @@ import pytest
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("timm")
-sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+sys.path.insert(0, str(BENCHMARKS))
 
 import gpu  # noqa: E402
 import gpu_engines  # noqa: E402
-import report  # noqa: E402
 
-from helpers import tiny  # noqa: E402
+from helpers import script, tiny  # noqa: E402
+
+report = script(BENCHMARKS / "report.py")
 
 without = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
 

@@ -6,13 +6,12 @@ import numpy as np
 import pytest
 import yaml
 
-from helpers import RECIPES
+from helpers import RECIPES, script
 
 FOLDER = RECIPES / "fashion_mnist"
 sys.path.insert(0, str(FOLDER))
 
 import precision  # noqa: E402
-import report  # noqa: E402
 import results  # noqa: E402
 import ship  # noqa: E402
 import tuned  # noqa: E402
@@ -20,6 +19,8 @@ import types_report  # noqa: E402
 
 from vitprune.recipe import Recipe  # noqa: E402
 from vitprune.vit import loading  # noqa: E402
+
+report = script(FOLDER / "report.py")
 
 
 def run(name, correct, share, **more):
