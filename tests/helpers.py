@@ -98,3 +98,26 @@ def run(model: onnx.ModelProto, x: np.ndarray) -> list[np.ndarray]:
 def sets(kept: Any) -> list[list[int]]:
     """Kept rows without padding."""
     return [[int(v) for v in row if v >= 0] for row in kept]
+
+
+def uneven(model: Any, shift: float = 0.2, left: str = "") -> Any:
+    """Random weights that make attention uneven, in place: maps keep the scale of rows, everything else is shifted.
+
+    Args:
+        shift: of biases, gains and tokens. left: parameters whose names hold this stay as they are.
+    """
+    import torch
+
+    generator = torch.Generator().manual_seed(11)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            noise = torch.randn(parameter.shape, generator=generator)
+            if left and left in name:
+                continue
+            if parameter.ndim == 2:
+                parameter.copy_(noise * (2.0 / parameter.shape[1]) ** 0.5)
+            elif parameter.ndim == 4:
+                parameter.copy_(noise * (1.0 / parameter[0].numel()) ** 0.5)
+            else:
+                parameter.add_(shift * noise)
+    return model

@@ -12,6 +12,7 @@ import onnxruntime
 import torch
 from timm.models.vision_transformer import VisionTransformer
 
+from helpers import uneven
 from vitprune.graph.surgery import rewrite
 from vitprune.pipelines import reference
 from vitprune.recipe import Recipe
@@ -50,17 +51,7 @@ def small(variant="plain"):
     model = VisionTransformer(
         img_size=48, patch_size=8, embed_dim=32, depth=4, num_heads=4, num_classes=5, **VARIANTS[variant]
     ).eval()
-    generator = torch.Generator().manual_seed(11)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            noise = torch.randn(parameter.shape, generator=generator)
-            if parameter.ndim == 2:
-                parameter.copy_(noise * (2.0 / parameter.shape[1]) ** 0.5)
-            elif parameter.ndim == 4:
-                parameter.copy_(noise * (1.0 / parameter[0].numel()) ** 0.5)
-            else:
-                parameter.add_(0.2 * noise)
-    return model
+    return uneven(model)
 
 
 def export(model, image, opset=18):

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from helpers import uneven  # noqa: E402
 
 SIDE, PATCH, WIDTH = 48, 8, 64
 LAYERS: dict[str, Any] = {"hidden_size": WIDTH, "num_hidden_layers": 4, "num_attention_heads": 4}
@@ -37,16 +43,7 @@ class Answer(nn.Module):
         super().__init__()
         torch.manual_seed(3)
         self.zoo, self.net = zoo, zoo.make(attention)
-        generator = torch.Generator().manual_seed(11)
-        with torch.no_grad():
-            for parameter in self.net.parameters():
-                noise = torch.randn(parameter.shape, generator=generator)
-                if parameter.ndim == 2:
-                    parameter.copy_(noise * (2.0 / parameter.shape[1]) ** 0.5)
-                elif parameter.ndim == 4:
-                    parameter.copy_(noise * (1.0 / parameter[0].numel()) ** 0.5)
-                else:
-                    parameter.add_(0.2 * noise)
+        uneven(self.net)
         self.eval()
 
     def forward(self, image: Tensor) -> Any:

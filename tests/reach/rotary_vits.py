@@ -8,6 +8,8 @@ import onnx
 import torch
 from timm.models.eva import Eva
 
+from helpers import uneven
+
 SIZES = {"img_size": 48, "patch_size": 8, "embed_dim": 32, "depth": 3, "num_heads": 2, "num_classes": 5, "mlp_ratio": 2.0}
 ROTARY = {"use_rot_pos_emb": True}
 KINDS = {
@@ -28,18 +30,7 @@ def small(kind: str) -> Eva:
     """Three blocks, 36 patches."""
     torch.manual_seed(7)
     model = Eva(**{**SIZES, **KINDS[kind]}).eval()
-    generator = torch.Generator().manual_seed(11)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            noise = torch.randn(parameter.shape, generator=generator)
-            if "rope" in name:
-                continue
-            if parameter.ndim == 2:
-                parameter.copy_(noise * (2.0 / parameter.shape[1]) ** 0.5)
-            elif parameter.ndim == 4:
-                parameter.copy_(noise * (1.0 / parameter[0].numel()) ** 0.5)
-            else:
-                parameter.add_(0.2 * noise)
+    uneven(model, left="rope")
     for block in model.blocks:
         block.attn.fused_attn = False  # the TorchScript exporter cannot write the fused one with Eva's arguments
     return model

@@ -14,7 +14,7 @@ import torch
 from timm.models.vision_transformer import VisionTransformer
 
 import vitprune
-from helpers import run, sets
+from helpers import run, sets, uneven
 from vitprune.errors import ExportError
 from vitprune.exporting.graph_vit import GraphViT
 from vitprune.graph.anatomy.find import find
@@ -62,17 +62,7 @@ def small(kind: str) -> VisionTransformer:
         global_pool="map",
         **KINDS[kind],
     ).eval()
-    generator = torch.Generator().manual_seed(11)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            noise = torch.randn(parameter.shape, generator=generator)
-            if parameter.ndim == 2:
-                parameter.copy_(noise * (2.0 / parameter.shape[1]) ** 0.5)
-            elif parameter.ndim == 4:
-                parameter.copy_(noise * (1.0 / parameter[0].numel()) ** 0.5)
-            else:
-                parameter.add_(0.5 * noise)
-    return model
+    return uneven(model, shift=0.5)
 
 
 @cache

@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from timm.models.naflexvit import NaFlexVit, NaFlexVitCfg
 from timm.models.vision_transformer import ParallelScalingBlock, VisionTransformer
 
-from helpers import run, sets
+from helpers import run, sets, uneven
 from vitprune.errors import ExportError
 from vitprune.exporting.graph_vit import GraphViT
 from vitprune.graph.anatomy.find import find
@@ -62,17 +62,7 @@ def small(kind: str) -> Any:
         {"qk_norm": True, "norm_layer": Rms} if kind == "rms" else {"block_fn": ParallelScalingBlock, "init_values": 0.5}
     )
     model = VisionTransformer(**{**SIZES, **more}).eval()
-    generator = torch.Generator().manual_seed(11)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            noise = torch.randn(parameter.shape, generator=generator)
-            if parameter.ndim == 2:
-                parameter.copy_(noise * (2.0 / parameter.shape[1]) ** 0.5)
-            elif parameter.ndim == 4:
-                parameter.copy_(noise * (1.0 / parameter[0].numel()) ** 0.5)
-            else:
-                parameter.add_(0.2 * noise)
-    return model
+    return uneven(model)
 
 
 @cache
