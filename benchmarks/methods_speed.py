@@ -21,9 +21,8 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from speed import interleaved, machine  # noqa: E402
+from speed import interleaved, library, machine, store  # noqa: E402
 
-from vitprune import plugins  # noqa: E402
 from vitprune.backends.onnxruntime import make_session  # noqa: E402
 from vitprune.benchmarking.oracle import slice_oracle  # noqa: E402
 from vitprune.data import images  # noqa: E402
@@ -75,13 +74,6 @@ def graphs(method: str, batch: int, side: int = SIDE) -> tuple[dict[str, bytes],
     return ready, x, {"kept": kept, "tokens": anatomy.prefix + anatomy.patches, "fused": facts}
 
 
-@cache
-def library() -> Path | None:
-    """The native library with operators for ONNX Runtime, where it is built."""
-    built = plugins.built()
-    return built.library if built is not None and built.onnxruntime_api else None
-
-
 def measure(method: str, batch: int, side: int, rounds: int, passes: int) -> dict[str, Any]:
     """One row: medians of per-round ratios of CPU time. Every pass makes its sessions anew: memory layout shifts a ratio, too."""
     ready, x, facts = graphs(method, batch, side)
@@ -130,8 +122,7 @@ def main() -> None:
             rows[method, batch, row["tokens"]] = row
             print(json.dumps(row), flush=True)
     document |= {"model": MODEL, "threads": 1, "machine": machine(), "rows": [rows[key] for key in sorted(rows)]}
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    args.out.write_text(json.dumps(document, indent=2) + "\n")
+    store(args.out, document)
 
 
 if __name__ == "__main__":

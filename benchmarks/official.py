@@ -16,11 +16,9 @@ import importlib
 import importlib.util
 import io
 import json
-import random
 import statistics
 import subprocess
 import sys
-import time
 import types
 import warnings
 from collections.abc import Callable, Iterator
@@ -33,9 +31,8 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
-from speed import machine  # noqa: E402
+from speed import library, machine, store, taking_turns  # noqa: E402
 
-from vitprune import plugins  # noqa: E402
 from vitprune.backends.onnxruntime import make_session  # noqa: E402
 from vitprune.data import images  # noqa: E402
 from vitprune.exporting.dense import dense_onnx  # noqa: E402
@@ -218,12 +215,6 @@ def dense_model(recipe: Recipe) -> Any:
     return loaded
 
 
-def library() -> Path | None:
-    """The native library with operators for ONNX Runtime, where it is built."""
-    built = plugins.built()
-    return built.library if built is not None and built.onnxruntime_api else None
-
-
 def graphs(pruned: Any, library: Path | None) -> dict[str, Callable[[np.ndarray], list[np.ndarray]]]:
     """Sessions of a pruned graph as `build-engine --target onnxruntime-cpu` lowers it: plain, and native where the library has its operators."""
     made: dict[str, Callable[[np.ndarray], list[np.ndarray]]] = {}
@@ -248,18 +239,6 @@ def disagreement(answer: Answer, logits: np.ndarray, kept: list[np.ndarray]) -> 
     own = [(one >= 0).sum(axis=1).tolist() for one in kept]
     own = own[len(own) - len(counts) :]  # ToMe tells what is left at the end
     return "" if counts in ([], own) else f"tokens differ: {counts} there, {own} here"
-
-
-def interleaved(runs: dict[str, Callable[[], Any]], rounds: int) -> dict[str, list[float]]:
-    """CPU seconds of every run in every round, order shuffled inside each round, after one round that is not counted."""
-    rng, times = random.Random(0), {label: [] for label in runs}
-    for number in range(rounds + 1):
-        for label in rng.sample(list(runs), len(runs)):
-            began = time.process_time()
-            runs[label]()
-            if number:
-                times[label].append(time.process_time() - began)
-    return times
 
 
 def ratios(times: dict[str, list[float]], over: str, under: str) -> dict[str, Any]:
@@ -292,7 +271,7 @@ def measure(name: str, source: Path, batch: int, rounds: int, library: Path | No
                 return {**row, "not_run": f"{label} graph: {why}"}
         runs: dict[str, Callable[[], Any]] = {"official": lambda: theirs(given)}
         runs |= {label: partial(session, x) for label, session in sessions.items()}
-        times = interleaved(runs, rounds)
+        times = taking_turns(runs, rounds)
     found = {label: ratios(times, "official", label) for label in sessions}
     best = found.get("native", found["plain"])["median"]
     return {
@@ -326,9 +305,7 @@ def main() -> int:
         for batch in arguments.batches:
             rows.append(measure(name, arguments.source, batch, arguments.rounds, arguments.library))
             print(json.dumps(rows[-1]), flush=True)
-    document = {"model": MODEL, "threads": 1, "machine": {**machine(), "torch": torch.__version__}, "rows": rows}
-    arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    arguments.out.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
+    store(arguments.out, {"model": MODEL, "threads": 1, "machine": {**machine(), "torch": torch.__version__}, "rows": rows})
     return 0
 
 

@@ -26,9 +26,8 @@ sys.path.insert(0, str(Path(__file__).parent))
 import numpy as np  # noqa: E402
 import onnx  # noqa: E402
 import onnx_graphsurgeon as gs  # noqa: E402
-from speed import machine  # noqa: E402
+from speed import library, machine, store  # noqa: E402
 
-from vitprune import plugins  # noqa: E402
 from vitprune.backends.onnxruntime import make_session  # noqa: E402
 from vitprune.graph import outlines  # noqa: E402
 from vitprune.graph.lowering.onnxruntime import specialise  # noqa: E402
@@ -190,18 +189,17 @@ def main() -> int:
     parser.add_argument("--out", type=Path, default=OUT)
     arguments = parser.parse_args()
     random.seed(0)
-    built = plugins.built()
-    library = arguments.library or (built.library if built is not None and built.onnxruntime_api else None)
-    if library is None:
+    native = arguments.library or library()
+    if native is None:
         print("packed execution needs the native library: vitprune plugins build, with onnxruntime_c_api.h at hand")
         return 2
     document = json.loads(arguments.out.read_text()) if arguments.out.exists() else {}
     if "stated" in arguments.parts:
-        document["stated"] = stated(arguments.batches, arguments.sigmas, arguments.rounds, library)
+        document["stated"] = stated(arguments.batches, arguments.sigmas, arguments.rounds, native)
     if "real" in arguments.parts:
-        document["real"] = real(arguments.batches, arguments.rounds, library)
+        document["real"] = real(arguments.batches, arguments.rounds, native)
     document |= {"model": MODEL, "machine": machine()}
-    arguments.out.write_text(json.dumps(document, indent=2) + "\n")
+    store(arguments.out, document)
     return 0
 
 

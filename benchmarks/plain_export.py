@@ -26,9 +26,9 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
-from official import graphs, interleaved, library, ratios  # noqa: E402
+from official import graphs, ratios  # noqa: E402
 from plain_models import ToMe, TopK  # noqa: E402
-from speed import machine  # noqa: E402
+from speed import library, machine, store, taking_turns  # noqa: E402
 
 import vitprune  # noqa: E402
 from vitprune.backends.onnxruntime import make_session  # noqa: E402
@@ -151,7 +151,7 @@ def measure(kind: str, method: str, size: int, batch: int, rounds: int, library:
                 return {**row, "not_run": f"our {label} graph: {why}"}
     runs: dict[str, Callable[[], Any]] = {"torch's export": partial(plain, x)}
     runs |= {label: partial(made, x) for label, made in sessions.items()}
-    times = interleaved(runs, rounds)
+    times = taking_turns(runs, rounds)
     found = {label: ratios(times, "torch's export", label) for label in sessions}
     return {
         **row, "rounds": rounds, "tokens": anatomy.prefix + anatomy.patches, "other_images": disagreement(plain, oracle, other),
@@ -183,9 +183,7 @@ def main() -> int:
     for kind, method, size, batch in asked:
         rows.append(measure(kind, method, size, batch, arguments.rounds, arguments.library))
         print(json.dumps(rows[-1]), flush=True)
-    document = {"model": MODEL, "threads": 1, "machine": {**machine(), "torch": torch.__version__}, "rows": rows}
-    arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    arguments.out.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
+    store(arguments.out, {"model": MODEL, "threads": 1, "machine": {**machine(), "torch": torch.__version__}, "rows": rows})
     return 0
 
 

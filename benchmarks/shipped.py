@@ -20,9 +20,9 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parent))
 
 import numpy as np  # noqa: E402
-from speed import machine  # noqa: E402
+from speed import library, machine  # noqa: E402
 
-from vitprune import methods, plugins  # noqa: E402
+from vitprune import methods  # noqa: E402
 from vitprune.backends.onnxruntime import make_session  # noqa: E402
 from vitprune.data import images  # noqa: E402
 from vitprune.exporting.dense import dense_onnx  # noqa: E402
@@ -82,13 +82,11 @@ def main() -> int:
     parser.add_argument("--only", nargs="*", help="recipe names")
     arguments = parser.parse_args()
     random.seed(0)
-    built = plugins.built()
-    library = built.library if built is not None and built.onnxruntime_api else None
-    if library is None:
+    if library() is None:
         print("no native operators: vitprune plugins build, with onnxruntime_c_api.h at hand")
     rows = []
     for name in arguments.only or names():
-        made = sessions(name, library)
+        made = sessions(name, library())
         shown = pixels(name)
         for batch in (1, 8):
             row = {"recipe": name, "batch": batch, "rounds": arguments.rounds, **measure(made, shown, batch, arguments.rounds)}

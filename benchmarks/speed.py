@@ -17,7 +17,10 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -25,6 +28,7 @@ import onnxruntime
 
 sys.path.insert(0, str(Path(__file__).parent))
 
+from vitprune import plugins  # noqa: E402
 from vitprune.backends.onnxruntime import make_session  # noqa: E402
 from vitprune.benchmarking.oracle import slice_oracle  # noqa: E402
 from vitprune.data import images  # noqa: E402
@@ -32,6 +36,7 @@ from vitprune.exporting import export as exporting  # noqa: E402
 from vitprune.graph import surgery  # noqa: E402
 from vitprune.graph.lowering.onnxruntime import specialise  # noqa: E402
 from vitprune.recipe import Recipe  # noqa: E402
+from vitprune.support.files import write_atomic  # noqa: E402
 from vitprune.vit.loading import load  # noqa: E402
 
 
@@ -52,18 +57,32 @@ def variants(name: str, image_size: int, recipe: Recipe, batch: int) -> tuple[di
 
 
 def interleaved(sessions: dict, x: np.ndarray, rounds: int) -> dict[str, list[float]]:
-    """CPU seconds of every variant in every round, order shuffled inside each round."""
-    rng, times = random.Random(0), {label: [] for label in sessions}
-    for label in sessions:
-        sessions[label].run(None, {"image": x})
-    for _ in range(rounds):
-        order = list(sessions)
-        rng.shuffle(order)
-        for label in order:
+    """`taking_turns` of sessions with one input."""
+    return taking_turns({label: partial(session.run, None, {"image": x}) for label, session in sessions.items()}, rounds)
+
+
+def taking_turns(runs: dict[str, Callable[[], Any]], rounds: int) -> dict[str, list[float]]:
+    """CPU seconds of every run in every round, order shuffled inside each round, after one round that is not counted."""
+    rng, times = random.Random(0), {label: [] for label in runs}
+    for number in range(rounds + 1):
+        for label in rng.sample(list(runs), len(runs)):
             began = time.process_time()
-            sessions[label].run(None, {"image": x})
-            times[label].append(time.process_time() - began)
+            runs[label]()
+            if number:
+                times[label].append(time.process_time() - began)
     return times
+
+
+def library() -> Path | None:
+    """The native library with operators for ONNX Runtime, where `vitprune plugins build` has left it."""
+    built = plugins.built()
+    return built.library if built is not None and built.onnxruntime_api else None
+
+
+def store(path: Path, document: dict[str, Any]) -> None:
+    """Write a document, into a folder that is made where it is not there."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomic(path, (json.dumps(document, indent=2) + "\n").encode())
 
 
 def peak_rss(graph: bytes, x: np.ndarray) -> int:

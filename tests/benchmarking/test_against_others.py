@@ -17,6 +17,7 @@ sys.path.insert(0, str(BENCHMARKS))
 import official  # noqa: E402
 import plain_export  # noqa: E402
 import plain_models  # noqa: E402
+import speed  # noqa: E402
 
 import vitprune  # noqa: E402
 from helpers import images, script, tiny  # noqa: E402
@@ -72,7 +73,7 @@ def test_ratios_are_of_rounds() -> None:
 
 def test_an_interleaved_run_counts_every_round_but_the_first() -> None:
     seen: list[str] = []
-    times = official.interleaved({"a": lambda: seen.append("a"), "b": lambda: seen.append("b")}, 4)
+    times = speed.taking_turns({"a": lambda: seen.append("a"), "b": lambda: seen.append("b")}, 4)
     assert sorted(seen) == ["a"] * 5 + ["b"] * 5
     assert [len(values) for values in times.values()] == [4, 4]
 

@@ -31,6 +31,7 @@ from hugging_face_models import PATCH, SIDE, ZOO, Answer, image
 from torch.nn import functional
 
 from vitprune.reports.hugging_face import failure
+from vitprune.support.files import write_atomic
 
 STORED = Path(__file__).parents[2] / "recipes" / "hugging_face.json"
 EXPORTERS = ("torchscript 17", "dynamo 18", "dynamo 20", "dynamo 23")
@@ -229,9 +230,7 @@ def cases(only: str, exporters: list[str], attentions: list[str], methods: list[
 
 def write(stored: dict[str, Any], place: Path | None) -> None:
     if place:
-        fresh = place.with_suffix(".tmp")
-        fresh.write_text(json.dumps(stored, indent=1) + "\n")
-        os.replace(fresh, place)
+        write_atomic(place, (json.dumps(stored, indent=1) + "\n").encode())
 
 
 def main() -> None:

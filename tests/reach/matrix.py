@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import io
 import json
-import os
 import sys
 import tempfile
 import time
@@ -29,6 +28,7 @@ import onnx
 import torch
 
 from vitprune.reports.models import failure
+from vitprune.support.files import write_atomic
 
 MODULES = (
     "vision_transformer", "deit", "vision_transformer_hybrid", "vitamin", "eva", "naflexvit", "vision_transformer_relpos", "beit",
@@ -290,9 +290,7 @@ def one_a_form(every: Iterator[tuple[str, str, str, str]]) -> list[tuple[str, st
 
 def write(stored: dict[str, Any], place: Path | None) -> None:
     if place:
-        fresh = place.with_suffix(".tmp")
-        fresh.write_text(json.dumps(stored, indent=1) + "\n")
-        os.replace(fresh, place)
+        write_atomic(place, (json.dumps(stored, indent=1) + "\n").encode())
 
 
 def main() -> None:

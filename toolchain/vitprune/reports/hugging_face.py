@@ -2,32 +2,17 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from vitprune.errors import LoadError
+from vitprune.reports import models
 from vitprune.reports.models import LEAST, LIMITS
-from vitprune.support.resources import recipes_folder
 
 
 def read(path: Path | None = None) -> dict[str, Any]:
-    """The stored results.
-
-    Raises:
-        LoadError: VP604 there are none.
-    """
-    place = path or recipes_folder() / "hugging_face.json"
-    if not place.is_file():
-        raise LoadError(
-            604,
-            f"'{place.name}' not found",
-            cause="no results are stored",
-            next_step="python tests/reach/hugging_face.py --store",
-        )
-    found: dict[str, Any] = json.loads(place.read_text())
-    return found
+    """The stored results; errors as `models.read`."""
+    return models.read(path, "hugging_face.json", "hugging_face.py")
 
 
 def failure(case: dict[str, Any]) -> str:

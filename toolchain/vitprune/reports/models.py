@@ -36,16 +36,16 @@ class Row:
     built: tuple[int, int]
 
 
-def read(path: Path | None = None) -> dict[str, Any]:
-    """The stored results.
+def read(path: Path | None = None, name: str = "models.json", script: str = "matrix.py") -> dict[str, Any]:
+    """Stored results: of a file, else of `name` among the recipes, which `script` of tests/reach writes.
 
     Raises:
         LoadError: VP604 there are none.
     """
-    place = path or recipes_folder() / "models.json"
+    place = path or recipes_folder() / name
     if not place.is_file():
         raise LoadError(
-            604, f"'{place.name}' not found", cause="no results are stored", next_step="python tests/reach/matrix.py --store"
+            604, f"'{place.name}' not found", cause="no results are stored", next_step=f"python tests/reach/{script} --store"
         )
     found: dict[str, Any] = json.loads(place.read_text())
     return found

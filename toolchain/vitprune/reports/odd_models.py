@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
-from vitprune.support.resources import recipes_folder
+from vitprune.reports.models import read as read_stored
 
 NAMED = ("VP310", "VP311")  # no plain ViT; blocks or attention of another kind
 
 
 def read(path: Path | None = None) -> dict[str, Any]:
-    """The stored results."""
-    found: dict[str, Any] = json.loads((path or recipes_folder() / "odd_models.json").read_text())
-    return found
+    """The stored results; errors as `models.read`."""
+    return read_stored(path, "odd_models.json", "odd.py")
 
 
 def failure(found: dict[str, Any]) -> str:
