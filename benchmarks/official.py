@@ -232,7 +232,7 @@ def disagreement(answer: Answer, logits: np.ndarray, kept: list[np.ndarray]) -> 
     """Why official and own answers are not the same computation, or "": logits, top-1, and the counts that the official code tells."""
     theirs, counts = answer
     worst = float(np.abs(theirs - logits).max())
-    if worst > WITHIN * float(np.abs(theirs).max()):
+    if not worst <= WITHIN * float(np.abs(theirs).max()):  # NaN is no agreement
         return f"logits differ by {worst:.2g}"
     if not (theirs.argmax(axis=1) == logits.argmax(axis=1)).all():
         return "another top-1"

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+from onnx import TensorProto, helper, numpy_helper
 
 import vitprune
 from helpers import ats, images, tiny
@@ -184,3 +185,20 @@ def test_a_skeleton_keeps_values_in_other_fields():
 
     kept = skeletons.fleshed(skeletons.skeleton(model(1.0), model(2.0)), model(2.0))
     assert onnx.numpy_helper.to_array(kept.graph.initializer[0])[0] == 1.0
+
+
+def test_a_model_is_written_over_itself_and_what_is_linked_to_its_weights_stays(tmp_path):
+    """As packaging does with a copy whose weights are a link to the bundle's."""
+    weight = numpy_helper.from_array(np.arange(4096, dtype=np.float32).reshape(64, 64), "w")
+    node = helper.make_node("MatMul", ["x", "w"], ["y"])
+    ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["n", 64]) for name in "xy"]
+    model = helper.make_model(helper.make_graph([node], "g", ends[:1], ends[1:], [weight]))
+    onnx_weights.save(model, tmp_path / "model.onnx", aside=0)
+    place = tmp_path / "copy"
+    place.mkdir()
+    (place / "model.onnx").write_bytes((tmp_path / "model.onnx").read_bytes())
+    onnx_weights.take_along(tmp_path / "model.onnx", place / "model.onnx")
+    before = (tmp_path / "model.onnx.data").read_bytes()
+    onnx_weights.save(onnx_weights.load(place / "model.onnx", aside=0), place / "model.onnx", aside=0)
+    assert (tmp_path / "model.onnx.data").read_bytes() == before
+    assert (place / "model.onnx.data").read_bytes() == before

@@ -100,7 +100,7 @@ template <int Rows>
     }
     float largest = top[0];
     for (int64_t lane = 1; lane < kLanes; ++lane) largest = std::max(largest, top[lane]);
-    if (largest == -INFINITY) {  // every key is hidden
+    if (std::all_of(row, row + keys, [](float logit) { return logit == -INFINITY; })) {  // every key is hidden; NaN is no such logit
         std::fill(row, row + columns, 0.0f);
         return 0.0f;
     }

@@ -235,6 +235,7 @@ def _engine(job: Job, work: Path, options: argparse.Namespace, plugin: dict[str,
         facts = building.run_child(request, _say, options.timeout)
     finally:
         model.unlink(missing_ok=True)
+        (folder / f"{job.model_path.name}.data").unlink(missing_ok=True)
     file = folder / job.target["engine_file"]
     document = {
         "schema_version": 1, "target": job.target["name"], "backend": name, "backend_version": backends.get(name).version(),

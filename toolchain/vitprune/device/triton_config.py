@@ -70,7 +70,7 @@ def check(place: Path) -> None:
         config = parsed((place / "config.pbtxt").read_text(encoding="utf-8"))
         if config["name"] != place.name and not place.name.startswith("."):
             raise ValueError(f"it names '{config['name']}', its folder is '{place.name}'")
-        session = make_session((place / "1" / config["default_model_filename"]).read_bytes())
+        session = make_session(place / "1" / config["default_model_filename"])
         batch = config["max_batch_size"]
         for kind, real in (("input", session.get_inputs()), ("output", session.get_outputs())):
             stated = {entry["name"]: entry for entry in config[kind]}

@@ -12,7 +12,6 @@ from vitprune.bundle import Bundle
 from vitprune.methods.base import BlockTokens, Geometry
 from vitprune.methods.cost import block_macs, dense_blocks, model_macs
 from vitprune.preflight import launch_model
-from vitprune.support.onnx_file import read_model
 from vitprune.targets import Choice
 
 
@@ -61,7 +60,7 @@ def launches(bundle: Bundle, choice: Choice, batch: int = 1) -> dict[str, Any]:
     answer: dict[str, Any] = {"target": target.name, "module": choice.module_name, "unknown": "", "blocks": [], "model": None}
     answer |= {"dense": None, "pruned": None}
     try:
-        counted = launch_model.count(bundle, read_model(bundle.model_path), target.backend)
+        counted = launch_model.count(bundle, None, target.backend)
     except ValueError as error:
         return {**answer, "unknown": str(error)}
     pairs = list(zip(counted.dense, counted.pruned, strict=True))

@@ -192,8 +192,8 @@ class Counted:
         return sum(part.total for part in parts)
 
 
-def count(bundle: Bundle, model: onnx.ModelProto, backend: str) -> Counted:
-    """Kernels of a bundle and its dense graph on a backend.
+def count(bundle: Bundle, model: onnx.ModelProto | None, backend: str) -> Counted:
+    """Kernels of a bundle and its dense graph on a backend; model: the bundle's, read here where it is None.
 
     Raises:
         ValueError: they cannot be counted, and why.
@@ -216,6 +216,7 @@ def count(bundle: Bundle, model: onnx.ModelProto, backend: str) -> Counted:
     sites, fused = forms[backend]
     depth = int(bundle.manifest.model["geometry"]["depth"])
     try:
+        model = read_model(bundle.model_path) if model is None else model
         dense = skeletons.fleshed(read_model(bundle.path / skeletons.SKELETON), model)
         graphs = [executed(one, sites) for one in (dense, model)]
     except Exception as error:  # a bundle's files may hold anything, and a count is not worth an end

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from weakref import WeakValueDictionary
 
 from vitprune.errors import ExportError
+from vitprune.support import temporary
 from vitprune.support.files import inside, linked, require_regular
 
 if TYPE_CHECKING:
@@ -158,17 +159,19 @@ def save(model: onnx.ModelProto, path: Path, aside: int | None = None) -> None:
         _save_as_one(bare, path)
         return
     beside = path.with_name(f"{path.name}.data")
-    with beside.open("wb") as stream:
-        written: dict[Any, int] = {}
-        for tensor in bare.graph.initializer:
-            if not elsewhere(tensor) and nbytes(tensor) < ALIGNMENT:
-                continue
-            key = _place(tensor) if elsewhere(tensor) else tensor.name
-            if key not in written:
-                stream.write(bytes(-stream.tell() % ALIGNMENT))
-                written[key] = stream.tell()
-                _copy(tensor, stream)
-            put(tensor, beside.name, written[key], nbytes(tensor))
+    with temporary.file(beside) as new:  # the old file may be where the weights are, and a link to another bundle's
+        with new.open("wb") as stream:
+            written: dict[Any, int] = {}
+            for tensor in bare.graph.initializer:
+                if not elsewhere(tensor) and nbytes(tensor) < ALIGNMENT:
+                    continue
+                key = _place(tensor) if elsewhere(tensor) else tensor.name
+                if key not in written:
+                    stream.write(bytes(-stream.tell() % ALIGNMENT))
+                    written[key] = stream.tell()
+                    _copy(tensor, stream)
+                put(tensor, beside.name, written[key], nbytes(tensor))
+        os.replace(new, beside)
     path.write_bytes(bare.SerializeToString())
 
 
