@@ -154,6 +154,15 @@ def test_keys_hidden_by_minus_infinity(library: PluginLibrary, emulated: ctypes.
         assert not found[5:].any()
 
 
+def test_a_query_that_is_no_number_gives_none(library: PluginLibrary, emulated: ctypes.CDLL) -> None:
+    """And no zeros, as if nothing were there to attend to."""
+    given = tensors((3, 16, [5, 4], [70, 33]))
+    given["query"][2] = np.nan
+    for found in (attend(library, **given, heads=3, scale=0.3), kernel(emulated, given, 3, True, "float32")):
+        assert np.isnan(found[2]).all()
+        assert not np.isnan(np.delete(found, 2, axis=0)).any()
+
+
 def test_rounding_to_half_is_numpys(emulated: ctypes.CDLL) -> None:
     """Two keys of equal weight: the output is the mean of two halves, which is as a rule between two halves, small and large ones."""
     rng = np.random.default_rng(3)
