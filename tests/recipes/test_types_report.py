@@ -2,7 +2,7 @@
 
 import sys
 
-from helpers import RECIPES
+from helpers import RECIPES, script
 
 sys.path.insert(0, str(RECIPES / "fashion_mnist"))
 
@@ -31,13 +31,7 @@ def test_a_type_is_shown_with_its_file_its_memory_and_no_speed():
 
 
 def test_an_engine_beyond_its_goal_is_said_with_its_parts():
-    from importlib.util import module_from_spec, spec_from_file_location
-
-    spec = spec_from_file_location("benchmarks_report", RECIPES.parent / "benchmarks" / "report.py")
-    assert spec is not None
-    assert spec.loader is not None
-    report = module_from_spec(spec)
-    spec.loader.exec_module(report)
+    report = script(RECIPES.parent / "benchmarks" / "report.py")
     full = {"model": "deit-s", "method": "topk", "mode": "fp32", "engine_bytes": 100e6, "weight_bytes": 88e6, "engine_text": 10e6}
     half = {**full, "mode": "fp16", "engine_bytes": 57e6, "weight_bytes": 45e6, "engine_text": 9e6}
     text = "\n".join(report.engine_parts([full, half]))

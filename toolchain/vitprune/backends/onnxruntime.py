@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -42,7 +42,7 @@ def version() -> str:
 
 def make_session(
     path: str | Path | bytes | onnx.ModelProto, threads: int = 0, spin: bool = True, providers: Sequence[str] = ("CPUExecutionProvider",),
-    library: Path | None = None, weights: Mapping[str, np.ndarray] | None = None,
+    library: Path | None = None,
 ) -> Any:  # fmt: skip
     """An InferenceSession, quiet.
 
@@ -52,14 +52,13 @@ def make_session(
         spin: let idle threads spin; off where several sessions are timed side by side.
         providers: execution providers, best first.
         library: native library with operators of the model; its code runs when it is loaded.
-        weights: values of initialisers that a serialised model names without values; they are used where they lie.
 
     Raises:
         LoadError: VP612 when ONNX Runtime refuses the model, VP634 when it refuses the library.
     """
     import onnxruntime as ort
 
-    options = ort.SessionOptions()
+    options, weights = ort.SessionOptions(), dict[str, np.ndarray]()
     if not isinstance(path, str | Path | bytes):
         path, weights, mapped = _in_memory(path)
         if mapped:  # kernels and fusions would keep weights once more in layouts of their own
@@ -83,7 +82,7 @@ def make_session(
                 cause=first_line(error),
                 next_step="build it anew: vitprune plugins build, then build-engine --force; or --plugin none to do without",
             ) from error
-    kept = {name: ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(values)) for name, values in (weights or {}).items()}
+    kept = {name: ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(values)) for name, values in weights.items()}
     if kept:
         options.add_external_initializers(list(kept), list(kept.values()))
     try:

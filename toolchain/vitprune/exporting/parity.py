@@ -78,19 +78,21 @@ def reference_arrays(
     import torch
 
     from vitprune.backends.onnxruntime import _stack
+    from vitprune.validation.margins import sizes_of
 
     size = static or 8
     parts = []
     with torch.inference_mode():
         for start in range(0, len(inputs), size):
             logits = oracle(torch.from_numpy(inputs.pixels[start : start + size])).numpy()
-            lists = ([value.numpy() for value in values] for values in (oracle.kept, oracle.margin, oracle.overflow))
+            lists = ([value.numpy() for value in values] for values in (oracle.kept, oracle.margin, oracle.overflow, oracle.size))
             parts.append((logits, *lists))
     arrays = {"images": inputs.pixels, "logits": np.concatenate([p[0] for p in parts]), "dense_logits": dense_logits}
     for number, site in enumerate(oracle.sites):
         arrays[f"kept_{site.block}"] = _stack([p[1][number] for p in parts])
         arrays[f"margin_{site.block}"] = np.concatenate([p[2][number] for p in parts]).astype(np.float32)
         arrays[f"overflow_{site.block}"] = np.concatenate([p[3][number] for p in parts])
+        arrays |= sizes_of(site.block, [p[4][number] for p in parts])
     return arrays
 
 

@@ -32,6 +32,7 @@ from vitprune.graph.reading import Source
 from vitprune.graph.widening import widened
 from vitprune.recipe import Recipe
 from vitprune.support import onnx_weights, temporary
+from vitprune.support.onnx_types import HALF
 from vitprune.support.onnx_weights import Spill
 from vitprune.vit.loading import require_torch
 
@@ -71,8 +72,7 @@ def rewrite(
 
 def _kind(dense: onnx.ModelProto, recipe: Recipe) -> str:
     """The type that makes weights anew: the graph's own where it is a half type, else the recipe's."""
-    halves = {onnx.TensorProto.FLOAT16: "fp16", onnx.TensorProto.BFLOAT16: "bf16"}
-    own = {halves[tensor.data_type] for tensor in dense.graph.initializer if tensor.data_type in halves}
+    own = {HALF[tensor.data_type] for tensor in dense.graph.initializer if tensor.data_type in HALF}
     return min(own) if own else recipe.precision.mode
 
 
