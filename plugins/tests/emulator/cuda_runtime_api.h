@@ -16,7 +16,10 @@
 
 using cudaError_t = int;
 using cudaStream_t = void*;
+using cudaEvent_t = void*;
 constexpr cudaError_t cudaSuccess = 0;
+
+inline const char* cudaGetErrorString(cudaError_t) { return "the emulator refused a launch"; }
 
 inline cudaError_t cudaMemsetAsync(void* data, int value, size_t bytes, cudaStream_t) {
     std::memset(data, value, bytes);
