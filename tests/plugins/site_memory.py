@@ -89,7 +89,7 @@ def run(function: Any, one: dict[str, Any], workspace: Any = None) -> tuple[int,
         assert workspace(references[0], references[1], ctypes.byref(needed)) == 0
         memory = np.full(needed.value, 0xA5, np.uint8)
         status = function(*references, memory.ctypes.data_as(ctypes.c_void_p), needed, ctypes.byref(count), None)
-    k, prefix = count.value, attributes.prefix_tokens
+    k = count.value
     return status, k, cut(held, one, k)
 
 

@@ -25,7 +25,15 @@ OUTPUTS = {
 }  # fmt: skip
 OF_MEMORY = {"patch": "patch_out", "score": "score_out"}  # outputs that the C interface names otherwise
 FORMS = ("given", "per_head", "pooled", "sum", "mean", "head_share")
-DYNAMIC = ["mode=inverse_transform", "num_samples=108", "expected=70", "form=per_head", "heads=6", "prefix_tokens=1", "originals=196"]
+DYNAMIC = [
+    "mode=inverse_transform",
+    "num_samples=108",
+    "expected=70",
+    "form=per_head",
+    "heads=6",
+    "prefix_tokens=1",
+    "originals=196",
+]
 RANKING = ["mode=threshold", "capacity=96", "pad_to_capacity=1", "form=mean", "heads=6", "prefix_tokens=1", "originals=196"]
 SCORED = "inputs=x,query,key,value,h"
 
@@ -49,7 +57,9 @@ def test_padded_shapes_are_known_and_a_combined_row_counts(driver: Path) -> None
 
 
 def test_only_linear_tensors_of_the_right_type(driver: Path) -> None:
-    answer = shapes(driver, "PruneSite", f"{SCORED},patch,theta".replace("x,", "x,valid,"), f"outputs={','.join(OUTPUTS)}", *DYNAMIC)
+    answer = shapes(
+        driver, "PruneSite", f"{SCORED},patch,theta".replace("x,", "x,valid,"), f"outputs={','.join(OUTPUTS)}", *DYNAMIC
+    )
     assert answer["formats"] == [[1, 0, 0]] * (8 + len(OUTPUTS))
     assert answer["workspace"] > 0
 

@@ -259,6 +259,10 @@ int32_t select_threads(int32_t patches) {
 
 size_t site_workspace(const SiteShape& shape) { return SiteWorkspace(nullptr, shape).bytes; }
 
+int32_t* site_counts(const SiteShape& shape, void* workspace) {
+    return SampleWorkspace(SiteWorkspace(workspace, shape).sample, shape.batch, shape.patches).counts;
+}
+
 cudaError_t select_site_on_device(const SiteParameters& parameters, const SiteInputs& in, const SiteShape& shape, void* workspace,
                                   cudaStream_t stream) {
     const Selecting selecting{parameters, in, shape, row_limit(parameters.sample, shape.patches), workspace};
