@@ -87,6 +87,12 @@ void print_formats(IPluginV3OneBuild& build, const std::vector<Input>& given) {
     const int32_t configured = build.configurePlugin(tensors.data(), inputs, tensors.data() + inputs, outputs);
     std::printf("], \"configure\": %d, \"workspace\": %zu", configured,
                 build.getWorkspaceSize(tensors.data(), inputs, tensors.data() + inputs, outputs));
+    // As where tokens follow the data: no dimension is known, and the bounds of all tensors but the first are wider.
+    for (int32_t i = 1; i < inputs; ++i) {
+        for (int32_t k = 0; k < tensors[i].max.nbDims; ++k) tensors[i].desc.dims.d[k] = -1;
+        if (tensors[i].max.nbDims > 1) tensors[i].max.d[1] += 3;
+    }
+    std::printf(", \"configure_bounds\": %d", build.configurePlugin(tensors.data(), inputs, tensors.data() + inputs, outputs));
 }
 
 void print_fields(const PluginFieldCollection& collection) {

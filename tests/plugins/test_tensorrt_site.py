@@ -64,6 +64,12 @@ def test_only_linear_tensors_of_the_right_type(driver: Path) -> None:
     assert answer["workspace"] > 0
 
 
+def test_bounds_of_tokens_need_not_agree(driver: Path) -> None:
+    """Each tensor's own, where the number of tokens follows the data; constant dimensions must."""
+    answer = shapes(driver, "PruneSite", f"{SCORED},patch".replace("x,", "x,valid,"), "outputs=rows,rows2,count", *DYNAMIC)
+    assert (answer["configure"], answer["configure_bounds"]) == (0, 0)
+
+
 def test_fields_survive_clone_serialisation_and_attachment(driver: Path) -> None:
     given = {
         "inputs": "x,score,h,theta", "outputs": "rows,rows2,count", "form": "given", "combine": "nothing", "heads": 6, "prefix_tokens": 1,

@@ -87,28 +87,27 @@ bool SitePlugin::supportsFormatCombination(int32_t position, const DynamicPlugin
 
 int32_t SitePlugin::configurePlugin(const DynamicPluginTensorDesc* inputs, int32_t, const DynamicPluginTensorDesc*, int32_t) noexcept {
     SiteShape shape;
-    const std::string problem = site_sizes(config_, [inputs](int32_t i) -> const Dims& { return inputs[i].max; }, shape);
+    const std::string problem = largest_sizes(config_, inputs, shape);
     return problem.empty() ? 0 : refuse(problem);
 }
 
 size_t SitePlugin::getWorkspaceSize(const DynamicPluginTensorDesc* inputs, int32_t, const DynamicPluginTensorDesc*,
                                     int32_t) const noexcept {
     SiteShape shape;
-    const bool known = site_sizes(config_, [inputs](int32_t i) -> const Dims& { return inputs[i].max; }, shape).empty();
+    const bool known = largest_sizes(config_, inputs, shape).empty();
     return known ? site_workspace(shape) : 0;
 }
 
 int32_t SitePlugin::onShapeChange(const PluginTensorDesc* inputs, int32_t, const PluginTensorDesc*, int32_t) noexcept {
     SiteShape shape;
-    const std::string problem = site_sizes(config_, [inputs](int32_t i) -> const Dims& { return inputs[i].dims; }, shape);
+    const std::string problem = present_sizes(config_, inputs, shape);
     return problem.empty() ? 0 : refuse(problem);
 }
 
 int32_t SitePlugin::enqueue(const PluginTensorDesc* input_descriptions, const PluginTensorDesc*, const void* const* inputs,
                             void* const* outputs, void* workspace, cudaStream_t stream) noexcept {
     SiteShape shape;
-    const std::string problem =
-        site_sizes(config_, [input_descriptions](int32_t i) -> const Dims& { return input_descriptions[i].dims; }, shape);
+    const std::string problem = present_sizes(config_, input_descriptions, shape);
     if (!problem.empty()) return refuse(problem);
     const auto read = [&](SiteInput role) {
         const int32_t position = position_of(config_.inputs, role);
