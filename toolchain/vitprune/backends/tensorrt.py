@@ -13,13 +13,12 @@ from vitprune.backends._tensorrt.audit import Audit, audit, read_layers
 from vitprune.backends._tensorrt.building import Settings, memory_problem, said_out_of_memory, settings_of
 from vitprune.backends._tensorrt.memory import free_memory
 from vitprune.backends._tensorrt.session import Session
-from vitprune.backends._tensorrt.sites import sites_as_plugins
+from vitprune.backends._tensorrt.sites import has_plugin_sites, not_onnx, sites_as_plugins
 from vitprune.backends._tensorrt.support import ALWAYS_TYPED, CUMULATIVE_LAYER, unsupported
 from vitprune.backends._tensorrt.trtexec import command_line
 from vitprune.errors import BuildError
-from vitprune.graph import wire
 from vitprune.graph.lowering.tensorrt import SITE, for_tensorrt
-from vitprune.ops.token_sample import DOMAIN, NAME
+from vitprune.ops.token_sample import NAME
 from vitprune.support import registry, trust
 from vitprune.support.gpus import Gpu, local_gpus
 from vitprune.support.versions import Version
@@ -115,7 +114,7 @@ def _build(settings: Settings, gpu: Gpu, messages: list[str], report: Callable[[
         raise BuildError(524, "there is not enough memory for the build", cause=why, next_step=LOWER)
     model = sites_as_plugins(settings.model) if settings.sites == "plugin" else settings.model.read_bytes()
     library, why_not = plugins.obtain(settings.plugin, gpu.architecture, report)
-    whole = wire.has_node(model, DOMAIN, SITE)
+    whole = has_plugin_sites(model, settings.model.name)
     if whole and library is None:
         raise BuildError(
             522,
@@ -204,7 +203,7 @@ def _form(model: bytes, name: str, here: Version, plugin: bool) -> tuple[bytes, 
             next_step="build with the plugin (vitprune plugins build), or pip install onnx",
         ) from error
     except ValueError as error:
-        raise BuildError(529, f"'{name}' is not an ONNX file", cause=str(error), next_step="export the bundle again") from error
+        raise not_onnx(name, error) from error
 
 
 def _network(builder: trt.Builder, logger: trt.ILogger, model: bytes, here: Version) -> trt.INetworkDefinition:

@@ -5,6 +5,26 @@ from __future__ import annotations
 from pathlib import Path
 
 from vitprune.errors import BuildError
+from vitprune.graph import wire
+from vitprune.graph.lowering.tensorrt import SITE
+from vitprune.ops.token_sample import DOMAIN
+
+
+def not_onnx(name: str, error: ValueError) -> BuildError:
+    """VP529: a file that is no protobuf message."""
+    return BuildError(529, f"'{name}' is not an ONNX file", cause=str(error), next_step="export the bundle again")
+
+
+def has_plugin_sites(model: bytes, name: str) -> bool:
+    """Whether a model has sites that are plugin nodes; name: of its file.
+
+    Raises:
+        BuildError: VP529.
+    """
+    try:
+        return wire.has_node(model, DOMAIN, SITE)
+    except ValueError as error:
+        raise not_onnx(name, error) from error
 
 
 def sites_as_plugins(path: Path) -> bytes:
