@@ -10,17 +10,14 @@ import onnx
 import pytest
 from test_native_sites import CASES, SIDE, alone, dense, recipe, session  # noqa: F401
 
-from helpers import absent, images
+from helpers import images
 from vitprune.graph import surgery
 from vitprune.graph.lowering.onnxruntime import specialise
-from vitprune.plugins import BuildReport
 
 
 @pytest.fixture(scope="module")
-def cuda_library(report: BuildReport, ort_library: Path) -> Path:
+def cuda_library(ort_library: Path) -> Path:
     """A library with the CUDA operator alone, for the CPU."""
-    if not report.tensorrt:
-        absent("nvcc")
     return ort_library.with_name("libemulated_kernels.so")
 
 
