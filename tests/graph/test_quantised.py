@@ -182,6 +182,21 @@ def test_steps_of_e4m3_are_those_of_the_type():
     assert precision.margin_tolerance("fp8") == 4 * precision.e4m3_step()
 
 
+def test_what_goes_the_other_way_grows_with_the_root_of_the_step():
+    """Why fp8's tolerance of logits is not int8's times the ratio of their steps: numbers that differ by a noise, on grids of two steps."""
+    made = torch.Generator().manual_seed(0)
+    numbers = torch.rand(1_000_000, generator=made, dtype=torch.float64)
+    noise, ratio = 1e-4 * torch.randn(1_000_000, generator=made, dtype=torch.float64), 2.4
+
+    def apart(step):
+        return float((((numbers + noise) / step).round() - (numbers / step).round()).mul(step).square().mean().sqrt())
+
+    assert apart(0.01 * ratio) / apart(0.01) == pytest.approx(ratio**0.5, rel=0.1)
+    assert precision.logits_tolerance("int8", 2.0) == 8 * 2**-7 * 2
+    grown = precision.logits_tolerance("fp8", 2.0) / precision.logits_tolerance("int8", 2.0)
+    assert grown == pytest.approx((precision.margin_tolerance("fp8") / precision.margin_tolerance("int8")) ** 0.5)
+
+
 @pytest.mark.parametrize("label", ["prune/cls_logits", "prune/cls_row"])
 def test_a_score_branch_in_fp16_is_found_beside_fp8(label):
     """Planted: fp8's margin is wide, and a score branch in fp16 stays well inside it."""
