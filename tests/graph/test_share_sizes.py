@@ -106,7 +106,7 @@ def test_sizes_are_those_of_a_type_and_of_margins_that_follow_from_it(method):
     with torch.inference_mode():
         for oracle in tests.values():
             oracle(images)
-    for size, plain, given in zip(tests["fp16"].size, tests["fp32"].size, tests["set"].size, strict=True):
+    for size, plain, given in zip(tests["fp16"].margin_sizes, tests["fp32"].margin_sizes, tests["set"].margin_sizes, strict=True):
         assert bool((plain == 1).all())
         assert bool((given == 1).all())
         assert bool((size != 1).any())

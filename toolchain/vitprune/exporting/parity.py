@@ -85,7 +85,10 @@ def reference_arrays(
     with torch.inference_mode():
         for start in range(0, len(inputs), size):
             logits = oracle(torch.from_numpy(inputs.pixels[start : start + size])).numpy()
-            lists = ([value.numpy() for value in values] for values in (oracle.kept, oracle.margin, oracle.overflow, oracle.size))
+            lists = (
+                [value.numpy() for value in values]
+                for values in (oracle.kept, oracle.margin, oracle.overflow, oracle.margin_sizes)
+            )
             parts.append((logits, *lists))
     arrays = {"images": inputs.pixels, "logits": np.concatenate([p[0] for p in parts]), "dense_logits": dense_logits}
     for number, site in enumerate(oracle.sites):

@@ -194,7 +194,7 @@ def _live(
             kept.append([value.numpy() for value in oracle.kept])
             margin.append([value.numpy() for value in oracle.margin])
             overflow.append([value.numpy() for value in oracle.overflow])
-            size.append([value.numpy() for value in oracle.size])
+            size.append([value.numpy() for value in oracle.margin_sizes])
             report(f"running the PyTorch reference {min(start + BATCH, len(inputs))}/{len(inputs)}")
     arrays: dict[str, NDArray[Any]] = {
         "images": inputs.pixels,

@@ -65,7 +65,7 @@ class PrunedViT(nn.Module):
     """The reference: forward(x [B,3,H,W]) -> logits [B,classes].
 
     After a forward, `kept` has one int64 [B,K] per site (original patch numbers, ascending, padded with -1), `margin` one
-    float64 [B,P] per site, `size` what a margin in roundings is divided by, float64 [B,P] (1 in fp32), `overflow` one int64 [B] per site, `extra` what the method carried along (sizes, groups, ...).
+    float64 [B,P] per site, `margin_sizes` what a margin in roundings is divided by, float64 [B,P] (1 in fp32), `overflow` one int64 [B] per site, `extra` what the method carried along (sizes, groups, ...).
     With `output.kind: features` forward gives all outputs side by side, [B,values], and `features` has them one by one; the model
     then ends behind the last block that is asked for.
     """
@@ -113,7 +113,7 @@ class PrunedViT(nn.Module):
         self.steps.prepare(model)
         self.kept: list[Tensor] = []
         self.margin: list[Tensor] = []
-        self.size: list[Tensor] = []
+        self.margin_sizes: list[Tensor] = []
         self.overflow: list[Tensor] = []
         self.extra: dict[str, Tensor] = {}
         self.features: list[Tensor] = []
@@ -126,7 +126,7 @@ class PrunedViT(nn.Module):
         x = self.steps.begin(x, state)
         x = self._features(x, state) if self.output.features else self._logits(x, state)
         self.kept, self.margin, self.overflow = state.kept, state.margin, state.overflow
-        self.extra, self.size = state.extra, state.size
+        self.extra, self.margin_sizes = state.extra, state.size
         return rounded(x, self.io)
 
     def _logits(self, x: Tensor, state: TokenState) -> Tensor:

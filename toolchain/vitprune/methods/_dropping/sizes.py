@@ -27,7 +27,8 @@ def logit_sizes(query: Tensor, key: Tensor) -> Tensor:
         float32 [B,H,M,N].
     """
     lengths = key.float().norm(dim=-1)
-    return query.float().norm(dim=-1)[..., None] * lengths[..., None, :]
+    product: Tensor = query.float().norm(dim=-1)[..., None] * lengths[..., None, :]
+    return product
 
 
 def share_errors(shares: Tensor, sizes: Tensor) -> Tensor:
