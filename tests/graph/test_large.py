@@ -215,7 +215,9 @@ def test_weights_in_two_folders_run_where_they_lie(tmp_path):
         spill.keep(tensors[-1], np.eye(side, dtype=np.float32) * (2 if name == "v" else 3))
     nodes = [helper.make_node("MatMul", ["x", "v"], ["h"]), helper.make_node("MatMul", ["h", "w"], ["y"])]
     ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["n", side]) for name in "xy"]
-    model = helper.make_model(helper.make_graph(nodes, "g", ends[:1], ends[1:], tensors), opset_imports=[helper.make_opsetid("", 18)])
+    model = helper.make_model(
+        helper.make_graph(nodes, "g", ends[:1], ends[1:], tensors), opset_imports=[helper.make_opsetid("", 18)]
+    )
     model.ir_version = 10
     before = _private()
     session = make_session(model, threads=1)
