@@ -17,7 +17,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "plugins"))
 
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
-from site_memory import Attributes, Sample, Sizes, Tensors, run, site  # noqa: E402
+from site_memory import Attributes, Sample, Sizes, Tensors, cut, run, site  # noqa: E402
 
 from vitprune.plugins.library import declare  # noqa: E402
 from vitprune.plugins.packed import CUDA_SIGNATURE  # noqa: E402
@@ -70,7 +70,7 @@ class Site:
             "rows": (tokens * sizes.width, torch.float32), "rows2": (tokens * max(sizes.width2, 1), torch.float32),
             "index": (sizes.patches, torch.int64), "keep": (sizes.patches, torch.uint8), "patch_out": (sizes.patches + 1, torch.int64),
             "kept": (sizes.patches, torch.int64), "mask": (tokens, torch.int32), "score_kept": (sizes.patches, torch.float32),
-            "score_out": (sizes.patches, torch.float32),
+            "score_out": (sizes.patches, torch.float32), "bias": (tokens, torch.float32),
         }  # fmt: skip
         if arrays["h"] is None:
             room.pop("rows2")
@@ -92,16 +92,8 @@ class Site:
 
     def written(self) -> tuple[int, dict[str, np.ndarray]]:
         """K and every output, as `site_memory.run` lays them out."""
-        sizes, attributes = self.one["sizes"], self.one["attributes"]
-        k, more, prefix = int(self.count.cpu()), int(attributes.combine != b"nothing"), attributes.prefix_tokens
-        lengths = {
-            "rows": (prefix + k + more) * sizes.width, "rows2": (prefix + k) * sizes.width2, "patch_out": k + more,
-            "mask": prefix + k + more, "score_out": sizes.patches,
-        }  # fmt: skip
-        return k, {
-            name: tensor.cpu().numpy()[: sizes.batch * lengths.get(name, k)].reshape(sizes.batch, -1)
-            for name, tensor in self.held.items()
-        }
+        k = int(self.count.cpu())
+        return k, cut({name: tensor.cpu().numpy() for name, tensor in self.held.items()}, self.one, k)
 
 
 def _on(device: str, array: np.ndarray) -> torch.Tensor:

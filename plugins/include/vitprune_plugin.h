@@ -20,7 +20,7 @@
 extern "C" {
 #endif
 
-#define VP_ABI_VERSION 2
+#define VP_ABI_VERSION 3
 #define VP_MAX_PATCHES 16384
 #define VP_MAX_SAMPLES 65536
 
@@ -100,7 +100,7 @@ typedef struct VpPruneSiteAttributes {
  *            null: 0, 1, ...
  *   outputs  rows float [B,M,C] (with a combined row [B,M+1,C]), rows2 float [B*M,C2], index int64 [B,K], keep bool [B,K],
  *            patch int64 [B,K] (combined: [B,K+1]), kept int64 [B,K], mask int32 [B,M] (combined: [B,M+1]), score_kept float
- *            [B,K], score_out float [B,P] */
+ *            [B,K], score_out float [B,P], bias float [B,M] (combined: [B,M+1]): 0 where mask is 1, else -1e4 */
 typedef struct VpPruneSiteTensors {
     const float *x, *h, *query, *key, *value, *score, *theta;
     const uint8_t* valid;
@@ -110,7 +110,7 @@ typedef struct VpPruneSiteTensors {
     uint8_t* keep;
     int64_t *patch_out, *kept;
     int32_t* mask;
-    float *score_kept, *score_out;
+    float *score_kept, *score_out, *bias;
 } VpPruneSiteTensors;
 
 /* Sizes of PruneSite: B, P, C, C2 and D. */

@@ -18,6 +18,9 @@ int32_t position(const char* const (&table)[Count], const char* name) {
 
 }  // namespace
 
+const char* site_form_name(SiteForm form) { return kForms[static_cast<int32_t>(form)]; }
+const char* combine_name(Combine combine) { return kCombines[static_cast<int32_t>(combine)]; }
+
 int32_t check_site(const VpPruneSiteAttributes* attributes, SiteParameters& parameters) {
     if (attributes == nullptr || attributes->form == nullptr || attributes->combine == nullptr) return VP_NULL_POINTER;
     const int32_t form = position(kForms, attributes->form), combine = position(kCombines, attributes->combine);

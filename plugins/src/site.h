@@ -73,14 +73,19 @@ struct SiteOutputs {
     int64_t* kept;       // [B,K], original numbers, -1 on pads and combined rows
     int32_t* mask;       // [B,M] or [B,M+1], 1 on rows that are keys
     float* score_kept;   // [B,K]
+    float* bias;         // [B,M] or [B,M+1], what hides pads as keys: 0 on rows that are keys, kPadBias on pads
     int64_t count;       // K
 };
+
+const char* site_form_name(SiteForm form);
+const char* combine_name(Combine combine);
 
 int32_t check_site(const VpPruneSiteAttributes* attributes, SiteParameters& parameters);
 int32_t check_site_shape(const SiteParameters& parameters, const VpPruneSiteSizes& sizes, SiteShape& shape);
 int32_t check_site_inputs(const SiteParameters& parameters, const SiteInputs& in);
 
 constexpr float kShareFloor = 1e-8f;
+constexpr float kPadBias = -1e4f;  // as the plain nodes have it: no attention is left in float32 or a half type
 
 VP_HD bool reads_value(SiteForm form) {
     return form == SiteForm::kPerHead || form == SiteForm::kPooled || form == SiteForm::kHeadShare;

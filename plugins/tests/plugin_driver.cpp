@@ -3,98 +3,52 @@
 // Loads the plugin library as TensorRT would, without TensorRT: prints one JSON line per question asked on the command line.
 //   plugin_driver LIBRARY creators
 //   plugin_driver LIBRARY shapes NAME key=value ...   output shapes, serialised fields, formats and workspace
-// The dimension expressions are a small implementation of our own that writes formulas as text.
-#include <NvInferRuntime.h>
-#include <dlfcn.h>
-
-#include <cstdio>
-#include <cstdlib>
-#include <cstring>
-#include <deque>
-#include <memory>
-#include <string>
-#include <vector>
+#include "builder.h"
 
 namespace {
 
-using namespace nvinfer1;
+using namespace builder;
 
-// A dimension expression: a formula, and its value where it is constant.
-class Expression final : public IDimensionExpr, public apiv::VDimensionExpr {
-public:
-    Expression(std::string text, bool constant, int64_t value, bool size_tensor = false)
-        : text_(std::move(text)), constant_(constant), value_(value), size_tensor_(size_tensor) {
-        mImpl = this;
-    }
-    bool isConstant() const override { return constant_; }
-    int64_t getConstantValue() const override { return value_; }
-    bool isSizeTensor() const override { return size_tensor_; }
-    const std::string& text() const { return text_; }
-
-private:
-    std::string text_;
-    bool constant_;
-    int64_t value_;
-    bool size_tensor_;
+// An input of a plugin: its type, its dimensions as symbols, and their sizes for a batch of 4 with 196 patches and 1 prefix token.
+struct Input {
+    DataType type;
+    std::vector<const char*> symbols;
+    std::vector<int64_t> sizes;
 };
 
-const std::string& text_of(const IDimensionExpr& expression) { return static_cast<const Expression&>(expression).text(); }
-
-class Builder final : public IExprBuilder, public apiv::VExprBuilder {
-public:
-    Builder() { mImpl = this; }
-    const IDimensionExpr* symbol(const std::string& name) { return keep(name, false, 0); }
-    const IDimensionExpr* constant(int64_t value) override { return keep(std::to_string(value), true, value); }
-    const IDimensionExpr* operation(DimensionOperation operation, const IDimensionExpr& a, const IDimensionExpr& b) override {
-        const char* name = operation == DimensionOperation::kMIN ? "min" : "other";
-        return keep(std::string(name) + "(" + text_of(a) + "," + text_of(b) + ")", false, 0);
+std::vector<Input> inputs_of(const std::string& name, const std::deque<Argument>& arguments) {
+    const Input patches{DataType::kFLOAT, {"B", "P"}, {4, 196}}, valid{DataType::kBOOL, {"B", "P"}, {4, 196}};
+    if (name == "TokenSample") return {patches, valid};
+    if (name == "TokenScoreSample") {
+        const Input keys{DataType::kHALF, {"B", "H", "N", "D"}, {4, 6, 197, 64}};
+        return {{DataType::kHALF, {"B", "H", "D"}, {4, 6, 64}}, keys, keys, valid};
     }
-    const IDimensionExpr* declareSizeTensor(int32_t output, const IDimensionExpr& opt, const IDimensionExpr& upper) override {
-        expressions_.emplace_back("size(output=" + std::to_string(output) + ",opt=" + text_of(opt) + ",upper=" + text_of(upper) + ")",
-                                  false, 0, true);
-        return &expressions_.back();
+    const Input rows{DataType::kFLOAT, {"B", "N", "C"}, {4, 197, 384}};
+    std::vector<Input> inputs;
+    for (const Argument& argument : arguments) {
+        for (size_t at = 0; argument.name == "inputs" && at <= argument.text.size();) {
+            const size_t end = std::min(argument.text.find(',', at), argument.text.size());
+            const std::string role = argument.text.substr(at, end - at);
+            if (role == "query") inputs.push_back({DataType::kFLOAT, {"B", "C"}, {4, 384}});
+            else if (role == "valid") inputs.push_back(valid);
+            else if (role == "score") inputs.push_back(patches);
+            else if (role == "patch") inputs.push_back({DataType::kINT64, {"B", "P"}, {4, 196}});
+            else if (role == "theta") inputs.push_back({DataType::kFLOAT, {}, {}});
+            else inputs.push_back(rows);
+            at = end + 1;
+        }
     }
-
-private:
-    const IDimensionExpr* keep(const std::string& text, bool constant, int64_t value) {
-        expressions_.emplace_back(text, constant, value);
-        return &expressions_.back();
-    }
-    std::deque<Expression> expressions_;
-};
-
-struct Argument {
-    std::string name;
-    std::string text;
-    int64_t integer;
-    float number;
-};
-
-// key=value: digits are an integer, digits with a point a float, anything else text.
-PluginField field_of(Argument& argument) {
-    const char* text = argument.text.c_str();
-    char* end = nullptr;
-    argument.integer = std::strtoll(text, &end, 10);
-    if (*end == '\0') return {argument.name.c_str(), &argument.integer, PluginFieldType::kINT64, 1};
-    argument.number = std::strtof(text, &end);
-    if (*end == '\0') return {argument.name.c_str(), &argument.number, PluginFieldType::kFLOAT32, 1};
-    return {argument.name.c_str(), text, PluginFieldType::kCHAR, static_cast<int32_t>(argument.text.size())};
+    return inputs;
 }
 
-DimsExprs dims(std::vector<const IDimensionExpr*> list) {
-    DimsExprs result{};
-    result.nbDims = static_cast<int32_t>(list.size());
-    for (size_t i = 0; i < list.size(); ++i) result.d[i] = list[i];
-    return result;
-}
-
-void print_shapes(IPluginV3OneBuild& build, bool fused) {
+void print_shapes(IPluginV3OneBuild& build, const std::vector<Input>& given) {
     Builder builder;
-    const IDimensionExpr *b = builder.symbol("B"), *p = builder.symbol("P"), *h = builder.symbol("H");
-    const IDimensionExpr *n = builder.symbol("N"), *d = builder.symbol("D");
     std::vector<DimsExprs> inputs;
-    if (fused) inputs = {dims({b, h, d}), dims({b, h, n, d}), dims({b, h, n, d}), dims({b, p})};
-    if (!fused) inputs = {dims({b, p}), dims({b, p})};
+    for (const Input& one : given) {
+        std::vector<const IDimensionExpr*> list;
+        for (const char* symbol : one.symbols) list.push_back(builder.symbol(symbol));
+        inputs.push_back(dims(list));
+    }
     std::vector<DimsExprs> outputs(build.getNbOutputs());
     const int32_t status = build.getOutputShapes(inputs.data(), static_cast<int32_t>(inputs.size()), nullptr, 0, outputs.data(),
                                                  static_cast<int32_t>(outputs.size()), builder);
@@ -107,25 +61,10 @@ void print_shapes(IPluginV3OneBuild& build, bool fused) {
     std::printf("], \"size_tensor\": %s", outputs[0].d[1]->isSizeTensor() ? "true" : "false");
 }
 
-DynamicPluginTensorDesc description(DataType type, std::vector<int64_t> shape) {
-    DynamicPluginTensorDesc result{};
-    result.desc.type = type;
-    result.desc.format = TensorFormat::kLINEAR;
-    result.desc.dims.nbDims = static_cast<int32_t>(shape.size());
-    for (size_t i = 0; i < shape.size(); ++i) result.desc.dims.d[i] = shape[i];
-    result.min = result.max = result.opt = result.desc.dims;
-    return result;
-}
-
-// Which of one changed type or layout per position is refused, for a batch of 4 with 196 patches.
-void print_formats(IPluginV3OneBuild& build, bool fused) {
+// Which of one changed type or layout per position is refused.
+void print_formats(IPluginV3OneBuild& build, const std::vector<Input>& given) {
     std::vector<DynamicPluginTensorDesc> tensors;
-    if (fused) {
-        tensors = {description(DataType::kHALF, {4, 6, 64}), description(DataType::kHALF, {4, 6, 197, 64}),
-                   description(DataType::kHALF, {4, 6, 197, 64}), description(DataType::kBOOL, {4, 196})};
-    } else {
-        tensors = {description(DataType::kFLOAT, {4, 196}), description(DataType::kBOOL, {4, 196})};
-    }
+    for (const Input& one : given) tensors.push_back(description(one.type, one.sizes));
     const int32_t inputs = static_cast<int32_t>(tensors.size());
     const int32_t outputs = build.getNbOutputs();
     std::vector<DataType> types(outputs);
@@ -137,7 +76,7 @@ void print_formats(IPluginV3OneBuild& build, bool fused) {
     for (int32_t i = 0; i < inputs + outputs; ++i) {
         const DynamicPluginTensorDesc good = tensors[i];
         const bool accepted = build.supportsFormatCombination(i, tensors.data(), inputs, outputs);
-        tensors[i].desc.type = DataType::kINT32;
+        tensors[i].desc.type = good.desc.type == DataType::kINT32 ? DataType::kINT64 : DataType::kINT32;
         const bool other_type = build.supportsFormatCombination(i, tensors.data(), inputs, outputs);
         tensors[i] = good;
         tensors[i].desc.format = TensorFormat::kCHW2;
@@ -148,6 +87,12 @@ void print_formats(IPluginV3OneBuild& build, bool fused) {
     const int32_t configured = build.configurePlugin(tensors.data(), inputs, tensors.data() + inputs, outputs);
     std::printf("], \"configure\": %d, \"workspace\": %zu", configured,
                 build.getWorkspaceSize(tensors.data(), inputs, tensors.data() + inputs, outputs));
+    // As where tokens follow the data: no dimension is known, and the bounds of all tensors but the first are wider.
+    for (int32_t i = 1; i < inputs; ++i) {
+        for (int32_t k = 0; k < tensors[i].max.nbDims; ++k) tensors[i].desc.dims.d[k] = -1;
+        if (tensors[i].max.nbDims > 1) tensors[i].max.d[1] += 3;
+    }
+    std::printf(", \"configure_bounds\": %d", build.configurePlugin(tensors.data(), inputs, tensors.data() + inputs, outputs));
 }
 
 void print_fields(const PluginFieldCollection& collection) {
@@ -168,29 +113,19 @@ void print_fields(const PluginFieldCollection& collection) {
     std::printf("}");
 }
 
-int answer_shapes(IPluginCreatorV3One& creator, std::vector<Argument>& arguments) {
-    std::vector<PluginField> fields;
-    for (Argument& argument : arguments) fields.push_back(field_of(argument));
-    const PluginFieldCollection collection{static_cast<int32_t>(fields.size()), fields.data()};
-    std::unique_ptr<IPluginV3> first(creator.createPlugin("node", &collection, TensorRTPhase::kBUILD));
-    if (!first) return 3;
-    // What a build does to a plugin: clone it, serialise the clone, make it anew from that, attach it to a context.
-    std::unique_ptr<IPluginV3> cloned(first->clone());
-    first.reset();
-    auto* runtime = static_cast<IPluginV3OneRuntime*>(cloned->getCapabilityInterface(PluginCapabilityType::kRUNTIME));
-    std::unique_ptr<IPluginV3> second(creator.createPlugin("node", runtime->getFieldsToSerialize(), TensorRTPhase::kRUNTIME));
-    auto* second_runtime = static_cast<IPluginV3OneRuntime*>(second->getCapabilityInterface(PluginCapabilityType::kRUNTIME));
-    std::unique_ptr<IPluginV3> attached(second_runtime->attachToContext(nullptr));
-    auto* build = static_cast<IPluginV3OneBuild*>(attached->getCapabilityInterface(PluginCapabilityType::kBUILD));
-    auto* core = static_cast<IPluginV3OneCore*>(attached->getCapabilityInterface(PluginCapabilityType::kCORE));
-    auto* last = static_cast<IPluginV3OneRuntime*>(attached->getCapabilityInterface(PluginCapabilityType::kRUNTIME));
-    const bool fused = std::strcmp(core->getPluginName(), "TokenScoreSample") == 0;
+int answer_shapes(IPluginCreatorV3One& creator, std::deque<Argument>& arguments) {
+    const std::unique_ptr<IPluginV3> plugin = made(creator, arguments);
+    if (!plugin) return 3;
+    auto* build = static_cast<IPluginV3OneBuild*>(plugin->getCapabilityInterface(PluginCapabilityType::kBUILD));
+    auto* core = static_cast<IPluginV3OneCore*>(plugin->getCapabilityInterface(PluginCapabilityType::kCORE));
+    auto* runtime = static_cast<IPluginV3OneRuntime*>(plugin->getCapabilityInterface(PluginCapabilityType::kRUNTIME));
     std::printf("{\"name\": \"%s\", \"version\": \"%s\", \"namespace\": \"%s\", ", core->getPluginName(),
                 core->getPluginVersion(), core->getPluginNamespace());
-    print_shapes(*build, fused);
-    print_formats(*build, fused);
+    const std::vector<Input> inputs = inputs_of(core->getPluginName(), arguments);
+    print_shapes(*build, inputs);
+    print_formats(*build, inputs);
     std::printf(", \"fields\": ");
-    print_fields(*last->getFieldsToSerialize());
+    print_fields(*runtime->getFieldsToSerialize());
     std::printf("}\n");
     return 0;
 }
@@ -199,34 +134,19 @@ int answer_shapes(IPluginCreatorV3One& creator, std::vector<Argument>& arguments
 
 int main(int count, char** words) {
     if (count < 3) return 2;
-    void* library = dlopen(words[1], RTLD_NOW | RTLD_LOCAL);
-    if (library == nullptr) {
-        std::fprintf(stderr, "%s\n", dlerror());
-        return 2;
-    }
-    using GetCreators = IPluginCreatorInterface* const* (*)(int32_t&);
-    const auto get_creators = reinterpret_cast<GetCreators>(dlsym(library, "getCreators"));
-    if (get_creators == nullptr || dlsym(library, "setLoggerFinder") == nullptr) return 2;
-    int32_t total = 0;
-    IPluginCreatorInterface* const* creators = get_creators(total);
     const std::string question = words[2];
-    for (int32_t i = 0; i < total; ++i) {
-        auto& creator = static_cast<IPluginCreatorV3One&>(*creators[i]);
+    const std::vector<IPluginCreatorV3One*> creators = creators_of(words[1]);
+    for (IPluginCreatorV3One* creator : creators) {
         if (question == "creators") {
             std::printf("{\"kind\": \"%s\", \"name\": \"%s\", \"version\": \"%s\", \"namespace\": \"%s\", \"fields\": ",
-                        creators[i]->getInterfaceInfo().kind, creator.getPluginName(), creator.getPluginVersion(),
-                        creator.getPluginNamespace());
-            print_fields(*creator.getFieldNames());
+                        creator->getInterfaceInfo().kind, creator->getPluginName(), creator->getPluginVersion(),
+                        creator->getPluginNamespace());
+            print_fields(*creator->getFieldNames());
             std::printf("}\n");
-        } else if (count > 3 && std::strcmp(creator.getPluginName(), words[3]) == 0) {
-            std::vector<Argument> arguments;
-            for (int k = 4; k < count; ++k) {
-                const std::string word = words[k];
-                const size_t equals = word.find('=');
-                arguments.push_back({word.substr(0, equals), word.substr(equals + 1), 0, 0.0f});
-            }
-            return answer_shapes(creator, arguments);
+        } else if (count > 3 && std::strcmp(creator->getPluginName(), words[3]) == 0) {
+            std::deque<Argument> arguments = arguments_of(count - 4, words + 4);
+            return answer_shapes(*creator, arguments);
         }
     }
-    return question == "creators" ? 0 : 2;
+    return question == "creators" && !creators.empty() ? 0 : 2;
 }

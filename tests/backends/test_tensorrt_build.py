@@ -179,6 +179,41 @@ def test_library_without_the_operator(fake: Fake, bundle: Bundle, tmp_path: Path
     assert "registers TokenSample version 1, namespace 'elsewhere'" in error.cause
 
 
+@pytest.mark.parametrize("version", ["10.3.0.30", "10.16.2"])
+def test_sites_as_plugin_nodes(fake: Fake, bundle: Bundle, tmp_path: Path, version: str) -> None:
+    fake(version)
+    library = plugin_file(tmp_path)
+    library.write_text(json.dumps([["TokenSample", "1", "vitprune"], ["PruneSite", "1", "vitprune"]]))
+    facts = backend.build(request(bundle, tmp_path / "e", plugin=str(library), sites="plugin"), lambda text: None)
+    assert facts["graph"] == "plugin"
+    assert facts["plugin"]["file"] == library.name
+    parsed = onnx.load(str(tmp_path / "e" / "model.parsed.onnx"))
+    assert [node.op_type for node in parsed.graph.node if node.domain == "vitprune"] == ["PruneSite", "PruneSite"]
+    assert not parsed.functions
+    assert facts["outputs"] == ["logits", "kept_1", "kept_2"]
+
+
+def test_sites_as_plugin_nodes_need_a_library_that_has_them(fake: Fake, bundle: Bundle, tmp_path: Path) -> None:
+    fake("10.16.2")
+    assert "need the plugin library" in refusal("VP522", bundle, tmp_path / "e", sites="plugin").message
+    old = str(plugin_file(tmp_path))
+    assert "plugin PruneSite version 1" in refusal("VP522", bundle, tmp_path / "e", plugin=old, sites="plugin").message
+
+
+def test_no_site_can_be_a_plugin_node(fake: Fake, bundle: Bundle, tmp_path: Path) -> None:
+    fake("10.16.2")
+    model = onnx.load(str(bundle.model_path))
+    del model.metadata_props[:]
+    onnx.save(model, str(bundle.model_path))
+    refusal("VP537", bundle, tmp_path / "e", plugin=str(plugin_file(tmp_path)), sites="plugin")
+
+
+def test_sites_as_plugin_nodes_without_onnx(fake: Fake, bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fake("10.16.2")
+    monkeypatch.setitem(sys.modules, "vitprune.graph.lowering.plugin_sites", None)
+    refusal("VP528", bundle, tmp_path / "e", plugin=str(plugin_file(tmp_path)), sites="plugin")
+
+
 def test_library_that_cannot_be_loaded(fake: Fake, bundle: Bundle, tmp_path: Path) -> None:
     fake("10.16.2")
     file = plugin_file(tmp_path)

@@ -15,6 +15,7 @@ from vitprune.device import preparing
 from vitprune.device.build import PACKAGED, package_engine
 from vitprune.device.collect import collect
 from vitprune.device.package import read_manifest
+from vitprune.engines.sites import require_sites
 from vitprune.errors import BuildError, RecipeError, TargetError
 from vitprune.support.hashing import sha256_of
 from vitprune.targets import choose, load
@@ -215,3 +216,26 @@ def test_full_disk_keeps_the_old_engine(bundle: Bundle, monkeypatch: pytest.Monk
         collect(bundle, TARGET, new, manifest)
     assert (bundle.path / "engines" / TARGET / "model.engine").read_bytes() == b"plan"
     open_bundle(bundle.path)
+
+
+@pytest.mark.parametrize(
+    ("target", "sites", "plugin", "code"),
+    [
+        (TARGET, "operators", "auto", "VP147"),
+        ("rtx", "plugin", "auto", "VP199"),
+        ("onnxruntime-cpu", "plugin", "auto", "VP199"),
+        (TARGET, "plugin", "none", "VP199"),
+    ],
+)
+def test_sites_that_a_builder_does_not_take(target: str, sites: str, plugin: str, code: str) -> None:
+    require_sites(load(target), "nodes", plugin)
+    with pytest.raises(RecipeError) as caught:
+        require_sites(load(target), sites, plugin)
+    assert caught.value.code == code
+    assert caught.value.cause
+    assert caught.value.next_step
+
+
+def test_sites_as_plugin_nodes_have_no_latency_table(bundle: Bundle, capsys: pytest.CaptureFixture[str]) -> None:
+    code = cli.run(["build-engine", str(bundle.path), "-t", TARGET, "--sites", "plugin", "--profile-tokens"])
+    assert (code, "VP199" in capsys.readouterr().err) == (2, True)

@@ -5,19 +5,26 @@ from __future__ import annotations
 import json
 import shutil
 import sys
+import tarfile
 from pathlib import Path
 from typing import Any
 
 import jsonschema
 import numpy as np
+import onnx
 import pytest
 from device_package import run_sh
 
 from vitprune.backends import Result
 from vitprune.benchmarking import comparing
+from vitprune.bundle import Bundle
 from vitprune.device import driver, entry
+from vitprune.device.build import package_engine
 from vitprune.device.job import Job
+from vitprune.errors import BuildError
 from vitprune.support.resources import schemas_folder
+from vitprune.targets import choose
+from vitprune.targets import load as load_target
 
 FORBIDDEN = "torch timm pydantic yaml typer rich click onnx_graphsurgeon safetensors"
 
@@ -161,6 +168,30 @@ def test_device_run_writes_engine_and_reports(unpacked: Path, stand_in: dict[str
         (4, "onnxruntime", "onnxruntime"),
     ]
     assert sorted(path.name for path in (out / "engine").iterdir()) == ["build.log", "engine.json", "model.engine"]
+
+
+def test_engine_is_built_from_the_graph_whose_sites_are_plugin_nodes(
+    bundle: Bundle, stand_in: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from vitprune.engines import building
+
+    seen: list[onnx.ModelProto] = []
+
+    def build(request: dict[str, Any], report: Any, timeout: float) -> dict[str, Any]:
+        seen.append(onnx.load(request["model"]))
+        raise BuildError(522, "seen", cause="the stand-in runs no plugins", next_step="none")
+
+    monkeypatch.setattr(building, "run_child", build)
+    made = package_engine(bundle, choose(load_target("jetson-orin")), trials=False, sites="plugin")
+    with tarfile.open(made["path"]) as archive:
+        archive.extractall(tmp_path / "there", filter="data")
+    (root,) = (tmp_path / "there").iterdir()
+    manifest = entry.verify(root)
+    assert manifest["job"]["sites"] == "plugin"
+    assert driver.run(root, manifest, entry.arguments(["--plugin", "skip", "--rounds", "1"]), entry.show) == 2
+    assert [node.op_type for node in seen[0].graph.node if node.domain == "vitprune"] == ["PruneSite"] * 3
+    assert [output.name for output in seen[0].graph.output] == ["logits"]
+    assert driver.run(root, manifest, entry.arguments(["--rehearse", "--rounds", "1"]), entry.show) == 0
 
 
 def test_another_tensorrt_than_stated_is_said(

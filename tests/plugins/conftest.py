@@ -53,6 +53,14 @@ def driver(report: BuildReport) -> Path:
 
 
 @pytest.fixture(scope="session")
+def runner(report: BuildReport) -> tuple[Path, Path]:
+    """The program that runs plugins on host memory, and the library with emulated kernels."""
+    if not report.tensorrt:
+        absent("nvcc and TensorRT headers ($TENSORRT_INCLUDE_DIR)")
+    return report.library.with_name("plugin_runner"), report.library.with_name("libemulated_kernels.so")
+
+
+@pytest.fixture(scope="session")
 def ort_library(report: BuildReport) -> Path:
     if not report.onnxruntime_api:
         absent("onnxruntime_c_api.h ($ORT_INCLUDE_DIR)")

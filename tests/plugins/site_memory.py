@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 INPUTS = ("x", "h", "query", "key", "value", "score", "theta", "valid", "patch")
-OUTPUTS = ("rows", "rows2", "index", "keep", "patch_out", "kept", "mask", "score_kept", "score_out")
+OUTPUTS = ("rows", "rows2", "index", "keep", "patch_out", "kept", "mask", "score_kept", "score_out", "bias")
 
 
 class Sample(ctypes.Structure):
@@ -74,7 +74,7 @@ def run(function: Any, one: dict[str, Any], workspace: Any = None) -> tuple[int,
     room = {
         "rows": (tokens * sizes.width, np.float32), "rows2": (tokens * max(sizes.width2, 1), np.float32), "index": (patches, np.int64),
         "keep": (patches, np.bool_), "patch_out": (patches + 1, np.int64), "kept": (patches, np.int64), "mask": (tokens, np.int32),
-        "score_kept": (patches, np.float32), "score_out": (patches, np.float32),
+        "score_kept": (patches, np.float32), "score_out": (patches, np.float32), "bias": (tokens, np.float32),
     }  # fmt: skip
     held = {name: np.zeros(batch * size, dtype) for name, (size, dtype) in room.items()}
     if arrays["h"] is None:
@@ -89,9 +89,16 @@ def run(function: Any, one: dict[str, Any], workspace: Any = None) -> tuple[int,
         assert workspace(references[0], references[1], ctypes.byref(needed)) == 0
         memory = np.full(needed.value, 0xA5, np.uint8)
         status = function(*references, memory.ctypes.data_as(ctypes.c_void_p), needed, ctypes.byref(count), None)
-    k, prefix = count.value, attributes.prefix_tokens
+    k = count.value
+    return status, k, cut(held, one, k)
+
+
+def cut(held: dict[str, np.ndarray], one: dict[str, Any], k: int) -> dict[str, np.ndarray]:
+    """Of outputs with room for the largest K what belongs to this one, as [B,...]."""
+    sizes, prefix, more = one["sizes"], one["attributes"].prefix_tokens, int(one["attributes"].combine != b"nothing")
     lengths = {
         "rows": (prefix + k + more) * sizes.width, "rows2": (prefix + k) * sizes.width2, "patch_out": k + more, "mask": prefix + k + more,
-        "score_out": patches,
+        "score_out": sizes.patches, "bias": prefix + k + more,
     }  # fmt: skip
-    return status, k, {name: value[: batch * lengths.get(name, k)].reshape(batch, -1) for name, value in held.items()}
+    batch = sizes.batch
+    return {name: value.ravel()[: batch * lengths.get(name, k)].reshape(batch, -1) for name, value in held.items()}

@@ -15,8 +15,11 @@ from pathlib import Path
 import onnx
 import pytest
 from onnx import TensorProto, helper
+from test_native_sites import ATS, dense, recipe  # noqa: F401
 
 from helpers import absent
+from vitprune.graph import surgery
+from vitprune.graph.lowering.plugin_sites import with_plugin_sites
 from vitprune.ops.token_sample import DOMAIN, NAME
 from vitprune.plugins import BuildReport
 
@@ -80,7 +83,11 @@ def test_registry_lists_and_creates(plugin_library: str) -> None:
     done = child(REGISTRY, plugin_library)
     assert done.returncode == 0, done.stderr
     answer = json.loads(done.stdout.splitlines()[-1])
-    assert answer["creators"] == [["TokenSample", "1", "vitprune"], ["TokenScoreSample", "1", "vitprune"]]
+    assert answer["creators"] == [
+        ["PruneSite", "1", "vitprune"],
+        ["TokenSample", "1", "vitprune"],
+        ["TokenScoreSample", "1", "vitprune"],
+    ]
     assert answer["created"] == ["TokenSample", "1", "vitprune"]
     assert answer["refused"] is True
     assert "unknown mode" in done.stdout + done.stderr
@@ -112,3 +119,13 @@ def test_parser_prefers_the_plugin_to_the_function(plugin_library: str, tmp_path
     done = child(PARSER, plugin_library, str(path))
     log = done.stdout + done.stderr
     assert "Successfully created plugin: TokenSample" in log, log[-2000:]
+
+
+def test_parser_creates_a_site_from_its_node(plugin_library: str, dense: onnx.ModelProto, tmp_path: Path) -> None:  # noqa: F811
+    """With the attributes that name its tensors. Of the first site, since the process ends there."""
+    model, *_ = surgery.rewrite(dense, recipe(ATS))
+    path = tmp_path / "model.onnx"
+    onnx.save(with_plugin_sites(model)[0], path)
+    done = child(PARSER, plugin_library, str(path))
+    log = done.stdout + done.stderr
+    assert "Successfully created plugin: PruneSite" in log, log[-2000:]

@@ -29,10 +29,12 @@ def shapes(driver: Path, name: str, *fields: str) -> dict[str, Any]:
 
 def test_creators(driver: Path) -> None:
     lines = [json.loads(line) for line in drive(driver, "creators").stdout.splitlines()]
-    assert [line["name"] for line in lines] == ["TokenSample", "TokenScoreSample"]
+    assert [line["name"] for line in lines] == ["TokenSample", "TokenScoreSample", "PruneSite"]
     common = {"mode", "num_samples", "threshold", "capacity", "expected", "pad_to_capacity", "plugin_version", "plugin_namespace"}
     assert set(lines[0]["fields"]) == common
     assert set(lines[1]["fields"]) == common | {"score_form", "scale", "prefix_tokens"}
+    own = {"inputs", "outputs", "form", "combine", "heads", "prefix_tokens", "originals"}
+    assert set(lines[2]["fields"]) == common | own
     for line in lines:
         assert (line["version"], line["namespace"], line["kind"]) == ("1", "vitprune", "PLUGIN CREATOR_V3ONE")
 

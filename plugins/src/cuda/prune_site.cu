@@ -210,6 +210,7 @@ struct SiteGatherProgram {
             const int64_t slot = r - shape.prefix;
             const bool here = slot < 0 || slot >= count || slot < real;
             if (out.mask != nullptr) out.mask[b * all + r] = here;
+            if (out.bias != nullptr) out.bias[b * all + r] = here ? 0.0f : kPadBias;
             if (slot < 0) continue;
             const int64_t j = slot < real && slot < count ? layout.slots[row + slot] : 0;
             const int64_t number = slot == count ? parameters.originals : in.patch == nullptr ? j : in.patch[row + j];
@@ -257,6 +258,10 @@ int32_t select_threads(int32_t patches) {
 }  // namespace
 
 size_t site_workspace(const SiteShape& shape) { return SiteWorkspace(nullptr, shape).bytes; }
+
+int32_t* site_counts(const SiteShape& shape, void* workspace) {
+    return SampleWorkspace(SiteWorkspace(workspace, shape).sample, shape.batch, shape.patches).counts;
+}
 
 cudaError_t select_site_on_device(const SiteParameters& parameters, const SiteInputs& in, const SiteShape& shape, void* workspace,
                                   cudaStream_t stream) {

@@ -30,7 +30,7 @@ int32_t vp_prune_site_cuda(const VpPruneSiteAttributes* attributes, const VpPrun
     if (status == VP_OK && workspace_bytes < site_workspace(shape)) status = VP_SMALL_WORKSPACE;
     if (status != VP_OK) return status;
     const int64_t fixed = parameters.sample.padded ? row_limit(parameters.sample, shape.patches) : 0;
-    const SiteOutputs out{t->rows, t->rows2, t->index, t->keep, t->patch_out, t->kept, t->mask, t->score_kept, fixed};
+    const SiteOutputs out{t->rows, t->rows2, t->index, t->keep, t->patch_out, t->kept, t->mask, t->score_kept, t->bias, fixed};
     const cudaStream_t own = static_cast<cudaStream_t>(stream);
     cudaError_t error = select_site_on_device(parameters, in, shape, workspace, own);
     if (error == cudaSuccess) error = write_site_on_device(parameters, in, shape, out, count, t->score_out, workspace, own);

@@ -14,6 +14,9 @@ namespace vitprune {
 
 size_t site_workspace(const SiteShape& shape);
 
+// Where the kept counts int32 [B] lie in a workspace after select_site_on_device.
+int32_t* site_counts(const SiteShape& shape, void* workspace);
+
 // Scores and selects: one launch, after a memset of four bytes per image where the score is computed here.
 cudaError_t select_site_on_device(const SiteParameters& parameters, const SiteInputs& in, const SiteShape& shape, void* workspace,
                                   cudaStream_t stream);

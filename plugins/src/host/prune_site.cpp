@@ -36,6 +36,8 @@ void write_slots(const SiteParameters& parameters, const SiteInputs& in, const S
     int32_t* mask = out.mask == nullptr ? nullptr : out.mask + b * (shape.prefix + count + more);
     if (mask != nullptr) std::fill(mask, mask + shape.prefix, 1);
     if (mask != nullptr && more) mask[shape.prefix + count] = 1;
+    float* bias = out.bias == nullptr ? nullptr : out.bias + b * (shape.prefix + count + more);
+    if (bias != nullptr) std::fill(bias, bias + shape.prefix + count + more, 0.0f);
     for (int64_t slot = 0; slot < count; ++slot) {
         const bool here = slot < real;
         const int64_t j = here ? kept[slot] : 0;
@@ -46,6 +48,7 @@ void write_slots(const SiteParameters& parameters, const SiteInputs& in, const S
         if (out.kept != nullptr) out.kept[b * count + slot] = here && number < parameters.originals ? number : -1;
         if (out.score_kept != nullptr) out.score_kept[b * count + slot] = score[j];
         if (mask != nullptr) mask[shape.prefix + slot] = here;
+        if (bias != nullptr && !here) bias[shape.prefix + slot] = kPadBias;
     }
     if (out.patch != nullptr && more) out.patch[b * (count + more) + count] = parameters.originals;
 }

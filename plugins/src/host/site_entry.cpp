@@ -22,7 +22,7 @@ int32_t vp_prune_site_cpu(const VpPruneSiteAttributes* attributes, const VpPrune
     try {
         const SiteDecision decided = decide_site(parameters, in, shape, one_by_one);
         *count = decided.selection.count;
-        const SiteOutputs out{t->rows, t->rows2, t->index, t->keep, t->patch_out, t->kept, t->mask, t->score_kept, *count};
+        const SiteOutputs out{t->rows, t->rows2, t->index, t->keep, t->patch_out, t->kept, t->mask, t->score_kept, t->bias, *count};
         write_site(parameters, in, shape, decided, out, t->score_out, one_by_one);
         return VP_OK;
     } catch (const std::bad_alloc&) {

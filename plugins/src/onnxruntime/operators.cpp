@@ -5,6 +5,7 @@
 #include "host/token_sample.h"
 #include "host/token_score.h"
 #include "onnxruntime/column_operator.h"
+#include "onnxruntime/cuda_site_operator.h"
 #include "onnxruntime/halt_operator.h"
 #include "onnxruntime/merge_operators.h"
 #include "onnxruntime/packed_operator.h"
@@ -141,6 +142,7 @@ OrtCustomOpDomain* make_domain(const OrtApi& api) {
 #if VITPRUNE_FEATURES & 1
     static const Operator sample_cuda("TokenSample", "CUDAExecutionProvider", false, compute_sample_cuda);
     check(api.CustomOpDomain_Add(domain, &sample_cuda));
+    add_cuda_site_operator(api, domain);
 #endif
     return domain;
 }

@@ -21,9 +21,9 @@ public:
         const SiteTensors tensors(api_, context, parameters_);
         const ForEach each = pool_of(context);
         const SiteDecision decided = decide_site(parameters_, tensors.in, tensors.shape, each);
-        float* told = nullptr;
-        const SiteOutputs out = site_outputs(api_, context, parameters_, tensors.shape, decided.selection.count, told);
-        write_site(parameters_, tensors.in, tensors.shape, decided, out, told, each);
+        const SiteResults made = site_results(api_, context, parameters_, tensors.shape, decided.selection.count);
+        write_site(parameters_, tensors.in, tensors.shape, decided, made.out, made.score, each);
+        if (made.shape != nullptr) std::copy(made.dims.begin(), made.dims.end(), made.shape);
     }
 
 private:

@@ -52,10 +52,12 @@ SiteTensors::SiteTensors(const OrtApi& api, OrtKernelContext* context, const Sit
     check_own(api, check_site_inputs(parameters, in));
 }
 
-SiteOutputs site_outputs(const OrtApi& api, OrtKernelContext* context, const SiteParameters& parameters, const SiteShape& shape,
-                         int64_t count, float*& score) {
+SiteResults site_results(const OrtApi& api, OrtKernelContext* context, const SiteParameters& parameters, const SiteShape& shape,
+                         int64_t count) {
     const int64_t batch = shape.batch, rows = shape.prefix + count, more = parameters.combine != Combine::kNothing;
-    SiteOutputs out{};
+    SiteResults results;
+    SiteOutputs& out = results.out;
+    results.dims = {batch, rows + more, shape.width};
     out.count = count;
     out.rows = give<float>(api, context, kRows, {batch, rows + more, shape.width});
     if (shape.width2 > 0) out.rows2 = give<float>(api, context, kRows2, {batch * rows, shape.width2});
@@ -65,9 +67,9 @@ SiteOutputs site_outputs(const OrtApi& api, OrtKernelContext* context, const Sit
     out.kept = give<int64_t>(api, context, kKept, {batch, count});
     out.mask = give<int32_t>(api, context, kMask, {batch, rows + more});
     out.score_kept = give<float>(api, context, kScoreKept, {batch, count});
-    if (int64_t* dims = give<int64_t>(api, context, kShape, {3})) dims[0] = batch, dims[1] = rows + more, dims[2] = shape.width;
-    score = give<float>(api, context, kScoreOut, {batch, shape.patches});
-    return out;
+    results.shape = give<int64_t>(api, context, kShape, {3});
+    results.score = give<float>(api, context, kScoreOut, {batch, shape.patches});
+    return results;
 }
 
 }  // namespace vitprune

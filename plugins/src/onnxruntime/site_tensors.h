@@ -3,6 +3,8 @@
 // Attributes, inputs and outputs of a PruneSite node, checked; the same for the CPU and for CUDA.
 #pragma once
 
+#include <array>
+
 #include "onnxruntime/cpu_operator.h"
 #include "site.h"
 
@@ -21,8 +23,17 @@ struct SiteTensors {
     SiteShape shape{};
 };
 
-// Allocates what the node has, for K = count; `score` is where the score is to be told, null where nobody asks.
-SiteOutputs site_outputs(const OrtApi& api, OrtKernelContext* context, const SiteParameters& parameters, const SiteShape& shape,
-                         int64_t count, float*& score);
+// What a node writes: besides the outputs of a site where the score is to be told, and the shape of rows with where it is to be told;
+// null where nobody asks.
+struct SiteResults {
+    SiteOutputs out{};
+    float* score = nullptr;
+    int64_t* shape = nullptr;
+    std::array<int64_t, 3> dims{};
+};
+
+// Allocates it for K = count.
+SiteResults site_results(const OrtApi& api, OrtKernelContext* context, const SiteParameters& parameters, const SiteShape& shape,
+                         int64_t count);
 
 }  // namespace vitprune

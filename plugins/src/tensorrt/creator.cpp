@@ -4,29 +4,32 @@
 #include <atomic>
 #include <cstdio>
 #include <exception>
+#include <iterator>
 
 #include "tensorrt/log.h"
 #include "tensorrt/plugin.h"
+#include "tensorrt/site_plugin.h"
 
 namespace vitprune {
 namespace {
 
 std::atomic<nvinfer1::ILoggerFinder*> logger_finder{nullptr};
 
-class SampleCreator final : public nvinfer1::IPluginCreatorV3One {
+// What creators have in common: the fields they announce, and that nothing is thrown beyond them.
+class Creator : public nvinfer1::IPluginCreatorV3One {
 public:
-    explicit SampleCreator(bool fused) : fused_(fused), fields_(announced_fields(fused)) {
+    Creator(const char* name, std::vector<nvinfer1::PluginField> fields) : name_(name), fields_(std::move(fields)) {
         collection_ = {static_cast<int32_t>(fields_.size()), fields_.data()};
     }
 
-    nvinfer1::IPluginV3* createPlugin(const char* name, const nvinfer1::PluginFieldCollection* collection,
+    nvinfer1::IPluginV3* createPlugin(const char* node, const nvinfer1::PluginFieldCollection* collection,
                                       nvinfer1::TensorRTPhase) noexcept override {
         try {
-            PluginConfig config;
-            config.fused = fused_;
-            const std::string problem = collection == nullptr ? "no fields" : read_fields(*collection, config);
-            if (problem.empty()) return new SamplePlugin(config);
-            log_error(std::string(plugin_name(fused_)) + " '" + (name == nullptr ? "" : name) + "': " + problem);
+            std::string problem = "no fields";
+            if (collection != nullptr) {
+                if (nvinfer1::IPluginV3* made = make(*collection, problem)) return made;
+            }
+            log_error(std::string(name_) + " '" + (node == nullptr ? "" : node) + "': " + problem);
         } catch (const std::exception& error) {
             log_error(error.what());
         }
@@ -34,14 +37,44 @@ public:
     }
 
     const nvinfer1::PluginFieldCollection* getFieldNames() noexcept override { return &collection_; }
-    const char* getPluginName() const noexcept override { return plugin_name(fused_); }
+    const char* getPluginName() const noexcept override { return name_; }
     const char* getPluginVersion() const noexcept override { return kVersion; }
     const char* getPluginNamespace() const noexcept override { return kNamespace; }
 
 private:
-    bool fused_;
+    // A plugin, or null and what is wrong with the fields.
+    virtual nvinfer1::IPluginV3* make(const nvinfer1::PluginFieldCollection& collection, std::string& problem) const = 0;
+
+    const char* name_;
     std::vector<nvinfer1::PluginField> fields_;
     nvinfer1::PluginFieldCollection collection_{};
+};
+
+class SampleCreator final : public Creator {
+public:
+    explicit SampleCreator(bool fused) : Creator(plugin_name(fused), announced_fields(fused)), fused_(fused) {}
+
+private:
+    nvinfer1::IPluginV3* make(const nvinfer1::PluginFieldCollection& collection, std::string& problem) const override {
+        PluginConfig config;
+        config.fused = fused_;
+        problem = read_fields(collection, config);
+        return problem.empty() ? new SamplePlugin(config) : nullptr;
+    }
+
+    bool fused_;
+};
+
+class SiteCreator final : public Creator {
+public:
+    SiteCreator() : Creator(kSiteName, announced_site_fields()) {}
+
+private:
+    nvinfer1::IPluginV3* make(const nvinfer1::PluginFieldCollection& collection, std::string& problem) const override {
+        SiteConfig config;
+        problem = read_site_fields(collection, config);
+        return problem.empty() ? new SitePlugin(config) : nullptr;
+    }
 };
 
 }  // namespace
@@ -62,8 +95,9 @@ void log_error(const std::string& message) {
 extern "C" VP_API nvinfer1::IPluginCreatorInterface* const* getCreators(int32_t& count) {
     static vitprune::SampleCreator sample(false);
     static vitprune::SampleCreator score_sample(true);
-    static nvinfer1::IPluginCreatorInterface* const creators[] = {&sample, &score_sample};
-    count = 2;
+    static vitprune::SiteCreator site;
+    static nvinfer1::IPluginCreatorInterface* const creators[] = {&sample, &score_sample, &site};
+    count = static_cast<int32_t>(std::size(creators));
     return creators;
 }
 

@@ -9,6 +9,7 @@ namespace vitprune {
 
 constexpr const char* kNamespace = "vitprune";
 constexpr const char* kVersion = "1";
+constexpr const char* kSiteName = "PruneSite";
 
 inline const char* plugin_name(bool fused) { return fused ? "TokenScoreSample" : "TokenSample"; }
 

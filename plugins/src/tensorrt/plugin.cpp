@@ -4,7 +4,7 @@
 #include <new>
 
 #include "cuda/launch.h"
-#include "tensorrt/log.h"
+#include "tensorrt/shapes.h"
 
 namespace vitprune {
 namespace {
@@ -19,15 +19,6 @@ bool is_element(DataType type) { return type == DataType::kFLOAT || type == Data
 int32_t element_dtype(DataType type) {
     if (type == DataType::kFLOAT) return VP_FLOAT32;
     return type == DataType::kHALF ? VP_FLOAT16 : VP_BFLOAT16;
-}
-
-const IDimensionExpr* smaller(IExprBuilder& builder, const IDimensionExpr* a, int64_t b) {
-    return builder.operation(DimensionOperation::kMIN, *a, *builder.constant(b));
-}
-
-int32_t refuse(const std::string& message) {
-    log_error(message);
-    return -1;
 }
 
 }  // namespace
@@ -54,22 +45,12 @@ int32_t SamplePlugin::getOutputDataTypes(DataType* outputs, int32_t output_count
     return 0;
 }
 
-// K is a constant expression when rows are padded; else a size tensor, which is the count output. Its upper bound sizes
-// buffers and its typical value steers the choice of kernels behind the plugin.
 int32_t SamplePlugin::getOutputShapes(const DimsExprs* inputs, int32_t input_count_given, const DimsExprs*, int32_t,
                                       DimsExprs* outputs, int32_t output_count, IExprBuilder& builder) noexcept {
     if (input_count_given != input_count() || output_count != getNbOutputs()) return refuse("wrong number of tensors");
     const DimsExprs& valid = inputs[valid_input()];
     if (valid.nbDims != 2) return refuse("valid must have the shape [batch, patches]");
-    const SampleParameters& sample = config_.sample;
-    const IDimensionExpr* slots = valid.d[1];
-    if (sample.capacity > 0) slots = smaller(builder, slots, sample.capacity);
-    if (!sample.padded) {
-        const IDimensionExpr* upper = slots;
-        if (sample.mode != Mode::kThreshold) upper = smaller(builder, upper, sample.samples);
-        const IDimensionExpr* typical = sample.expected > 0 ? smaller(builder, upper, sample.expected) : upper;
-        slots = builder.declareSizeTensor(kCountOutput, *typical, *upper);
-    }
+    const IDimensionExpr* slots = kept_slots(builder, config_.sample, valid.d[1], kCountOutput);
     for (int32_t i = 0; i < 2; ++i) {
         outputs[i].nbDims = 2;
         outputs[i].d[0] = valid.d[0];
@@ -143,6 +124,6 @@ int32_t SamplePlugin::enqueue(const PluginTensorDesc* input_descriptions, const 
 // An instance keeps nothing between calls, so a context can have a plain copy.
 IPluginV3* SamplePlugin::attachToContext(IPluginResourceContext*) noexcept { return clone(); }
 
-const PluginFieldCollection* SamplePlugin::getFieldsToSerialize() noexcept { return fields_.fill(config_); }
+const PluginFieldCollection* SamplePlugin::getFieldsToSerialize() noexcept { return write_fields(config_, fields_); }
 
 }  // namespace vitprune

@@ -10,16 +10,37 @@
 #include <cstdint>
 #include <cstring>
 #include <functional>
+#include <new>
 
 #define __host__
 #define __device__
 
 using cudaError_t = int;
 using cudaStream_t = void*;
+using cudaEvent_t = void*;
 constexpr cudaError_t cudaSuccess = 0;
+
+inline const char* cudaGetErrorString(cudaError_t) { return "the emulator refused a launch"; }
 
 inline cudaError_t cudaMemsetAsync(void* data, int value, size_t bytes, cudaStream_t) {
     std::memset(data, value, bytes);
+    return cudaSuccess;
+}
+
+// There is one kind of memory, and everything is done when a call returns.
+enum cudaMemcpyKind { cudaMemcpyHostToDevice, cudaMemcpyDeviceToHost };
+
+inline cudaError_t cudaMemcpyAsync(void* target, const void* source, size_t bytes, cudaMemcpyKind, cudaStream_t) {
+    std::memcpy(target, source, bytes);
+    return cudaSuccess;
+}
+inline cudaError_t cudaStreamSynchronize(cudaStream_t) { return cudaSuccess; }
+inline cudaError_t cudaMallocAsync(void** data, size_t bytes, cudaStream_t) {
+    *data = std::memset(::operator new(bytes), 0xa5, bytes);
+    return cudaSuccess;
+}
+inline cudaError_t cudaFreeAsync(void* data, cudaStream_t) {
+    ::operator delete(data);
     return cudaSuccess;
 }
 

@@ -13,10 +13,12 @@ from vitprune.backends._tensorrt.audit import Audit, audit, read_layers
 from vitprune.backends._tensorrt.building import Settings, memory_problem, said_out_of_memory, settings_of
 from vitprune.backends._tensorrt.memory import free_memory
 from vitprune.backends._tensorrt.session import Session
+from vitprune.backends._tensorrt.sites import has_plugin_sites, not_onnx, sites_as_plugins
 from vitprune.backends._tensorrt.support import ALWAYS_TYPED, CUMULATIVE_LAYER, unsupported
 from vitprune.backends._tensorrt.trtexec import command_line
 from vitprune.errors import BuildError
-from vitprune.graph.lowering.tensorrt import for_tensorrt
+from vitprune.graph.lowering.tensorrt import SITE, for_tensorrt
+from vitprune.ops.token_sample import NAME
 from vitprune.support import registry, trust
 from vitprune.support.gpus import Gpu, local_gpus
 from vitprune.support.versions import Version
@@ -56,7 +58,7 @@ def build(request: dict[str, Any], report: Callable[[str], None]) -> dict[str, A
 
     Args:
         request: see `building`; optionally also plugin ("auto", "none" or a path), embed_plugin, architectures (those of the target),
-            precision, keep_fp32.
+            precision, keep_fp32, sites ("nodes", or "plugin": a dropping site is one node of the plugin library).
         report: called with progress texts.
 
     Returns:
@@ -66,7 +68,7 @@ def build(request: dict[str, Any], report: Callable[[str], None]) -> dict[str, A
     Raises:
         BuildError: VP520 the parser refuses the graph, VP521 no engine found, VP522 no plugin, VP523 TensorRT not supported, VP524
             not enough memory, VP525 another GPU than the target's, VP526 layers of another precision than asked for, VP527 the
-            engine cannot be read back, VP528 onnx is missing, VP529 not an ONNX file.
+            engine cannot be read back, VP528 onnx is missing, VP529 not an ONNX file, VP537 no site can be one plugin node.
     """
     import tensorrt as trt
 
@@ -110,7 +112,16 @@ def _build(settings: Settings, gpu: Gpu, messages: list[str], report: Callable[[
     here = Version.parse(str(trt.__version__))
     if why := memory_problem(settings.model.stat().st_size, settings.workspace_mib, free_memory()):
         raise BuildError(524, "there is not enough memory for the build", cause=why, next_step=LOWER)
+    model = sites_as_plugins(settings.model) if settings.sites == "plugin" else settings.model.read_bytes()
     library, why_not = plugins.obtain(settings.plugin, gpu.architecture, report)
+    whole = has_plugin_sites(model, settings.model.name)
+    if whole and library is None:
+        raise BuildError(
+            522,
+            "sites as plugin nodes need the plugin library",
+            cause=why_not,
+            next_step="vitprune plugins build, or an engine without --sites plugin",
+        )
     if library is None and settings.plugin != "none" and (settings.plugin != "auto" or here < CUMULATIVE_LAYER):
         loop = ", CumSum as a loop among them" if here < CUMULATIVE_LAYER else ""
         raise BuildError(
@@ -120,10 +131,11 @@ def _build(settings: Settings, gpu: Gpu, messages: list[str], report: Callable[[
             next_step="vitprune plugins build, or --plugin none to build without it",
         )
     if library is not None:
-        plugins.register(trt.get_plugin_registry(), library, BuildError, 522)
+        for operator in (NAME, SITE) if whole else (NAME,):
+            plugins.register(trt.get_plugin_registry(), library, BuildError, 522, operator)
         library = plugins.beside(library, settings.output.parent)
         trust.remember(library)
-    model, form = _form(settings.model, here, library is not None)
+    model, form = _form(model, settings.model.name, here, library is not None)
     parsed = settings.output.with_suffix(PARSED)
     parsed.write_bytes(model)
     logger = messages_of.logger(messages)
@@ -175,14 +187,14 @@ def _build(settings: Settings, gpu: Gpu, messages: list[str], report: Callable[[
     }  # fmt: skip
 
 
-def _form(path: Path, here: Version, plugin: bool) -> tuple[bytes, str]:
+def _form(model: bytes, name: str, here: Version, plugin: bool) -> tuple[bytes, str]:
     """The graph in the form for this TensorRT, and its name.
 
     Raises:
         BuildError: VP528 for a form that takes the onnx package, without it; VP529 not an ONNX file.
     """
     try:
-        return for_tensorrt(path.read_bytes(), here, plugin)
+        return for_tensorrt(model, here, plugin)
     except ImportError as error:
         raise BuildError(
             528,
@@ -191,9 +203,7 @@ def _form(path: Path, here: Version, plugin: bool) -> tuple[bytes, str]:
             next_step="build with the plugin (vitprune plugins build), or pip install onnx",
         ) from error
     except ValueError as error:
-        raise BuildError(
-            529, f"'{path.name}' is not an ONNX file", cause=str(error), next_step="export the bundle again"
-        ) from error
+        raise not_onnx(name, error) from error
 
 
 def _network(builder: trt.Builder, logger: trt.ILogger, model: bytes, here: Version) -> trt.INetworkDefinition:

@@ -50,6 +50,12 @@ def command(
             help="onnxruntime-cpu: padded, or packed: token rows of a batch without pads, for methods whose counts vary."
         ),
     ] = "padded",
+    sites: Annotated[
+        str,
+        typer.Option(
+            help="TensorRT: nodes, or plugin: a dropping site is one node of the plugin library, not yet run on a device."
+        ),
+    ] = "nodes",
     embed_plugin: Annotated[bool, typer.Option("--embed-plugin", help="TensorRT: put the plugin into the engine.")] = False,
     kept_outputs: Annotated[bool, typer.Option("--kept-outputs", help="The engine also returns the kept patches.")] = False,
     timeout: Annotated[float, typer.Option(help="Seconds.")] = 1800.0,
@@ -108,6 +114,13 @@ def command(
                 cause="the package's run.sh builds plugin and engine there, in the form that validation needs",
                 next_step="leave it out, or build on the device with vitprune itself",
             )
+        if profile_tokens and sites != "nodes":
+            raise RecipeError(
+                199,
+                "--sites plugin does not go with --profile-tokens",
+                cause="the small models that are timed have plain nodes for their sites",
+                next_step="leave one of them out",
+            )
         opened = open_bundle(bundle)
         require_precision(chosen, opened.recipe.precision.mode, precision)
         with console.step(f"package for {console.plain(chosen.name)}") as step:
@@ -126,6 +139,7 @@ def command(
                 workspace_mib=memory,
                 timeout=timeout,
                 trials=trials,
+                sites=sites,
                 force=force,
                 more=more,
                 report=step.update,
@@ -164,6 +178,7 @@ def command(
             workspace_mib=memory,
             plugin=plugin,
             batching=batching,
+            sites=sites,
             embed_plugin=embed_plugin,
             kept_outputs=kept_outputs,
             timeout=timeout,

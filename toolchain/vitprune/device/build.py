@@ -9,15 +9,18 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from vitprune.backends._tensorrt.sites import sites_as_plugins
 from vitprune.bundle import Bundle
 from vitprune.device import preparing
 from vitprune.device.collect import PACKAGE_REPORT, collect, is_package_file
 from vitprune.device.hardware import is_device, lacking
+from vitprune.device.job import SITES_MODEL
 from vitprune.device.package import job_of, package_name, read_manifest, write_package
 from vitprune.device.remote import Remote, require_tools
 from vitprune.device.remote_run import run_package
 from vitprune.engines import building, put, under_way
 from vitprune.engines.batching import batch_profile
+from vitprune.engines.sites import require_sites
 from vitprune.errors import RecipeError, TargetError
 from vitprune.support.hashing import sha256_of
 from vitprune.targets import Choice, Target, capability
@@ -54,6 +57,7 @@ def package_engine(
     workspace_mib: int | None = None,
     timeout: float = 1800.0,
     trials: bool = True,
+    sites: str = "nodes",
     force: bool = False,
     more: Mapping[str, bytes] | None = None,
     report: Callable[[str], None] = lambda text: None,
@@ -66,6 +70,7 @@ def package_engine(
         batch: (min, opt, max) instead of the recipe's. workspace_mib: memory of the device's builder.
         timeout: seconds of the stand-in build.
         trials: also compile the plugin and build with TensorRT-RTX, where they are installed.
+        sites: "nodes", or "plugin": the package also has a graph whose dropping sites are one plugin node each, and builds that.
         force: replace a package that is there and is another one; an equal package is kept. An engine that is there stays in
             either case, until the one of this package comes back from the device.
         more: further files of the package by their path.
@@ -75,10 +80,11 @@ def package_engine(
         The contents of package-report.json, with "path".
 
     Raises:
-        PreflightError: VP4xx. RecipeError: VP106 something else is there, VP107 unwritable, VP108 batch.
-        TargetError: VP224, VP225 compute capability, VP239.
+        PreflightError: VP4xx. RecipeError: VP106 something else is there, VP107 unwritable, VP108 batch, VP147 and VP199 sites.
+        TargetError: VP224, VP225 compute capability, VP239. BuildError: VP537 no site can be one plugin node.
     """
     building.require_timeout(timeout)
+    require_sites(choice.target, sites)
     profile, sm = batch_profile(bundle, batch), capability(architecture)
     choice = choice.with_workspace(workspace_mib)
     report("static checks")
@@ -87,6 +93,9 @@ def package_engine(
     report("writing the package")
     place = bundle.engine_path(target.name)
     job = job_of(bundle, target, profile, target.workspace_mib, stated)
+    if sites == "plugin":
+        job |= {"sites": sites}
+        more = dict(more or {}) | {SITES_MODEL: sites_as_plugins(bundle.model_path)}
     try:
         with under_way(place) as new:
             tar = new / f"{package_name(bundle, target)}.tar"

@@ -217,14 +217,14 @@ def _engine(job: Job, work: Path, options: argparse.Namespace, plugin: dict[str,
     folder = work / "engine"
     folder.mkdir(exist_ok=True)
     name = job.target["backend"]
-    model = folder / "graph.onnx"
+    model, source = folder / "graph.onnx", job.engine_model
     _say("building the engine")
     began = time.monotonic()
     if options.kept_outputs or job.target.get("keep_kept_outputs"):
-        shutil.copyfile(job.model_path, model)
-        take_along(job.model_path, model)
+        shutil.copyfile(source, model)
+        take_along(source, model)
     else:
-        with_logits_only(job.model_path, model)
+        with_logits_only(source, model)
     request = {
         "backend": name, "model": str(model), "output": str(folder / job.target["engine_file"]), "log": str(folder / "build.log"),
         "batch": job.batch, "workspace_mib": _workspace(job.target),
@@ -235,7 +235,7 @@ def _engine(job: Job, work: Path, options: argparse.Namespace, plugin: dict[str,
         facts = building.run_child(request, _say, options.timeout)
     finally:
         model.unlink(missing_ok=True)
-        (folder / f"{job.model_path.name}.data").unlink(missing_ok=True)
+        (folder / f"{source.name}.data").unlink(missing_ok=True)
     file = folder / job.target["engine_file"]
     document = {
         "schema_version": 1, "target": job.target["name"], "backend": name, "backend_version": backends.get(name).version(),

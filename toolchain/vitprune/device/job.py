@@ -10,6 +10,9 @@ from typing import Any
 from vitprune.support.answers import shapes_of
 from vitprune.support.versions import Version
 
+# In a package: the model with one plugin node for every dropping site (`graph.lowering.plugin_sites`), where that was asked for.
+SITES_MODEL = "sites/model.onnx"
+
 
 @dataclass(frozen=True)
 class Job:
@@ -26,6 +29,11 @@ class Job:
     def model_path(self) -> Path:
         """model.onnx."""
         return self.path / "model.onnx"
+
+    @property
+    def engine_model(self) -> Path:
+        """What the engine is built from: model.onnx, or the one whose sites are plugin nodes."""
+        return self.path.parent / SITES_MODEL if self.facts.get("sites") == "plugin" else self.model_path
 
     @property
     def target(self) -> dict[str, Any]:

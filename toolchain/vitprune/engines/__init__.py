@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from vitprune.engines import building
 from vitprune.engines.batching import batch_profile, require_batching
 from vitprune.engines.requirements import require_backend
+from vitprune.engines.sites import require_sites
 from vitprune.errors import BuildError, RecipeError
 from vitprune.graph.lowering.logits import with_logits_only
 from vitprune.support import temporary
@@ -37,6 +38,7 @@ def build_engine(
     workspace_mib: int | None = None,
     plugin: str = "auto",
     batching: str = "padded",
+    sites: str = "nodes",
     embed_plugin: bool = False,
     kept_outputs: bool = False,
     timeout: float = 1800.0,
@@ -52,6 +54,7 @@ def build_engine(
         workspace_mib: memory limit of the builder.
         plugin: "auto", "none" or a library; embed_plugin: put it into the engine, for TensorRT.
         batching: "padded", or "packed" (see `engines.batching`).
+        sites: "nodes", or "plugin" (see `engines.sites`).
         kept_outputs: the engine also returns the kept patches, which lets `validate` compare decisions.
         timeout: seconds.
         force: replace an engine that is there; it stays until the new one is complete, and when that fails.
@@ -61,7 +64,7 @@ def build_engine(
         The contents of engine.json.
 
     Raises:
-        TargetError: VP21x. RecipeError: VP106 an engine exists, VP107 unwritable, VP108 batch, VP147 and VP199 batching. BuildError: VP5xx.
+        TargetError: VP21x. RecipeError: VP106 an engine exists, VP107 unwritable, VP108 batch, VP147 and VP199 batching and sites. BuildError: VP5xx.
     """
     backend = require_backend(target)
     folder = bundle.engine_path(target.name)
@@ -69,6 +72,7 @@ def build_engine(
         raise exists(target.name)
     building.require_timeout(timeout)
     require_batching(bundle, target, batching)
+    require_sites(target, sites, plugin)
     profile = batch_profile(bundle, batch)
     try:
         with under_way(folder) as new:
@@ -81,6 +85,7 @@ def build_engine(
                 workspace_mib,
                 plugin,
                 batching,
+                sites,
                 embed_plugin,
                 kept_outputs,
                 timeout,
@@ -135,17 +140,18 @@ def exists(target: str) -> RecipeError:
 
 def _build(
     bundle: Bundle, target: Target, backend: Any, folder: Path, profile: tuple[int, int, int], workspace_mib: int | None, plugin: str,
-    batching: str, embed_plugin: bool, kept_outputs: bool, timeout: float, report: Callable[[str], None],
+    batching: str, sites: str, embed_plugin: bool, kept_outputs: bool, timeout: float, report: Callable[[str], None],
 ) -> dict[str, Any]:  # fmt: skip
     """Build every model file into `folder` and write engine.json there; returns its contents."""
     document = {
         "schema_version": 1, "target": target.name, "backend": target.backend, "backend_version": backend.version(),
         "tool_version": VERSION, "host": platform.machine(), "batch": profile, "precision": bundle.recipe.precision.mode,
         **({"batching": batching} if batching != "padded" else {}),
+        **({"sites": sites} if sites != "nodes" else {}),
     }  # fmt: skip
     _take_timing_cache(bundle.engine_path(target.name), folder)
     options: dict[str, Any] = {
-        "batch": profile, "workspace_mib": workspace_mib or target.workspace_mib, "plugin": plugin, "batching": batching, "embed_plugin": embed_plugin,
+        "batch": profile, "workspace_mib": workspace_mib or target.workspace_mib, "plugin": plugin, "batching": batching, "sites": sites, "embed_plugin": embed_plugin,
         "kept_outputs": target.keep_kept_outputs or kept_outputs, "precision": bundle.recipe.precision.mode,
         "rest": bundle.recipe.precision.floats,
         "architectures": [] if target.architectures == "auto" else target.architectures,

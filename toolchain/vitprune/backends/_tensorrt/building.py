@@ -30,6 +30,7 @@ class Settings:
     embed_plugin: bool
     precision: str
     keep_fp32: tuple[str, ...]
+    sites: str = "nodes"
 
     @property
     def tf32(self) -> bool:
@@ -45,6 +46,7 @@ def settings_of(request: dict[str, Any], gpu: Gpu) -> Settings:
         model=Path(request["model"]), output=Path(request["output"]), log=Path(request["log"]), batch=(low, opt, high),
         workspace_mib=workspace, plugin=request.get("plugin") or "auto", embed_plugin=bool(request.get("embed_plugin")),
         precision=request.get("precision") or "fp32", keep_fp32=tuple(request.get("keep_fp32") or ()),
+        sites=request.get("sites") or "nodes",
     )  # fmt: skip
 
 

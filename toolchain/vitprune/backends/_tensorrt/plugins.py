@@ -79,22 +79,22 @@ def beside(library: Path, folder: Path) -> Path:
     return inside
 
 
-def register(registry: trt.IPluginRegistry, library: Path, fail: Fail, number: int) -> None:
+def register(registry: trt.IPluginRegistry, library: Path, fail: Fail, number: int, operator: str = NAME) -> None:
     """Load a library into TensorRT's registry and check that it brings the operator; a library that is in already stays.
 
     Args:
-        registry: of TensorRT. library: path of the shared library.
+        registry: of TensorRT. library: path of the shared library. operator: its name.
         fail: the error to raise (BuildError or LoadError). number: its code.
 
     Raises:
         VitpruneError: the one asked for; it names operator, version, namespace, path and hash.
     """
-    identity = f"{NAME} version {VERSION}, namespace '{NAMESPACE}'"
+    identity = f"{operator} version {VERSION}, namespace '{NAMESPACE}'"
     step = "build it anew on this device: vitprune plugins build"
     if not library.is_file():
         raise fail(number, f"plugin {identity} not found", cause=f"there is no file '{library}'", next_step=step)
     where = f"'{library}', sha256 {digest(library)[:16]}"
-    if present(registry):
+    if present(registry, operator):
         return
     try:
         handle = registry.load_library(str(library.resolve()))
@@ -104,17 +104,17 @@ def register(registry: trt.IPluginRegistry, library: Path, fail: Fail, number: i
         reason = "TensorRT gave no reason; its log has one"
     if handle is None:
         raise fail(number, f"plugin {identity} cannot be loaded", cause=f"{where}: {reason}", next_step=step)
-    if not present(registry):
+    if not present(registry, operator):
         seen = (
-            ", ".join(sorted(_text(creator) for creator in registry.all_creators if _identity(creator)[0] == NAME))
+            ", ".join(sorted(_text(creator) for creator in registry.all_creators if _identity(creator)[0] == operator))
             or "none of that name"
         )
         raise fail(number, f"plugin {identity} not found", cause=f"{where} registers {seen}", next_step=step)
 
 
-def present(registry: trt.IPluginRegistry) -> bool:
+def present(registry: trt.IPluginRegistry, operator: str = NAME) -> bool:
     """Whether the registry has the operator in our version and namespace."""
-    return any(_identity(creator) == (NAME, VERSION, NAMESPACE) for creator in registry.all_creators)
+    return any(_identity(creator) == (operator, VERSION, NAMESPACE) for creator in registry.all_creators)
 
 
 def _text(creator: Any) -> str:

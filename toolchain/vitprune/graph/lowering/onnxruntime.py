@@ -18,6 +18,7 @@ from vitprune.graph.lowering.linear import fuse_linear
 from vitprune.graph.lowering.merging import native_merging
 from vitprune.graph.lowering.packed import pack
 from vitprune.graph.lowering.pruning import Sites, native_sites
+from vitprune.graph.lowering.sampling import without_sampling
 from vitprune.graph.types import Graph, is_constant, redirect
 from vitprune.ops.function import Valid, function
 from vitprune.ops.token_sample import DOMAIN, NAME
@@ -39,7 +40,7 @@ def specialise(
         The specialised model and how many of each fusion were made; `sites`, `merging`: sites that are one operator, `halting`: steps of halting that are, `scores`: scores that a site is given, `native`: all
         operators that need the library.
     """
-    opened = _native_sampling(model) if native else _shorter_sampling(model)
+    opened = without_sampling(model) if native else _shorter_sampling(model)
     bare, weights = held.parted(opened)
     graph = held.attached(held.inferred(onnx.inliner.inline_local_functions(bare)), weights)
     if not keep_outputs:
@@ -117,25 +118,6 @@ def _fuse_gelu(graph: Graph) -> int:
         graph.nodes.append(types.node("Gelu", name=f"{erf.name}/gelu", inputs=[x], outputs=[output], domain=CONTRIB))
         made += 1
     return made
-
-
-def _native_sampling(model: onnx.ModelProto) -> onnx.ModelProto:
-    """The model without TokenSample's function: the operator of that name takes its place. Shapes of its outputs are stated."""
-    copy = onnx.ModelProto()
-    copy.CopyFrom(model)
-    kept = [body for body in copy.functions if body.name != NAME]
-    del copy.functions[:]
-    copy.functions.extend(kept)
-    for number, node in enumerate(node for node in copy.graph.node if node.op_type == NAME):
-        for name, kind in zip(node.output[:2], (onnx.TensorProto.INT64, onnx.TensorProto.BOOL), strict=True):
-            stated = [value for value in copy.graph.value_info if value.name == name]
-            if any(value.type.tensor_type.HasField("shape") for value in stated):
-                continue
-            for value in stated:
-                copy.graph.value_info.remove(value)
-            shape = [f"images_{number}", f"kept_{number}"]
-            copy.graph.value_info.append(onnx.helper.make_tensor_value_info(name, kind, shape))
-    return copy
 
 
 def _shorter_sampling(model: onnx.ModelProto) -> onnx.ModelProto:

@@ -64,7 +64,7 @@ def native_sites(graph: Graph, model: onnx.ModelProto) -> Sites:
     sites = Sites()
     sites.scores = native_scores(graph, model)
     for number, told in enumerate(stored(model)):
-        one = _as_gathered(told, graph.tensors())
+        one = as_gathered(told, graph.tensors())
         if one.kind in (KIND, HALT) and not rounds_inside(one, graph.tensors(), set(sites.masks)):
             put = _replace if one.kind == KIND else _halt
             put(graph, one, f"vitprune/native_site{number}", sites)
@@ -106,7 +106,7 @@ def _same_rows(node: Node) -> Tensor | None:
     return None
 
 
-def _as_gathered(one: Outline, tensors: dict[str, Tensor]) -> Outline:
+def as_gathered(one: Outline, tensors: dict[str, Tensor]) -> Outline:
     """The site with LN1(x) as its rows are gathered from it: the score may read it before it is rounded to a half type."""
     rows2 = tensors.get(one.outputs.get("rows2", ""))
     gather = rows2.inputs[0] if rows2 is not None and rows2.inputs else None
@@ -117,7 +117,7 @@ def _as_gathered(one: Outline, tensors: dict[str, Tensor]) -> Outline:
 
 def _replace(graph: Graph, one: Outline, name: str, sites: Sites) -> None:
     tensors = graph.tensors()
-    inputs = _inputs(one, tensors)
+    inputs = entering(one, tensors)
     if inputs is None or one.outputs.get("rows") not in tensors:
         return
     batch, _, width = dims(inputs["x"])
@@ -127,8 +127,9 @@ def _replace(graph: Graph, one: Outline, name: str, sites: Sites) -> None:
     outputs = written(one, tensors, name, OUTPUTS, ("rows2",))
     outputs["rows"].shape = [batch, left, width]
     attributes = {**one.attributes, "plugin_version": "1", "plugin_namespace": DOMAIN}
-    entering = [inputs.get(role, types.absent()) for role in INPUTS]
-    node = types.node(KIND, name, entering, list(outputs.values()), domain=DOMAIN, attrs=attributes)
+    node = types.node(
+        KIND, name, [inputs.get(role, types.absent()) for role in INPUTS], list(outputs.values()), domain=DOMAIN, attrs=attributes
+    )
     graph.nodes.append(node)
     if (second := tensors.get(one.outputs.get("rows2", ""))) is not None:
         _rows_again(graph, second, outputs, [batch, left, width], name)
@@ -138,7 +139,7 @@ def _replace(graph: Graph, one: Outline, name: str, sites: Sites) -> None:
     sites.made += 1
 
 
-def _inputs(one: Outline, tensors: dict[str, Tensor]) -> dict[str, Tensor] | None:
+def entering(one: Outline, tensors: dict[str, Tensor]) -> dict[str, Tensor] | None:
     """The inputs of a site by role; None where the operator cannot take the place of the nodes."""
     numbered = any(one.outputs.get(role) in tensors for role in ("patch", "kept"))  # else nobody reads the numbers of patches
     wanted = {role: label for role, label in one.inputs.items() if role != "patch" or numbered}
@@ -174,8 +175,14 @@ def _halt(graph: Graph, one: Outline, name: str, sites: Sites) -> None:
         left = f"{name}/left" if count is None else int(one.attributes["prefix_tokens"]) + count
         outputs["rows"].shape = [dims(x)[0], left, dims(x)[2]]
     attributes = {**one.attributes, "plugin_version": "1", "plugin_namespace": DOMAIN}
-    entering = [inputs.get(role, types.absent()) for role in HALT_INPUTS]
-    node = types.node(HALT, name, entering, list(outputs.values()), domain=DOMAIN, attrs=attributes)
+    node = types.node(
+        HALT,
+        name,
+        [inputs.get(role, types.absent()) for role in HALT_INPUTS],
+        list(outputs.values()),
+        domain=DOMAIN,
+        attrs=attributes,
+    )
     graph.nodes.append(node)
     if (bias := tensors.get(one.outputs.get("bias", ""))) is not None:
         sites.masks[id(bias)] = outputs["mask"]

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 MAX_OPSET = 20
 MAX_IR = 10
 NAMESPACE = "vitprune"
+SITE = "PruneSite"  # a dropping site as one node (`plugin_sites`); it has no function
 INLINED = "model.inline.onnx"
 # Below this, TensorRT's parser takes a local function even where a plugin of that name is loaded.
 PLUGIN_WINS = Version.parse("10.7")
@@ -48,11 +49,13 @@ def for_tensorrt(model: bytes, version: Version, plugin: bool) -> tuple[bytes, s
 
     Returns:
         The model and its form: "plain" (no TokenSample in it), "plugin" (functions removed), "plugin or function", "inlined" or
-        "function".
+        "function". With PruneSite nodes it is "plugin" in any case.
 
     Raises:
         ImportError: "inlined" without the onnx package.
     """
+    if wire.has_node(model, DOMAIN, SITE):
+        return (wire.without_functions(model) if version < PLUGIN_WINS else model), "plugin"
     if not wire.has_node(model, DOMAIN, NAME):
         return model, "plain"
     if plugin and version < PLUGIN_WINS:
