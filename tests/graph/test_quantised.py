@@ -135,7 +135,7 @@ def test_a_wrong_layer_is_named(spoil, named, mode):
     assert [text.split()[0] for text in check_layers(pruned, oracle.dense, few(pruned))[1]] == [named]
     arrays = parity.reference_arrays(oracle, samples(), parity.module_logits(model(), pixels()), None)
     with pytest.raises(ExportError) as caught:
-        parity.check(pruned, arrays, recipe, oracle)
+        parity.check(pruned, arrays, recipe, oracle.geometry, oracle)
     assert (caught.value.code, named in caught.value.cause) == ("VP330", True)
 
 

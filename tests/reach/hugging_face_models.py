@@ -27,13 +27,13 @@ class Zoo:
     """One model: how it is made and what of its answer is the graph's output.
 
     make: from attention ("eager" or "sdpa") to the model; ValueError where transformers has no sdpa of it. answer: of the model and an image [B,3,H,W]. features: the answer has all
-    tokens in their places. cls: the head reads prefix tokens only, so that hidden keys must give what removed tokens give.
+    tokens in their places. unread: last blocks that the answer does not come from.
     """
 
     make: Callable[[str], nn.Module]
     answer: Callable[[Any, Tensor], Any]
     features: bool = False
-    cls: bool = True
+    unread: int = 0
 
 
 class Answer(nn.Module):
@@ -66,6 +66,13 @@ def _field(name: str) -> Callable[[Any, Tensor], Any]:
     return lambda net, image: getattr(net(image), name)
 
 
+def _siglip2(net: Any, image: Tensor) -> Any:
+    """SigLIP2 at one size: it takes rows of pixels, [B,P,patch*patch*3], and the sizes of the grid to resize its positions to."""
+    grid = SIDE // PATCH
+    pixels = image.reshape(-1, 3, grid, PATCH, grid, PATCH).permute(0, 2, 4, 3, 5, 1).reshape(-1, grid**2, PATCH**2 * 3)
+    return net(pixel_values=pixels, pixel_attention_mask=None, spatial_shapes=torch.tensor([[grid, grid]])).pooler_output
+
+
 def _tower(net: Any, image: Tensor) -> Any:
     """What LLaVA takes of a CLIP tower: the patches behind the last block but one."""
     return net(image, output_hidden_states=True).hidden_states[-2][:, 1:]
@@ -95,7 +102,8 @@ def _depth(decoder: str, config: str, **more: Any) -> Callable[[str], nn.Module]
         backbone = transformers.Dinov2Config(
             out_indices=[1, 2, 3, 4], reshape_hidden_states=False, apply_layernorm=True, attn_implementation=attention, **{**DINO, "patch_size": 8}
         )  # fmt: skip
-        made: nn.Module = getattr(transformers, decoder)(getattr(transformers, config)(backbone_config=backbone, **more))
+        made: Any = getattr(transformers, decoder)(getattr(transformers, config)(backbone_config=backbone, **more))
+        made.backbone.set_attn_implementation(attention)
         return made
 
     return make
@@ -109,12 +117,12 @@ ZOO: dict[str, Zoo] = {
     "DeiT": Zoo(_of("DeiTForImageClassification", "DeiTConfig", **VIT, **LABELS), _field("logits")),
     "DeiT distilled": Zoo(_of("DeiTForImageClassificationWithTeacher", "DeiTConfig", **VIT, **LABELS), _field("logits")),
     "ViT-MSN": Zoo(_of("ViTMSNForImageClassification", "ViTMSNConfig", **VIT, **LABELS), _field("logits")),
-    "DINOv2": Zoo(_of("Dinov2ForImageClassification", "Dinov2Config", **DINO, **LABELS), _field("logits"), cls=False),
+    "DINOv2": Zoo(_of("Dinov2ForImageClassification", "Dinov2Config", **DINO, **LABELS), _field("logits")),
     "DINOv2 SwiGLU features": Zoo(
         _of("Dinov2Model", "Dinov2Config", **DINO, use_swiglu_ffn=True), _field("last_hidden_state"), features=True
     ),
     "DINOv2 registers": Zoo(
-        _of("Dinov2WithRegistersForImageClassification", "Dinov2WithRegistersConfig", **DINO, **LABELS), _field("logits"), cls=False
+        _of("Dinov2WithRegistersForImageClassification", "Dinov2WithRegistersConfig", **DINO, **LABELS), _field("logits")
     ),
     "DINOv3": Zoo(_of("DINOv3ViTModel", "DINOv3ViTConfig", **VIT, num_register_tokens=4), _field("pooler_output")),
     "DINOv3 SwiGLU features": Zoo(
@@ -126,27 +134,32 @@ ZOO: dict[str, Zoo] = {
     "CLIP projection": Zoo(
         _of("CLIPVisionModelWithProjection", "CLIPVisionConfig", **VIT, projection_dim=24), _field("image_embeds")
     ),
-    "SigLIP": Zoo(_of("SiglipVisionModel", "SiglipVisionConfig", **VIT), _field("pooler_output"), cls=False),
+    "SigLIP": Zoo(_of("SiglipVisionModel", "SiglipVisionConfig", **VIT), _field("pooler_output")),
     "SigLIP classes": Zoo(
         _of("SiglipForImageClassification", "SiglipConfig", vision_config={**VIT, "vision_use_head": False}, **LABELS),
         _field("logits"),
-        cls=False,
     ),
-    "BEiT": Zoo(_of("BeitForImageClassification", "BeitConfig", **VIT, **LABELS, use_relative_position_bias=True), _field("logits"), cls=False),
+    "SigLIP2": Zoo(
+        _of(
+            "Siglip2VisionModel", "Siglip2VisionConfig", **LAYERS, intermediate_size=2 * WIDTH, num_patches=(SIDE // PATCH) ** 2, patch_size=PATCH
+        ),
+        _siglip2,
+    ),
+    "BEiT": Zoo(_of("BeitForImageClassification", "BeitConfig", **VIT, **LABELS, use_relative_position_bias=True), _field("logits")),
     "BEiT shared": Zoo(
         _of("BeitForImageClassification", "BeitConfig", **VIT, **LABELS, use_shared_relative_position_bias=True, use_mean_pooling=False),
         _field("logits"),
     ),
     "ViT-MAE": Zoo(_of("ViTMAEModel", "ViTMAEConfig", **VIT, mask_ratio=0.0), _masked_autoencoder),
-    "I-JEPA": Zoo(_of("IJepaForImageClassification", "IJepaConfig", **VIT, **LABELS), _field("logits"), cls=False),
+    "I-JEPA": Zoo(_of("IJepaForImageClassification", "IJepaConfig", **VIT, **LABELS), _field("logits")),
     "I-JEPA features": Zoo(_of("IJepaModel", "IJepaConfig", **VIT), _field("last_hidden_state"), features=True),
     "OWL-ViT": Zoo(_of("OwlViTVisionModel", "OwlViTVisionConfig", **VIT), _field("pooler_output")),
     "OWL-ViT features": Zoo(_of("OwlViTVisionModel", "OwlViTVisionConfig", **VIT), _field("last_hidden_state"), features=True),
-    "AIMv2": Zoo(_of("Aimv2VisionModel", "Aimv2VisionConfig", **VIT), _field("pooler_output"), cls=False),
+    "AIMv2": Zoo(_of("Aimv2VisionModel", "Aimv2VisionConfig", **VIT), _field("pooler_output")),
     "AIMv2 features": Zoo(_of("Aimv2VisionModel", "Aimv2VisionConfig", **VIT), _field("last_hidden_state"), features=True),
     "BLIP": Zoo(_of("BlipVisionModel", "BlipVisionConfig", **VIT), _field("pooler_output")),
     "BLIP features": Zoo(_of("BlipVisionModel", "BlipVisionConfig", **VIT), _field("last_hidden_state"), features=True),
-    "LLaVA tower": Zoo(_llava, lambda net, image: net.projector(_tower(net, image)), features=True),
+    "LLaVA tower": Zoo(_llava, lambda net, image: net.projector(_tower(net, image)), features=True, unread=1),
     "DPT": Zoo(
         _of("DPTForDepthEstimation", "DPTConfig", **VIT, backbone_out_indices=[0, 1, 2, 3], is_hybrid=False, **NECK),
         _field("predicted_depth"),

@@ -171,7 +171,8 @@ def dense(name: str, exporter: str = "torchscript") -> onnx.ModelProto:
     from vitprune.recipe import Recipe
 
     model = small(name)
-    unknown = ("RmsNorm", "RotaryEmbeddingMixed")  # to the old one
+    # Unknown to the old one; or written as BatchNormalization in training mode, which TensorRT-RTX refuses.
+    unknown = ("RmsNorm", "RotaryEmbeddingMixed", "StdConv2d", "StdConv2dSame")
     if exporter == "dynamo" or any(type(part).__name__ in unknown for part in model.modules()):
         return dense_onnx(model, (3, model.side, model.side), Recipe.load({"prune": {"method": "tome", "r": 0}}))
     fused = [

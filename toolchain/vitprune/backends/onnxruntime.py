@@ -58,10 +58,11 @@ def make_session(
     """
     import onnxruntime as ort
 
-    options, weights = ort.SessionOptions(), dict[str, np.ndarray]()
+    options = ort.SessionOptions()
     if not isinstance(path, str | Path | bytes):
-        path, weights, mapped = _in_memory(path)
-        if mapped:  # kernels and fusions would keep weights once more in layouts of their own
+        path, folder = _in_memory(path)
+        if folder:  # kernels and fusions would keep weights once more in layouts of their own
+            options.add_session_config_entry("session.model_external_initializers_file_folder_path", folder)
             options.add_session_config_entry("session.disable_prepacking", "1")
             options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.log_severity_level = 3
@@ -82,9 +83,6 @@ def make_session(
                 cause=first_line(error),
                 next_step="build it anew: vitprune plugins build, then build-engine --force; or --plugin none to do without",
             ) from error
-    kept = {name: ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(values)) for name, values in weights.items()}
-    if kept:
-        options.add_external_initializers(list(kept), list(kept.values()))
     try:
         return ort.InferenceSession(str(path) if isinstance(path, Path) else path, options, providers=list(providers))
     except Exception as error:
@@ -96,15 +94,17 @@ def make_session(
         ) from error
 
 
-def _in_memory(model: onnx.ModelProto) -> tuple[bytes, dict[str, np.ndarray], bool]:
-    """A model as bytes without what lies in files, its weights by name, and whether any lie in files."""
-    from vitprune.graph import held
+def _in_memory(model: onnx.ModelProto) -> tuple[bytes, str]:
+    """A model as bytes, and the folder below which the files with its weights are, "" without any.
+
+    ONNX Runtime maps such files itself. Handed over as arrays the weights would be copied.
+    """
     from vitprune.support import onnx_weights
 
     if not onnx_weights.any_elsewhere(model):
-        return model.SerializeToString(), {}, False
-    bare, weights = held.parted(model)
-    return bare.SerializeToString(), {name: one.load() for name, one in weights.items()}, True
+        return model.SerializeToString(), ""
+    bare, folder = onnx_weights.below_one_folder(model)
+    return bare.SerializeToString(), str(folder)
 
 
 def rounded(path: Path) -> bytes | Path:

@@ -110,6 +110,8 @@ def _layers_by_type(trt: Any, network: Any) -> dict[str, int]:
     makers = {layer.get_output(number).name: layer for layer in layers for number in range(layer.num_outputs)}
 
     def stored(tensor: Any) -> str:
+        if tensor is None:  # a convolution's weights that are part of it, where its bias is a tensor
+            return ""
         maker = makers.get(tensor.name)
         while maker is not None and maker.type == trt.LayerType.SHUFFLE:
             maker = makers.get(maker.get_input(0).name)

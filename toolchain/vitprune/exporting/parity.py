@@ -17,6 +17,7 @@ from vitprune.data import images as image_data
 from vitprune.errors import ExportError
 from vitprune.exporting.layers import check_layers, first_rows
 from vitprune.graph.lowering.rounding import emulated
+from vitprune.methods.base import Geometry
 from vitprune.recipe import Recipe
 from vitprune.support.answers import heads_and_lists, joined
 from vitprune.support.limits import limits, require
@@ -120,8 +121,10 @@ def head_shapes(model: onnx.ModelProto) -> dict[str, tuple[int, ...]]:
     }
 
 
-def check(model: onnx.ModelProto, arrays: dict[str, NDArray[Any]], recipe: Recipe, oracle: Any) -> dict[str, Any]:
-    """Run the graph on the samples and compare with the reference, of which `oracle` is the model.
+def check(
+    model: onnx.ModelProto, arrays: dict[str, NDArray[Any]], recipe: Recipe, geometry: Geometry, oracle: Any
+) -> dict[str, Any]:
+    """Run the graph on the samples and compare with the reference, of which `oracle` is the model; fp32 asks nothing more of it.
 
     Raises:
         ExportError: VP330 when a gate of the recipe fails already here.
@@ -135,7 +138,7 @@ def check(model: onnx.ModelProto, arrays: dict[str, NDArray[Any]], recipe: Recip
     heads = head_shapes(model) if recipe.output.features else {}
     blocks = [int(name.removeprefix("kept_")) for name in arrays if name.startswith("kept_")]
     logits, *kept = run(session, arrays["images"], recipe.graph.static_batch)
-    gates, hidden = gates_in_force(recipe, arrays["logits"], oracle.geometry), decides_unseen(recipe)
+    gates, hidden = gates_in_force(recipe, arrays["logits"], geometry), decides_unseen(recipe)
 
     def broken_by(result: Result, reference: dict[str, NDArray[Any]], alone: bool = False) -> list[str]:
         if recipe.precision.mode != "fp32":

@@ -130,7 +130,8 @@ def _rewritten(
         report("checking against the PyTorch reference built from the dense graph")
         oracle = _oracle(taken.model, anatomy, recipe, spill)
         arrays = parity.reference_arrays(oracle, inputs, dense_logits, batch)
-        check |= parity.check(pruned, arrays, recipe, oracle)
+        geometry, oracle = oracle.geometry, None if recipe.precision.mode == "fp32" else oracle  # it holds all the weights
+        check |= parity.check(pruned, arrays, recipe, geometry, oracle)
     else:
         # A family with convolutional projections: its reference needs the module, which a graph does not give back.
         arrays = _own_results(pruned, inputs, dense_logits, recipe, anatomy)

@@ -62,6 +62,18 @@ def _place(tensor: onnx.TensorProto) -> tuple[str, int]:
     return told["location"], int(told.get("offset", 0))
 
 
+def below_one_folder(model: onnx.ModelProto) -> tuple[onnx.ModelProto, Path]:
+    """A copy of a model of which weights lie in files, that names them from one folder on, and that folder."""
+    bare = type(model)()
+    bare.CopyFrom(model)
+    apart = [tensor for tensor in bare.graph.initializer if elsewhere(tensor)]
+    places = [_place(tensor) for tensor in apart]
+    folder = os.path.commonpath({os.path.dirname(file) for file, _ in places})
+    for tensor, (file, offset) in zip(apart, places, strict=True):
+        put(tensor, os.path.relpath(file, folder), offset, nbytes(tensor))
+    return bare, Path(folder)
+
+
 def empty(tensor: onnx.TensorProto) -> None:
     """Leave a tensor its name, type and shape."""
     for field in ("raw_data", "float_data", "int32_data", "int64_data", "data_location"):

@@ -1,4 +1,4 @@
-"""What lies between the image and the first block of a dense ViT graph: one convolution, or tokens-to-token."""
+"""What lies between the image and the first block of a dense ViT graph: one convolution, a linear map of pixels, or tokens-to-token."""
 
 from __future__ import annotations
 
@@ -11,16 +11,24 @@ from vitprune.graph.anatomy.static import value_of
 
 
 def embedding(graph: gs.Graph, tokens: Any) -> tuple[int, int] | None:
-    """Patches and MACs of what makes `tokens` [B,N,C], or None where no convolution is.
+    """Patches and MACs of what makes `tokens` [B,N,C], or None where it is neither a convolution nor a linear map of rows of pixels.
 
-    The last convolution has one cell for each patch. MACs are those of all convolutions and products.
+    The last convolution has one cell for each patch, the last map one row (SigLIP2's, NaFlex's). MACs are those of all convolutions and
+    products.
 
     Args:
         graph: in topological order, with shapes. tokens: the input of the first block.
     """
     above = _above(graph, tokens)
+    macs = sum(_macs(node) for node in above)
     maps = [node.outputs[0].shape for node in above if node.op == "Conv" and len(node.outputs[0].shape or ()) == 4]
-    return (int(maps[-1][2]) * int(maps[-1][3]), sum(_macs(node) for node in above)) if maps else None
+    if maps:
+        return int(maps[-1][2]) * int(maps[-1][3]), macs
+    rows = [
+        node.outputs[0].shape for node in above
+        if node.op == "MatMul" and value_of(node.inputs[1]) is not None and len(node.outputs[0].shape or ()) == 3
+    ]  # fmt: skip
+    return (int(rows[-1][1]), macs) if rows else None
 
 
 def _above(graph: gs.Graph, tokens: Any) -> list[gs.Node]:

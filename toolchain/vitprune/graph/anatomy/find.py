@@ -234,7 +234,7 @@ def find(model: onnx.ModelProto, features: bool = False) -> Anatomy:
     tensors = graph.tensors()
     embedded = embedding(graph, tensors[blocks[0].x])
     if embedded is None:
-        raise fail(None, "the input side", "a patch embedding Conv")
+        raise fail(None, "the input side", "a patch embedding, by a Conv or a MatMul with a constant")
     patches, embed_macs = embedded
     prefix = prefix_of(graph, tensors[blocks[0].x], patches)
     blocks = tuple(_placed(block, prefix) for block in blocks)
