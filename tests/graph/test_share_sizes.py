@@ -138,9 +138,9 @@ def test_scores_that_are_off_by_more_than_roundings_are_found(method):
     oracle = PrunedViT(model(), rules).eval()
     arrays = parity.reference_arrays(oracle, samples(), parity.module_logits(model(), pixels()), None)
     right, _, _ = surgery.rewrite(dense(), rules, has_cls=True)
-    assert all(site["illegal_flips"] == 0 for site in parity.check(right, arrays, rules, oracle)["sites"])
+    assert all(site["illegal_flips"] == 0 for site in parity.check(right, arrays, rules, oracle.geometry, oracle)["sites"])
     with pytest.raises(ExportError, match="disagree") as caught:
-        parity.check(shifted(right, "cls_logits", 1.1), arrays, rules, oracle)
+        parity.check(shifted(right, "cls_logits", 1.1), arrays, rules, oracle.geometry, oracle)
     assert "decisions" in caught.value.cause
 
 
