@@ -106,3 +106,17 @@ def test_counts_must_not_exceed_what_enters():
         methods.get("evit").sites(rules.prune, deit_small())
     assert error.value.code == "VP120"
     assert "52 of 51" in error.value.message
+
+
+def test_following_a_list_follows_its_fused_token_too():
+    """Lists name patches alone: where a graph keeps the fused token and the reference would not, or the other way round, -1 says so."""
+    state = TokenState.full(2, 1, 6, torch.device("cpu"))
+    state.keep(torch.tensor([[True, True, True, False, False, False]] * 2))
+    state.append()
+    state.decisions = [torch.tensor([[0, 1, 2], [0, 1, -1]])]
+    chosen = torch.tensor([[True, True, False, True], [True, False, True, False]])
+    assert state.follow(chosen).tolist() == [[True, True, True, False], [True, True, False, True]]
+    state.append()
+    state.decisions = [torch.tensor([[0, 1, -1], [0, -1, -1]])]
+    chosen = torch.tensor([[True, False, False, False, True], [True, True, True, False, False]])
+    assert state.follow(chosen).tolist() == [[True, True, False, False, True], [True, False, False, True, True]]

@@ -88,12 +88,17 @@ class TokenState:
         return torch.cat([front, order + self.prefix], dim=1)
 
     def follow(self, chosen: Tensor) -> Tensor:
-        """The slots to keep at the next site: the chosen ones (bool [B,P']), or those that `decisions` lists; added tokens as chosen."""
+        """The slots to keep at the next site: the chosen ones (bool [B,P']), or those that `decisions` lists.
+
+        Lists name patches alone; of added tokens, which leave no pads beside them, as many stay as a list has -1: the chosen ones first.
+        """
         if self.decisions is None:
             return chosen
         lists = self.decisions[len(self.kept)]
         listed = (self.patch[:, :, None] == lists[:, None, :]).any(dim=2) & self.valid
-        return torch.where(self.patch < self.patches, listed, chosen)
+        added = self.valid & (self.patch >= self.patches)
+        first = (2 * (added & chosen).int() + added.int()).argsort(dim=1, descending=True, stable=True).argsort(dim=1)
+        return listed | (added & (first < (lists < 0).sum(dim=1, keepdim=True)))
 
     def append(self) -> None:
         """Add one live slot that is not a patch behind the present ones."""
