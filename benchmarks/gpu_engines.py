@@ -16,6 +16,7 @@ import numpy as np  # noqa: E402
 import onnx  # noqa: E402
 import torch  # noqa: E402
 from gpu_kernels import microseconds  # noqa: E402
+from speed import uneven  # noqa: E402
 
 from vitprune.data import images  # noqa: E402
 from vitprune.errors import first_line  # noqa: E402
@@ -35,8 +36,7 @@ CASES: dict[str, tuple[str, ...]] = {
 def model(name: str = "deit_small_patch16_224") -> Any:
     """A timm model with random weights and uneven attention."""
     loaded = load(Recipe.load("topk_deit_small").model.model_copy(update={"name": name}), pretrained=False, seed=0)
-    for block in loaded.module.blocks:
-        block.attn.qkv.weight.data[: 2 * loaded.module.embed_dim] *= 4
+    uneven(loaded.module)
     return loaded
 
 

@@ -21,7 +21,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from speed import interleaved, library, machine, store  # noqa: E402
+from speed import interleaved, library, machine, store, uneven  # noqa: E402
 
 from vitprune.backends.onnxruntime import make_session  # noqa: E402
 from vitprune.benchmarking.oracle import slice_oracle  # noqa: E402
@@ -46,11 +46,10 @@ SIDE = 224
 
 @cache
 def dense(batch: int, side: int) -> tuple[Any, np.ndarray]:
-    """Dense ONNX and images; query and key weights times four, so that attention is as uneven as that of a trained model."""
+    """Dense ONNX of a model with uneven attention, and images."""
     recipe = Recipe.load("topk_deit_small", [f'graph.batch="{batch}"'])
     model = load(recipe.model.model_copy(update={"name": MODEL, "image_size": side}), pretrained=False, seed=0)
-    for block in model.module.blocks:
-        block.attn.qkv.weight.data[: 2 * model.module.embed_dim] *= 4
+    uneven(model.module)
     return exporting.dense_onnx(model.module, model.image_shape, recipe), images.synthetic(batch, model.preprocessing).pixels
 
 

@@ -31,7 +31,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
-from speed import library, machine, store, taking_turns  # noqa: E402
+from speed import library, machine, store, taking_turns, uneven  # noqa: E402
 
 from vitprune.backends.onnxruntime import make_session  # noqa: E402
 from vitprune.data import images  # noqa: E402
@@ -210,8 +210,7 @@ OFFICIAL = {
 def dense_model(recipe: Recipe) -> Any:
     """DeiT-S of timm with random weights and uneven attention, and what it was loaded as."""
     loaded = load(recipe.model, pretrained=False, seed=0)
-    for block in loaded.module.blocks:
-        block.attn.qkv.weight.data[: 2 * loaded.module.embed_dim] *= 4
+    uneven(loaded.module)
     return loaded
 
 

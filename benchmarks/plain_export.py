@@ -28,7 +28,7 @@ import numpy as np  # noqa: E402
 import torch  # noqa: E402
 from official import graphs, ratios  # noqa: E402
 from plain_models import ToMe, TopK  # noqa: E402
-from speed import library, machine, store, taking_turns  # noqa: E402
+from speed import library, machine, store, taking_turns, uneven  # noqa: E402
 
 import vitprune  # noqa: E402
 from vitprune.backends.onnxruntime import make_session  # noqa: E402
@@ -121,8 +121,7 @@ def dense(size: int, batch: int) -> tuple[Any, Any]:
     """DeiT-S for a size, random weights with uneven attention, and its dense graph."""
     recipe = Recipe.load("topk_deit_small", [f'graph.batch="{batch}"'])
     loaded = load(recipe.model.model_copy(update={"name": MODEL, "image_size": size}), pretrained=False, seed=0)
-    for block in loaded.module.blocks:
-        block.attn.qkv.weight.data[: 2 * loaded.module.embed_dim] *= 4
+    uneven(loaded.module)
     return loaded, dense_onnx(loaded.module, loaded.image_shape, recipe)
 
 

@@ -39,6 +39,7 @@ LARGE: dict[str, tuple[str, int, int | None]] = {
     "ViT-L": ("vit_large_patch16_224", 112, None),
     "ViT-g, 20 blocks": ("vit_giant_patch14_dinov2", 112, 20),
     "ViT-g": ("vit_giant_patch14_dinov2", 112, None),
+    "100 blocks of width 192": ("deit_tiny_patch16_224", 112, 100),
 }
 
 

@@ -44,8 +44,7 @@ def variants(name: str, image_size: int, recipe: Recipe, batch: int) -> tuple[di
     """Specialised dense, pruned and oracle graphs, one input and facts about it."""
     section = recipe.model.model_copy(update={"name": name, "image_size": image_size})
     model = load(section, pretrained=False, seed=0)
-    for block in model.module.blocks:  # peaky attention, so that the counts are like those of a trained model
-        block.attn.qkv.weight.data[: 2 * model.module.embed_dim] *= 4
+    uneven(model.module)
     x = images.synthetic(batch, model.preprocessing).pixels
     dense = exporting.dense_onnx(model.module, model.image_shape, recipe)
     pruned, anatomy, _ = surgery.rewrite(dense, recipe)
@@ -54,6 +53,12 @@ def variants(name: str, image_size: int, recipe: Recipe, batch: int) -> tuple[di
     graphs = {"dense": surgery.canonical(dense, recipe), "pruned": pruned, "oracle": slice_oracle(dense, recipe, counts)}
     ready = {label: specialise(graph, keep_outputs=False)[0].SerializeToString() for label, graph in graphs.items()}
     return ready, x, {"tokens": anatomy.prefix + anatomy.patches, "kept": counts}
+
+
+def uneven(module: Any) -> None:
+    """Query and key weights of a timm model times four: attention, and with it what is kept, is then as uneven as a trained model's."""
+    for block in module.blocks:
+        block.attn.qkv.weight.data[: 2 * module.embed_dim] *= 4
 
 
 def interleaved(sessions: dict, x: np.ndarray, rounds: int) -> dict[str, list[float]]:

@@ -1,6 +1,7 @@
-"""Decisions in a type against the PyTorch reference in the same type, for every method, on the 1,000 shipped test images.
+"""Decisions in a type, and logits, against the PyTorch reference in the same type, for every method, on 1,000 test images.
 
-    python recipes/fashion_mnist/flips.py                  # fp16, all methods: some 15 minutes; exit 1 where a flip is illegal
+    python recipes/fashion_mnist/flips.py                  # fp16, all methods, on the shipped images: some 15 minutes; exit 1 where a flip is illegal
+    python recipes/fashion_mnist/flips.py --mode int8 --methods evit topk --data /usr/share/datasets/fashion-mnist    # ranges of training images
     python recipes/fashion_mnist/report.py                 # RESULTS.md from the stored JSON
 
 Methods and recipes are those of `precision.py`. A flip is illegal where the reference's decision lies further from its opposite than the

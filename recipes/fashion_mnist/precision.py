@@ -122,19 +122,36 @@ def against_reference(oracle: Any, recipe: Recipe, pixels: np.ndarray, result: R
     """A graph's run against the PyTorch reference in the same type, on the first images.
 
     Returns:
-        JSON-ready: legal and illegal flips, the largest in units of the margin, decisions, those that could have failed, and the margin.
+        JSON-ready: legal and illegal flips, the largest in units of the margin, decisions, those that could have failed, the margin, and
+        of images whose decisions agree how far logits lie apart, each image's largest difference over the largest logit of all.
     """
     inputs = Images(pixels, None, "test images")
     arrays = reference_arrays(oracle, inputs, np.zeros((len(pixels), 1)), None)
     kept = [np.where(listed[: len(pixels)], np.arange(listed.shape[1]), -1) for listed in result[1]]
     gates = gates_in_force(recipe, arrays["logits"], oracle.geometry)
+    alike = np.ones(len(pixels), bool)
+    for block, listed in zip(blocks, result[1], strict=True):
+        alike &= (listed[: len(pixels)] == listed_patches(arrays[f"kept_{block}"], listed.shape[1])).all(axis=1)
     found = compare(Result(result[0][: len(pixels)], kept), arrays, list(blocks), gates, decides_unseen(recipe))
     return {
         "images": len(pixels),
         **{name: sum(getattr(site, f"{name}_flips") for site in found.sites) for name in ("legal", "illegal")},
         **{name: sum(getattr(site, name) for site in found.sites) for name in ("decisions", "could_fail")},
         "margin": gates.flip_margin, "largest": max(site.worst_margin for site in found.sites) / gates.flip_margin,
+        "logits": logits_apart(result[0][: len(pixels)], arrays["logits"], alike) | {"limit": gates.logits_max_abs},
     }  # fmt: skip
+
+
+def logits_apart(ours: np.ndarray, theirs: np.ndarray, alike: np.ndarray) -> dict[str, float]:
+    """Median, 99th percentile and largest of the images' largest differences, over the largest logit, which is given too.
+
+    Args:
+        ours, theirs: [n,classes]. alike: bool [n], the images that count.
+    """
+    largest = float(np.abs(theirs).max())
+    apart = np.abs(ours - theirs).max(axis=1)[alike] / largest
+    ranked = {"median": np.median(apart), "p99": np.quantile(apart, 0.99), "max": apart.max()} if len(apart) else {}
+    return {"largest": largest, **{name: float(value) for name, value in ranked.items()}}
 
 
 def images_of(data: Path, count: int, preprocessing: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:

@@ -1,6 +1,6 @@
 """Memory of bundles in every type on ONNX Runtime's CPU: what a session and 50 images add to a process at its peak, as JSON.
 
-    python recipes/fashion_mnist/types_memory.py            # five methods, some ten minutes
+    python recipes/fashion_mnist/types_memory.py            # all methods but the cascade, some twenty minutes
     python recipes/fashion_mnist/report.py                  # RESULTS.md from the stored JSON
 
 Each figure is the median of three processes. All types but fp32 are emulated there (docs/precision.md): weights stand in memory as float32,
@@ -23,7 +23,7 @@ import vitprune
 from vitprune.benchmarking import subjects
 from vitprune.benchmarking.memory import peak
 
-METHODS = ("topk", "ats", "tome", "ward_merge", "evit")
+METHODS = ("topk", "ats", "tome", "ward_merge", "evit", "tome_threshold", "asvit", "avit", "dynamicvit", "pomt", "ats_merge")
 IMAGES, REPEATS = 50, 3
 
 

@@ -28,12 +28,13 @@ def sections(folder: Path, table: Table) -> list[str]:
             "the same images, with paired and Wilson 95 % intervals; images flipped: whose decisions first differ at each site. Flips legal/illegal: "
             "against the PyTorch reference in the same type; the largest in units of the margin, and which share of the decisions lies beyond the "
             "margin, so that it could have failed.",
-            table(HEAD, rows(half, memory)),
+            table(HEAD, rows(half, memory, flips)),
         ]
     if flips:
         found += [
             "## Decisions against the reference, on 1,000 images",
-            f"By `flips.py`: graph on ONNX Runtime against the PyTorch reference in the same type. {verdict_of(flips)}",
+            f"By `flips.py`: graph on ONNX Runtime against the PyTorch reference in the same type; each image's largest difference of a logit, where its "
+            f"decisions agree, in percent of the largest logit. {verdict_of(flips)}",
             table(
                 [
                     "method",
@@ -44,6 +45,7 @@ def sections(folder: Path, table: Table) -> list[str]:
                     "largest, of the margin",
                     "decisions",
                     "could have failed",
+                    "logits apart: median, p99, largest (limit), %",
                 ],
                 [flip_row(method, mode, one) for method, modes in flips.items() for mode, one in modes.items()],
             ),
@@ -55,20 +57,21 @@ def _read(path: Path) -> dict[str, Any]:
     return dict(json.loads(path.read_text())) if path.exists() else {}
 
 
-def rows(stored: dict[str, Any], memory: dict[str, Any]) -> list[list[str]]:
-    """Types against fp32 on the same images."""
+def rows(stored: dict[str, Any], memory: dict[str, Any], flips_of: dict[str, Any]) -> list[list[str]]:
+    """Types against fp32 on the same images; flips against the reference of the later run, `flips.py`, where there is one."""
     found = []
     for method, one_method in stored.items():
         for mode, one in one_method["modes"].items():
             agreement, drop = one["agreement"], one["drop"]
             flips = ", ".join(str(site["images"]) for site in one["sites"])
             took = memory.get(method, {}).get(mode)
+            checked = flips_of.get(method, {}).get(mode) or one.get("reference")
             found.append([
                 method, mode, f"{one['images']:,}", f"{one['top1']:.2f}", f"{one['bytes'] / 2**20:.2f} MiB",
                 f"{took['mib']:.1f} MiB" if took else "–", "real" if mode == "fp32" else "emulated",
                 *(["–"] * 5 if mode == "fp32" else [
                     f"{drop[0]:+.2f} [{drop[1]:+.2f}, {drop[2]:+.2f}]", gate(mode, drop),
-                    f"{agreement[0]:.2f} [{agreement[1]:.2f}, {agreement[2]:.2f}]", flips, flipped(one.get("reference")),
+                    f"{agreement[0]:.2f} [{agreement[1]:.2f}, {agreement[2]:.2f}]", flips, flipped(checked),
                 ]),
             ])  # fmt: skip
     return found
@@ -90,7 +93,15 @@ def share(checked: dict[str, Any]) -> str:
 def flip_row(method: str, mode: str, one: dict[str, Any]) -> list[str]:
     """One line of the table of flips."""
     counts = [f"{one[key]:,}" for key in ("images", "legal", "illegal")]
-    return [method, mode, *counts, f"{one['largest']:.2f}", f"{one['decisions']:,}", share(one)]
+    return [method, mode, *counts, f"{one['largest']:.2f}", f"{one['decisions']:,}", share(one), apart(one.get("logits"))]
+
+
+def apart(logits: dict[str, float] | None) -> str:
+    """How far logits lie apart where decisions agree, in percent of the largest logit, with the tolerance."""
+    if not logits or "max" not in logits:
+        return "–"
+    parts = ", ".join(f"{100 * logits[name]:.2g}" for name in ("median", "p99", "max"))
+    return f"{parts} ({100 * logits['limit'] / logits['largest']:.2g})"
 
 
 def verdict_of(flips: dict[str, Any]) -> str:

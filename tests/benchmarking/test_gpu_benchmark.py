@@ -70,6 +70,10 @@ def test_one_part_that_breaks_leaves_the_others(monkeypatch: pytest.MonkeyPatch)
     [
         ({"cases": 3, "unequal": [], "sanitizer": ""}, True), ({"cases": 3, "unequal": ["sum: rows"], "sanitizer": ""}, False),
         ({"rows": [{"replays_equal": True}]}, True), ({"rows": [{"replays_equal": False}]}, False), ({"not_run": "no nvcc"}, True),
+        ({"cases": 3, "unequal": [], "sanitizer": "exit 0: ERROR SUMMARY: 0 errors"}, True),
+        ({"cases": 3, "unequal": [], "sanitizer": "exit 9: ERROR SUMMARY: 2 errors"}, False),
+        ({"rows": [{"dtype": "float16", "error": 2e-3}]}, True), ({"rows": [{"dtype": "float32", "error": 2e-3}]}, False),
+        ({"rows": [{"dtype": "float32", "error": float("nan")}]}, False),
     ],
 )  # fmt: skip
 def test_what_is_sound(part: dict[str, Any], fine: bool) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from vitprune import demo
+from vitprune import demo, plugins
 from vitprune.errors import VitpruneError
 
 
@@ -36,6 +36,27 @@ def test_a_folder_of_something_else_is_left_alone(tmp_path) -> None:
 def test_unknown_method(tmp_path) -> None:
     with pytest.raises(VitpruneError, match="VP100"):
         demo.run("atss", tmp_path / "demo", lambda title: nullcontext())
+
+
+def test_native_operators_are_built_where_that_can_be_done(monkeypatch) -> None:
+    """Present: nothing is built. Else they are; without headers or tools the demo goes on and says so."""
+    with_headers, without = SimpleNamespace(onnxruntime_api="20"), SimpleNamespace(onnxruntime_api="")
+    asked: list[dict[str, Any]] = []
+
+    def no_tools(**given: Any) -> Any:
+        raise plugins.PluginError("VP601", "There is no cmake on PATH.", "Install cmake and a C++17 compiler.")
+
+    def answers(built: Any, build: Any) -> list[str]:
+        monkeypatch.setattr(plugins, "built", lambda: built)
+        monkeypatch.setattr(plugins, "build", build)
+        return demo._native()
+
+    assert answers(with_headers, no_tools) == []
+    assert answers(None, lambda **given: asked.append(given) or with_headers) == []
+    assert asked == [{"cuda": False}]
+    assert "onnxruntime_c_api.h" in answers(None, lambda **given: without)[0]
+    assert "onnxruntime_c_api.h" in answers(without, no_tools)[0]
+    assert "There is no cmake" in answers(None, no_tools)[0]
 
 
 @pytest.mark.parametrize("timed", [True, False])

@@ -202,3 +202,32 @@ def test_a_model_is_written_over_itself_and_what_is_linked_to_its_weights_stays(
     onnx_weights.save(onnx_weights.load(place / "model.onnx", aside=0), place / "model.onnx", aside=0)
     assert (tmp_path / "model.onnx.data").read_bytes() == before
     assert (place / "model.onnx.data").read_bytes() == before
+
+
+def test_weights_in_two_folders_run_where_they_lie(tmp_path):
+    """ONNX Runtime maps them; private memory of a session with copies of them would be larger by their size."""
+    side = 2048
+    tensors = []
+    for name in "vw":
+        (tmp_path / name).mkdir()
+        spill = onnx_weights.Spill(tmp_path / name / "weights")
+        tensors.append(onnx.TensorProto(name=name, data_type=1, dims=[side, side]))
+        spill.keep(tensors[-1], np.eye(side, dtype=np.float32) * (2 if name == "v" else 3))
+    nodes = [helper.make_node("MatMul", ["x", "v"], ["h"]), helper.make_node("MatMul", ["h", "w"], ["y"])]
+    ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["n", side]) for name in "xy"]
+    model = helper.make_model(
+        helper.make_graph(nodes, "g", ends[:1], ends[1:], tensors), opset_imports=[helper.make_opsetid("", 18)]
+    )
+    model.ir_version = 10
+    before = _private()
+    session = make_session(model, threads=1)
+    x = np.arange(side, dtype=np.float32)[None]
+    np.testing.assert_array_equal(session.run(None, {"x": x})[0], 6 * x)
+    assert _private() - before < side * side * 4  # bytes of one of the two
+    assert model.graph.initializer[0].external_data[0].value.startswith("/")  # the model itself is as it was
+
+
+def _private() -> int:
+    """Bytes of this process that are no file's."""
+    line = next(one for one in Path("/proc/self/status").read_text().splitlines() if one.startswith("RssAnon"))
+    return int(line.split()[1]) * 1024

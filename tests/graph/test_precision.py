@@ -91,7 +91,7 @@ def checked(rules, module=None, graph=None):
     oracle = PrunedViT(module, rules).eval()
     pruned, _, notes = surgery.rewrite(graph, rules, has_cls=True)
     arrays = parity.reference_arrays(oracle, samples(), parity.module_logits(module, pixels()), None)
-    return pruned, notes, parity.check(pruned, arrays, rules, oracle)
+    return pruned, notes, parity.check(pruned, arrays, rules, oracle.geometry, oracle)
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -156,7 +156,7 @@ def test_the_same_graph_in_another_precision_is_refused():
     arrays = parity.reference_arrays(oracle, samples(), parity.module_logits(model(), pixels()), None)
     coarse, _, _ = surgery.rewrite(dense(), recipe(mode="bf16"), has_cls=True)
     with pytest.raises(ExportError) as caught:
-        parity.check(coarse, arrays, recipe(), oracle)
+        parity.check(coarse, arrays, recipe(), oracle.geometry, oracle)
     assert caught.value.code == "VP330"
 
 
@@ -174,7 +174,7 @@ def test_a_wrong_weight_is_caught_in_half(spoil):
         raise AssertionError(spoil)
     arrays = parity.reference_arrays(oracle, samples(), parity.module_logits(model(), pixels()), None)
     with pytest.raises(ExportError):
-        parity.check(pruned, arrays, rules, oracle)
+        parity.check(pruned, arrays, rules, oracle.geometry, oracle)
 
 
 def score_in_half(pruned, label):
@@ -438,10 +438,10 @@ def test_a_gate_that_is_off_is_found_within_the_margin_of_halting_scores():
     oracle = PrunedViT(model(), rules).eval()
     arrays = parity.reference_arrays(oracle, samples(), parity.module_logits(model(), pixels()), None)
     right, _, _ = surgery.rewrite(dense(), rules, has_cls=True)
-    assert all(site["illegal_flips"] == 0 for site in parity.check(right, arrays, rules, oracle)["sites"])
+    assert all(site["illegal_flips"] == 0 for site in parity.check(right, arrays, rules, oracle.geometry, oracle)["sites"])
     wrong, _, _ = surgery.rewrite(dense(), rules.with_("prune.gate_center", 8.16), has_cls=True)
     with pytest.raises(ExportError, match="disagree") as caught:
-        parity.check(wrong, arrays, rules, oracle)
+        parity.check(wrong, arrays, rules, oracle.geometry, oracle)
     assert "decisions" in caught.value.cause
 
 

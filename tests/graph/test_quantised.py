@@ -135,7 +135,7 @@ def test_a_wrong_layer_is_named(spoil, named, mode):
     assert [text.split()[0] for text in check_layers(pruned, oracle.dense, few(pruned))[1]] == [named]
     arrays = parity.reference_arrays(oracle, samples(), parity.module_logits(model(), pixels()), None)
     with pytest.raises(ExportError) as caught:
-        parity.check(pruned, arrays, recipe, oracle)
+        parity.check(pruned, arrays, recipe, oracle.geometry, oracle)
     assert (caught.value.code, named in caught.value.cause) == ("VP330", True)
 
 
@@ -180,6 +180,21 @@ def test_steps_of_e4m3_are_those_of_the_type():
         precision.e4m3_step(), rel=0.05
     )  # some round up to where steps are longer
     assert precision.margin_tolerance("fp8") == 4 * precision.e4m3_step()
+
+
+def test_what_goes_the_other_way_grows_with_the_root_of_the_step():
+    """Why fp8's tolerance of logits is not int8's times the ratio of their steps: numbers that differ by a noise, on grids of two steps."""
+    made = torch.Generator().manual_seed(0)
+    numbers = torch.rand(1_000_000, generator=made, dtype=torch.float64)
+    noise, ratio = 1e-4 * torch.randn(1_000_000, generator=made, dtype=torch.float64), 2.4
+
+    def apart(step):
+        return float((((numbers + noise) / step).round() - (numbers / step).round()).mul(step).square().mean().sqrt())
+
+    assert apart(0.01 * ratio) / apart(0.01) == pytest.approx(ratio**0.5, rel=0.1)
+    assert precision.logits_tolerance("int8", 2.0) == 8 * 2**-7 * 2
+    grown = precision.logits_tolerance("fp8", 2.0) / precision.logits_tolerance("int8", 2.0)
+    assert grown == pytest.approx((precision.margin_tolerance("fp8") / precision.margin_tolerance("int8")) ** 0.5)
 
 
 @pytest.mark.parametrize("label", ["prune/cls_logits", "prune/cls_row"])

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from vitprune.ops.token_sample import Attributes
-from vitprune.plugins import BuildReport, PluginError, build, cache_folder, find_sources, load
+from vitprune.plugins import BuildReport, PluginError, build, built, cache_folder, find_sources, load
 from vitprune.plugins.sources import source_digest
 from vitprune.plugins.toolchain import find_toolchain
 
@@ -34,7 +34,10 @@ def test_second_build_comes_from_the_cache(report: BuildReport) -> None:
 
 def test_host_only_library(report: BuildReport, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("ORT_INCLUDE_DIR", raising=False)
-    host = build(cuda=False, cache=tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert built() is None
+    host = build(cuda=False)
+    assert built() == dataclasses.replace(host, cached=True)
     assert (host.cached, host.nvcc, host.architectures, host.tensorrt) == (False, "", (), "")
     library = load(host.library)
     assert "cuda" not in library.features

@@ -252,7 +252,8 @@ def test_quantised_products_leave_the_sites_alone(case: str, dense: onnx.ModelPr
     native, facts = specialise(model, keep_outputs=True, native=True)
     kinds = Counter(node.op_type for node in native.graph.node)
     assert kinds["QuantizeLinear"] > DEPTH
-    assert kinds["SampledMerge" if case == "ats_merge" else "PruneSite"] == len(stored(model))
+    sites = sum(output.name.startswith("kept_") for output in model.graph.output)
+    assert kinds["SampledMerge" if case == "ats_merge" else "PruneSite"] == sites > 0
     plain = session(specialise(model, keep_outputs=True)[0], ort_library)
     assert_alike(session(native, ort_library), plain, images(5, (3, SIDE, SIDE), seed=3))
 

@@ -122,12 +122,17 @@ def test_shape_arithmetic_is_no_kernel(exported: Any) -> None:
     assert sum(after, Launches()).glue == sum(by_block(executed(dense_graph(exported), "nodes"), 4, False), Launches()).glue + 1
 
 
-def test_what_cannot_be_counted_says_why(bundle: Bundle) -> None:
+def test_what_cannot_be_counted_says_why(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     assert "on the device" in kernels(bundle.path, "onnxruntime-cuda")["unknown"]
     model = onnx.load(str(bundle.model_path))
     model.graph.node.append(onnx.helper.make_node("STFT", ["logits"], ["unused"], name="nonsense"))
     with pytest.raises(ValueError, match="cannot be lowered: .*nonsense"):
         launch_model.count(bundle, model, "tensorrt_rtx")
+    monkeypatch.setattr("vitprune.preflight.context.read_model", lambda path: model)
+    said = next(one for one in look(bundle) if one.rule == "VP419")
+    assert said.warning
+    assert "launches were not counted: the graph cannot be lowered" in said.text
+    monkeypatch.undo()
     (bundle.path / skeletons.SKELETON).unlink()
     bundle._store(lambda listed: {name: value for name, value in listed.items() if name != skeletons.SKELETON})
     assert "no dense graph" in kernels(bundle.path)["unknown"]

@@ -2,7 +2,7 @@
 
 import sys
 
-from helpers import RECIPES
+from helpers import RECIPES, script
 
 sys.path.insert(0, str(RECIPES / "fashion_mnist"))
 
@@ -16,7 +16,9 @@ def test_illegal_flips_and_gates_that_could_not_fail_are_named():
     wrong = types_report.verdict_of({"topk": {"fp16": FLIP}, "evit": {"fp16": {**FLIP, "illegal": 2}}})
     assert wrong == "Illegal flips: evit fp16."
     assert "nothing is shown, for ats bf16" in types_report.verdict_of({"ats": {"bf16": {**FLIP, "could_fail": 0}}})
-    assert types_report.flip_row("topk", "fp16", FLIP)[-1] == "90.0 %"
+    assert types_report.flip_row("topk", "fp16", FLIP)[-2:] == ["90.0 %", "–"]
+    logits = {"largest": 5.0, "median": 1e-3, "p99": 5e-3, "max": 0.01, "limit": 0.25}
+    assert types_report.flip_row("topk", "fp16", {**FLIP, "logits": logits})[-1] == "0.1, 0.5, 1 (5)"
 
 
 def test_a_type_is_shown_with_its_file_its_memory_and_no_speed():
@@ -24,20 +26,16 @@ def test_a_type_is_shown_with_its_file_its_memory_and_no_speed():
         "images": 1000, "top1": 87.4, "bytes": 2**20, "drop": [0.0, -0.1, 0.05], "agreement": [99.9, 99.5, 100.0], "sites": [{"images": 3}],
         "reference": FLIP,
     }  # fmt: skip
-    line = types_report.rows({"topk": {"modes": {"fp16": one}}}, {"topk": {"fp16": {"mib": 42.0}}})[0]
+    line = types_report.rows({"topk": {"modes": {"fp16": one}}}, {"topk": {"fp16": {"mib": 42.0}}}, {})[0]
     assert line[4:7] == ["1.00 MiB", "42.0 MiB", "emulated"]
     assert line[8] == "below"
     assert line[-1] == "3/0 on 1,000 (0.50; 90.0 %)"
+    later = {"topk": {"fp16": {**FLIP, "legal": 2}}}
+    assert types_report.rows({"topk": {"modes": {"fp16": one}}}, {}, later)[0][-1] == "2/0 on 1,000 (0.50; 90.0 %)"
 
 
 def test_an_engine_beyond_its_goal_is_said_with_its_parts():
-    from importlib.util import module_from_spec, spec_from_file_location
-
-    spec = spec_from_file_location("benchmarks_report", RECIPES.parent / "benchmarks" / "report.py")
-    assert spec is not None
-    assert spec.loader is not None
-    report = module_from_spec(spec)
-    spec.loader.exec_module(report)
+    report = script(RECIPES.parent / "benchmarks" / "report.py")
     full = {"model": "deit-s", "method": "topk", "mode": "fp32", "engine_bytes": 100e6, "weight_bytes": 88e6, "engine_text": 10e6}
     half = {**full, "mode": "fp16", "engine_bytes": 57e6, "weight_bytes": 45e6, "engine_text": 9e6}
     text = "\n".join(report.engine_parts([full, half]))

@@ -60,7 +60,7 @@ class Bundle:
         return self.manifest.model_files
 
     def samples(self) -> dict[str, NDArray[Any]]:
-        """Arrays of samples.npz: images [n,C,H,W], logits, dense_logits [n,classes], kept_i, margin_i, maybe labels.
+        """Arrays of samples.npz: images [n,C,H,W], logits, dense_logits [n,classes], kept_i, margin_i, maybe size_i and labels.
 
         Raises:
             LoadError: VP601 they cannot be read, or do not fit the manifest.

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import onnx
 
-from vitprune import engines, methods, targets
+from vitprune import engines, methods, plugins, targets
 from vitprune.benchmarking import subjects, suite
 from vitprune.bundle import Bundle, open_bundle
 from vitprune.data import images as image_data
@@ -57,14 +57,16 @@ def run(method: str, folder: Path, step: Callable[[str], Any]) -> DemoResult:
     data = recipes_folder() / "fashion_mnist" / "test_images.npz"
     with step(f"export: PyTorch to a pruned ONNX bundle ({method})") as shown:
         bundle = export(None, recipe, folder / method, data=data, force=True, report=shown.update)
+    with step("native operators for ONNX Runtime's CPU"):
+        missing = _native()
     if methods.get(recipe.prune.method).pipeline is not None:
-        return _cascade(bundle, recipe, data, step)
+        return _cascade(bundle, recipe, data, step, missing)
     with step("rewrite: the same surgery on the dense ONNX file, without PyTorch's help") as shown:
         dense = dense_onnx(load(recipe.model).module, tuple(bundle.manifest.preprocessing["input_size"]), recipe)
         dense_path = folder / "dense.onnx"
         onnx.save(dense, str(dense_path))
         again = rewrite(dense_path, recipe, folder / f"{method}-rewritten", data=data, force=True, report=shown.update)
-    notes = [_agreement(bundle, again)]
+    notes = [_agreement(bundle, again), *missing]
     sizes = {"model.onnx": (dense_path.stat().st_size, bundle.model_path.stat().st_size)}
     for name in ("onnxruntime-cpu", "rtx"):
         target = targets.load(name)
@@ -102,9 +104,22 @@ def _speed(bundle: Bundle, data: Path, report: Callable[[str], None]) -> dict[st
     return entry
 
 
-def _cascade(bundle: Bundle, recipe: Recipe, data: Path, step: Callable[[str], Any]) -> DemoResult:
+def _native() -> list[str]:
+    """Build the library's part for the CPU, which build-engine then takes, unless there is one; why there is none, where that is so."""
+    why = "plain nodes are timed: the native operators are not there, {}"
+    if (found := plugins.built()) is not None and found.onnxruntime_api:
+        return []
+    try:
+        if found is None and plugins.build(cuda=False).onnxruntime_api:
+            return []
+    except plugins.PluginError as error:
+        return [why.format(f"{error.cause} {error.next_step}")]
+    return [why.format("no onnxruntime_c_api.h was found (docs/plugin.md)")]
+
+
+def _cascade(bundle: Bundle, recipe: Recipe, data: Path, step: Callable[[str], Any], missing: list[str]) -> DemoResult:
     """The rest of the demo for a cascade, which has several graphs, no dense twin to rewrite and no dropped tokens to show."""
-    notes = ["rewrite is left out: a cascade is trained as three models, there is no dense graph to rewrite"]
+    notes = ["rewrite is left out: a cascade is trained as three models, there is no dense graph to rewrite", *missing]
     sizes: dict[str, tuple[int, int]] = {}
     for name in ("onnxruntime-cpu", "rtx"):
         target = targets.load(name)

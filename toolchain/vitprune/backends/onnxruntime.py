@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -42,7 +42,7 @@ def version() -> str:
 
 def make_session(
     path: str | Path | bytes | onnx.ModelProto, threads: int = 0, spin: bool = True, providers: Sequence[str] = ("CPUExecutionProvider",),
-    library: Path | None = None, weights: Mapping[str, np.ndarray] | None = None,
+    library: Path | None = None,
 ) -> Any:  # fmt: skip
     """An InferenceSession, quiet.
 
@@ -52,7 +52,6 @@ def make_session(
         spin: let idle threads spin; off where several sessions are timed side by side.
         providers: execution providers, best first.
         library: native library with operators of the model; its code runs when it is loaded.
-        weights: values of initialisers that a serialised model names without values; they are used where they lie.
 
     Raises:
         LoadError: VP612 when ONNX Runtime refuses the model, VP634 when it refuses the library.
@@ -61,8 +60,9 @@ def make_session(
 
     options = ort.SessionOptions()
     if not isinstance(path, str | Path | bytes):
-        path, weights, mapped = _in_memory(path)
-        if mapped:  # kernels and fusions would keep weights once more in layouts of their own
+        path, folder = _in_memory(path)
+        if folder:  # kernels and fusions would keep weights once more in layouts of their own
+            options.add_session_config_entry("session.model_external_initializers_file_folder_path", folder)
             options.add_session_config_entry("session.disable_prepacking", "1")
             options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.log_severity_level = 3
@@ -83,9 +83,6 @@ def make_session(
                 cause=first_line(error),
                 next_step="build it anew: vitprune plugins build, then build-engine --force; or --plugin none to do without",
             ) from error
-    kept = {name: ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(values)) for name, values in (weights or {}).items()}
-    if kept:
-        options.add_external_initializers(list(kept), list(kept.values()))
     try:
         return ort.InferenceSession(str(path) if isinstance(path, Path) else path, options, providers=list(providers))
     except Exception as error:
@@ -97,15 +94,17 @@ def make_session(
         ) from error
 
 
-def _in_memory(model: onnx.ModelProto) -> tuple[bytes, dict[str, np.ndarray], bool]:
-    """A model as bytes without what lies in files, its weights by name, and whether any lie in files."""
-    from vitprune.graph import held
+def _in_memory(model: onnx.ModelProto) -> tuple[bytes, str]:
+    """A model as bytes, and the folder below which the files with its weights are, "" without any.
+
+    ONNX Runtime maps such files itself. Handed over as arrays the weights would be copied.
+    """
     from vitprune.support import onnx_weights
 
     if not onnx_weights.any_elsewhere(model):
-        return model.SerializeToString(), {}, False
-    bare, weights = held.parted(model)
-    return bare.SerializeToString(), {name: one.load() for name, one in weights.items()}, True
+        return model.SerializeToString(), ""
+    bare, folder = onnx_weights.below_one_folder(model)
+    return bare.SerializeToString(), str(folder)
 
 
 def rounded(path: Path) -> bytes | Path:

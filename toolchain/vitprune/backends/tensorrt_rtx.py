@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from vitprune.backends._progress import Outermost
 from vitprune.errors import BuildError, LoadError
+from vitprune.support.precision import HALF, QUANTISED
 
 if TYPE_CHECKING:
     from vitprune.bundle import Bundle
@@ -138,7 +139,7 @@ def _require_type(asked: str, counted: dict[str, int], rest: str = "") -> None:
     Raises:
         BuildError: VP512.
     """
-    others = [kind for kind in ("fp16", "bf16", "int8", "fp8") if kind not in (asked, rest) and counted.get(kind)]
+    others = [kind for kind in (*HALF, *QUANTISED) if kind not in (asked, rest) and counted.get(kind)]
     if counted.get(asked) and not others:
         return
     listed = ", ".join(f"{count} in {kind}" for kind, count in counted.items()) or "none"

@@ -51,7 +51,7 @@ def export(
     report("checking against the PyTorch reference")
     dense_logits = parity.module_logits(dense_module, inputs.pixels)
     arrays = parity.reference_arrays(oracle, inputs, dense_logits, recipe.graph.static_batch)
-    check = parity.check(pruned, arrays, recipe, oracle)
+    check = parity.check(pruned, arrays, recipe, oracle.geometry, oracle)
     source = {"source": model.source, "geometry": asdict(oracle.geometry)}
     arrays |= {} if inputs.labels is None or recipe.output.features else {"labels": inputs.labels}
     notes = precision.noted(notes, beyond)

@@ -8,10 +8,11 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from vitprune.backends.onnxruntime import make_session
+from vitprune.backends.onnxruntime import as_read, make_session
 from vitprune.errors import ExportError, LoadError
-from vitprune.graph.precision.audit import HALF, types
+from vitprune.graph.precision.audit import types
 from vitprune.support.answers import joined
+from vitprune.support.onnx_types import HALF
 from vitprune.support.precision import ROUNDOFF
 
 # Such a graph may round after every operator, those of norms and softmax included.
@@ -34,12 +35,11 @@ def compare_given(
         session = make_session(given.SerializeToString())
     except LoadError as error:
         return {"types": kinds, "compared": False, "why": error.cause}
-    half = np.float16 if session.get_inputs()[0].type == "tensor(float16)" else np.float32
     size = batch or 8
     parts = []
     for start in range(0, len(pixels), size):
         rows = np.minimum(np.arange(start, start + size), len(pixels) - 1)
-        feeds = {session.get_inputs()[0].name: pixels[rows].astype(half)}
+        feeds = {session.get_inputs()[0].name: as_read(session, pixels[rows])}
         parts.append(np.asarray(joined(session.run(outputs, feeds)), np.float32))
     found = np.concatenate(parts)[: len(pixels)]
     difference = float(np.abs(found - logits).max())

@@ -7,6 +7,7 @@ import onnx
 
 from vitprune.errors import ExportError
 from vitprune.support import onnx_weights
+from vitprune.support.onnx_types import FLOATS
 
 
 def check_initializers(model: onnx.ModelProto, name: str) -> None:
@@ -23,7 +24,7 @@ def check_initializers(model: onnx.ModelProto, name: str) -> None:
         kind = onnx.TensorProto.DataType.Name(tensor.data_type)
         if "COMPLEX" in kind:
             raise _refused(name, tensor.name, f"is {kind.lower()}")
-        if kind not in ("FLOAT", "FLOAT16", "BFLOAT16", "DOUBLE"):
+        if tensor.data_type not in FLOATS:
             continue
         values = onnx_weights.values(tensor)
         fine = np.isfinite(values) if values.size > 1 else ~np.isnan(values)

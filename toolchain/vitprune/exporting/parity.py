@@ -17,6 +17,7 @@ from vitprune.data import images as image_data
 from vitprune.errors import ExportError
 from vitprune.exporting.layers import check_layers, first_rows
 from vitprune.graph.lowering.rounding import emulated
+from vitprune.methods.base import Geometry
 from vitprune.recipe import Recipe
 from vitprune.support.answers import heads_and_lists, joined
 from vitprune.support.limits import limits, require
@@ -78,19 +79,24 @@ def reference_arrays(
     import torch
 
     from vitprune.backends.onnxruntime import _stack
+    from vitprune.validation.margins import sizes_of
 
     size = static or 8
     parts = []
     with torch.inference_mode():
         for start in range(0, len(inputs), size):
             logits = oracle(torch.from_numpy(inputs.pixels[start : start + size])).numpy()
-            lists = ([value.numpy() for value in values] for values in (oracle.kept, oracle.margin, oracle.overflow))
+            lists = (
+                [value.numpy() for value in values]
+                for values in (oracle.kept, oracle.margin, oracle.overflow, oracle.margin_sizes)
+            )
             parts.append((logits, *lists))
     arrays = {"images": inputs.pixels, "logits": np.concatenate([p[0] for p in parts]), "dense_logits": dense_logits}
     for number, site in enumerate(oracle.sites):
         arrays[f"kept_{site.block}"] = _stack([p[1][number] for p in parts])
         arrays[f"margin_{site.block}"] = np.concatenate([p[2][number] for p in parts]).astype(np.float32)
         arrays[f"overflow_{site.block}"] = np.concatenate([p[3][number] for p in parts])
+        arrays |= sizes_of(site.block, [p[4][number] for p in parts])
     return arrays
 
 
@@ -115,8 +121,10 @@ def head_shapes(model: onnx.ModelProto) -> dict[str, tuple[int, ...]]:
     }
 
 
-def check(model: onnx.ModelProto, arrays: dict[str, NDArray[Any]], recipe: Recipe, oracle: Any) -> dict[str, Any]:
-    """Run the graph on the samples and compare with the reference, of which `oracle` is the model.
+def check(
+    model: onnx.ModelProto, arrays: dict[str, NDArray[Any]], recipe: Recipe, geometry: Geometry, oracle: Any
+) -> dict[str, Any]:
+    """Run the graph on the samples and compare with the reference, of which `oracle` is the model; fp32 asks nothing more of it.
 
     Raises:
         ExportError: VP330 when a gate of the recipe fails already here.
@@ -130,7 +138,7 @@ def check(model: onnx.ModelProto, arrays: dict[str, NDArray[Any]], recipe: Recip
     heads = head_shapes(model) if recipe.output.features else {}
     blocks = [int(name.removeprefix("kept_")) for name in arrays if name.startswith("kept_")]
     logits, *kept = run(session, arrays["images"], recipe.graph.static_batch)
-    gates, hidden = gates_in_force(recipe, arrays["logits"], oracle.geometry), decides_unseen(recipe)
+    gates, hidden = gates_in_force(recipe, arrays["logits"], geometry), decides_unseen(recipe)
 
     def broken_by(result: Result, reference: dict[str, NDArray[Any]], alone: bool = False) -> list[str]:
         if recipe.precision.mode != "fp32":

@@ -32,6 +32,7 @@ from vitprune.graph.reading import Source
 from vitprune.graph.widening import widened
 from vitprune.recipe import Recipe
 from vitprune.support import onnx_weights, temporary
+from vitprune.support.onnx_types import HALF
 from vitprune.support.onnx_weights import Spill
 from vitprune.vit.loading import require_torch
 
@@ -71,8 +72,7 @@ def rewrite(
 
 def _kind(dense: onnx.ModelProto, recipe: Recipe) -> str:
     """The type that makes weights anew: the graph's own where it is a half type, else the recipe's."""
-    halves = {onnx.TensorProto.FLOAT16: "fp16", onnx.TensorProto.BFLOAT16: "bf16"}
-    own = {halves[tensor.data_type] for tensor in dense.graph.initializer if tensor.data_type in halves}
+    own = {HALF[tensor.data_type] for tensor in dense.graph.initializer if tensor.data_type in HALF}
     return min(own) if own else recipe.precision.mode
 
 
@@ -130,7 +130,8 @@ def _rewritten(
         report("checking against the PyTorch reference built from the dense graph")
         oracle = _oracle(taken.model, anatomy, recipe, spill)
         arrays = parity.reference_arrays(oracle, inputs, dense_logits, batch)
-        check |= parity.check(pruned, arrays, recipe, oracle)
+        geometry, oracle = oracle.geometry, None if recipe.precision.mode == "fp32" else oracle  # it holds all the weights
+        check |= parity.check(pruned, arrays, recipe, geometry, oracle)
     else:
         # A family with convolutional projections: its reference needs the module, which a graph does not give back.
         arrays = _own_results(pruned, inputs, dense_logits, recipe, anatomy)

@@ -17,10 +17,10 @@ from onnx_graphsurgeon.ir.tensor import LazyValues
 
 from vitprune.graph.types import Graph
 from vitprune.support import onnx_weights
+from vitprune.support.onnx_types import FLOATS
 from vitprune.support.onnx_weights import Spill, nbytes
 
 LEAST = 1024  # bytes; what is smaller may be a shape, a bound or an axis, which inference reads
-WEIGHTS = {TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE}
 ELSEWHERE = "held"  # where a bare tensor says that its values are
 
 
@@ -61,7 +61,7 @@ class Held(LazyValues):  # type: ignore[misc, no-any-unimported]  # gs tells laz
 
 
 def _is_weight(tensor: TensorProto) -> bool:
-    return tensor.data_type in WEIGHTS and nbytes(tensor) >= LEAST
+    return tensor.data_type in FLOATS and nbytes(tensor) >= LEAST
 
 
 def _bare_tensor(tensor: TensorProto) -> TensorProto:

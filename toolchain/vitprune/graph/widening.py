@@ -6,7 +6,7 @@ import numpy as np
 import onnx
 from onnx import AttributeProto, TensorProto, numpy_helper
 
-HALF = (TensorProto.FLOAT16, TensorProto.BFLOAT16)
+from vitprune.support.onnx_types import HALF
 
 
 def widened(model: onnx.ModelProto) -> onnx.ModelProto:

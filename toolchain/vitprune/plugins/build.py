@@ -87,13 +87,19 @@ def build(
 
 
 def built() -> BuildReport | None:
-    """What `build()` without options made of these sources with the tools of this machine, or None; nothing is compiled."""
-    try:
-        sources, tools = find_sources(), find_toolchain()
-    except PluginError:
-        return None
-    final = cache_folder() / _key(sources, tools, _options(tools, (), False))
-    return _report(final, True) if _whole(final) else None
+    """What `build()` without options made of these sources with the tools of this machine, else what `build(cuda=False)` did, or None.
+
+    Nothing is compiled.
+    """
+    for cuda in (None, False):
+        try:
+            sources, tools = find_sources(), find_toolchain(cuda=cuda)
+        except PluginError:
+            return None
+        final = cache_folder() / _key(sources, tools, _options(tools, (), False))
+        if _whole(final):
+            return _report(final, True)
+    return None
 
 
 def _key(sources: Path, tools: Toolchain, options: list[str]) -> str:

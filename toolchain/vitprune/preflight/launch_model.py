@@ -16,6 +16,7 @@ from vitprune import methods
 from vitprune.errors import first_line
 from vitprune.methods.base import BlockTokens, Geometry
 from vitprune.methods.cost import dense_blocks, model_macs
+from vitprune.preflight.memory import VALUE_BYTES
 from vitprune.support.device_speed import LaunchTime, Speed
 
 if TYPE_CHECKING:
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
 
 MODELLED = "modelled, not measured"
 WEIGHT_BYTES = {"fp32": 4, "tf32": 4, "fp16": 2, "bf16": 2, "int8": 1, "fp8": 1}
-VALUE_BYTES = {"fp32": 4, "tf32": 4, "fp16": 2, "bf16": 2, "int8": 2, "fp8": 2}
 
 
 @dataclass(frozen=True)
@@ -192,11 +192,16 @@ class Counted:
         return sum(part.total for part in parts)
 
 
+class Uncounted(ValueError):
+    """A bundle of a kind that this model does not count."""
+
+
 def count(bundle: Bundle, model: onnx.ModelProto | None, backend: str) -> Counted:
     """Kernels of a bundle and its dense graph on a backend; model: the bundle's, read here where it is None.
 
     Raises:
-        ValueError: they cannot be counted, and why.
+        Uncounted: a cascade, a backend that chooses kernels on the device, a bundle without its dense graph. ValueError: the graph cannot
+            be lowered, and why.
     """
     from vitprune.backends._native import for_onnxruntime
     from vitprune.graph import ragged, skeletons
@@ -208,11 +213,11 @@ def count(bundle: Bundle, model: onnx.ModelProto | None, backend: str) -> Counte
         "tensorrt": ("sampling", True), "tensorrt_rtx": ("nodes", True),
     }  # fmt: skip
     if len(bundle.model_files) > 1:
-        raise ValueError("a cascade is several models, and which of them run depends on the image")
+        raise Uncounted("a cascade is several models, and which of them run depends on the image")
     if backend not in forms:
-        raise ValueError(f"{backend.replace('_', '-')} chooses its kernels on the device")
+        raise Uncounted(f"{backend.replace('_', '-')} chooses its kernels on the device")
     if skeletons.SKELETON not in bundle.manifest.files:
-        raise ValueError("the bundle has no dense graph to compare with: export it again")
+        raise Uncounted("the bundle has no dense graph to compare with: export it again")
     sites, fused = forms[backend]
     depth = int(bundle.manifest.model["geometry"]["depth"])
     try:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from vitprune import methods
 from vitprune.backends._tensorrt.building import COPIES_OF_WEIGHTS
 from vitprune.methods.base import BlockTokens, Geometry
+from vitprune.support import onnx_weights
 
 if TYPE_CHECKING:
     import onnx
@@ -19,7 +20,8 @@ MIB = 1 << 20
 # Assumptions, not measurements: CUDA context and TensorRT's libraries in a process; the system of a device without a desktop.
 PROCESS_MIB = 1024
 SYSTEM_MIB = 1024
-_BYTES = {"fp32": 4, "tf32": 4, "fp16": 2, "bf16": 2, "int8": 2, "fp8": 2}
+# Of a number between layers, by the type of the products; int8 and fp8 leave the rest in a half type.
+VALUE_BYTES = {"fp32": 4, "tf32": 4, "fp16": 2, "bf16": 2, "int8": 2, "fp8": 2}
 
 
 @dataclass(frozen=True)
@@ -58,8 +60,8 @@ def estimate(bundle: Bundle, model: onnx.ModelProto, batch: int, workspace_mib: 
     sites = method.sites(bundle.recipe.prune, geometry)
     blocks = method.block_tokens(sites, geometry, [site.limit for site in sites])
     values = max(_values(block, geometry) for block in blocks)
-    size = batch * values * _BYTES[bundle.recipe.precision.mode]
-    return Estimate(_mib(weight_bytes(model)), _mib(size), workspace_mib or 0)
+    size = batch * values * VALUE_BYTES[bundle.recipe.precision.mode]
+    return Estimate(_mib(onnx_weights.total(model)), _mib(size), workspace_mib or 0)
 
 
 def _values(block: BlockTokens, geometry: Geometry) -> float:
@@ -68,13 +70,6 @@ def _values(block: BlockTokens, geometry: Geometry) -> float:
     attention += 2 * geometry.heads * block.queries * block.entering
     mlp = 2 * block.mlp * geometry.mlp_hidden
     return block.entering * geometry.width + max(attention, mlp)
-
-
-def weight_bytes(model: onnx.ModelProto) -> int:
-    """Bytes of all weights of the graph."""
-    from onnx import helper
-
-    return sum(math.prod(t.dims) * helper.tensor_dtype_to_np_dtype(t.data_type).itemsize for t in model.graph.initializer)
 
 
 def _mib(size: float) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from vitprune.preflight.context import NVIDIA, Context
 from vitprune.preflight.findings import Verdict
-from vitprune.preflight.launch_model import Estimate, count, estimate
+from vitprune.preflight.launch_model import Estimate, Uncounted, count, estimate
 from vitprune.preflight.rules import Opinion, rule
 
 _MEND = "a larger batch, fewer sites (prune.stages), graph.shapes=padded for CUDA graphs, or measure on the device: vitprune benchmark"
@@ -13,7 +13,12 @@ _MEND = "a larger batch, fewer sites (prune.stages), graph.shapes=padded for CUD
 @rule("VP419", "launches against work")
 def launches(context: Context) -> Opinion | None:
     """The model of launches, bytes and MACs does not say that pruning loses at the batch."""
-    found = _estimates(context)
+    try:
+        found = _estimates(context)
+    except Uncounted:
+        return None
+    except ValueError as error:
+        return Verdict.LIKELY, f"launches were not counted: {error}", "export the bundle again", True
     if not found:
         return None
     losing = [name for name, one in found.items() if one.loses]
@@ -26,15 +31,16 @@ def launches(context: Context) -> Opinion | None:
 
 
 def _estimates(context: Context) -> dict[str, Estimate]:
-    """By name of the module: of the one that is meant, else of all that the target file has constants of."""
+    """By name of the module: of the one that is meant, else of all that the target file has constants of.
+
+    Raises:
+        ValueError: of `launch_model.count`.
+    """
     target, chosen = context.choice.target, context.choice.module_name
     modules = {name: one for name, one in target.modules.items() if one.speed is not None and chosen in ("", name)}
     if context.backend not in NVIDIA or target.launch is None or not modules:
         return {}
-    try:
-        counted = count(context.bundle, context.model, context.backend)
-    except ValueError:
-        return {}
+    counted = count(context.bundle, context.model, context.backend)
     batch = context.batch[1]
     made = {
         name: estimate(context.bundle, counted, target.launch, one.speed, batch)

@@ -17,6 +17,7 @@ from weakref import WeakValueDictionary
 from vitprune.errors import ExportError
 from vitprune.support import temporary
 from vitprune.support.files import inside, linked, require_regular
+from vitprune.support.onnx_types import FLOATS
 
 if TYPE_CHECKING:
     import numpy as np
@@ -31,7 +32,6 @@ EXTERNAL: Any = 1  # onnx.TensorProto.EXTERNAL
 _mapped: WeakValueDictionary[tuple[int, ...], mmap.mmap] = (
     WeakValueDictionary()
 )  # what is in use; twice mapped, pages count twice
-_FLOATS = (1, 10, 11, 16)  # onnx.TensorProto's FLOAT, FLOAT16, DOUBLE, BFLOAT16
 
 
 def nbytes(tensor: onnx.TensorProto) -> int:
@@ -60,6 +60,18 @@ def _place(tensor: onnx.TensorProto) -> tuple[str, int]:
     """File and offset of a tensor."""
     told = {entry.key: entry.value for entry in tensor.external_data}
     return told["location"], int(told.get("offset", 0))
+
+
+def below_one_folder(model: onnx.ModelProto) -> tuple[onnx.ModelProto, Path]:
+    """A copy of a model of which weights lie in files, that names them from one folder on, and that folder."""
+    bare = type(model)()
+    bare.CopyFrom(model)
+    apart = [tensor for tensor in bare.graph.initializer if elsewhere(tensor)]
+    places = [_place(tensor) for tensor in apart]
+    folder = os.path.commonpath({os.path.dirname(file) for file, _ in places})
+    for tensor, (file, offset) in zip(apart, places, strict=True):
+        put(tensor, os.path.relpath(file, folder), offset, nbytes(tensor))
+    return bare, Path(folder)
 
 
 def empty(tensor: onnx.TensorProto) -> None:
@@ -110,7 +122,7 @@ def _resolve(tensor: onnx.TensorProto, folder: Path) -> None:
     if offset < 0 or offset + length > size or int(told.get("length", length)) != length:
         raise ValueError(f"'{tensor.name}' has {length:,} bytes from {offset:,} on, '{name}' has {size:,}")
     if (
-        length < ALIGNMENT or tensor.data_type not in _FLOATS
+        length < ALIGNMENT or tensor.data_type not in FLOATS
     ):  # it may be a shape or an index, which whoever reads a graph looks at
         load_external_data_for_tensor(tensor, str(folder))
         tensor.ClearField("data_location")
@@ -251,7 +263,7 @@ class Spill:
 
     def take(self, model: onnx.ModelProto) -> onnx.ModelProto:
         """Move the large weights of a model here, and return the model without them: what is cleared stays in a message's memory."""
-        apart = [tensor for tensor in model.graph.initializer if nbytes(tensor) >= ALIGNMENT and tensor.data_type in _FLOATS]
+        apart = [tensor for tensor in model.graph.initializer if nbytes(tensor) >= ALIGNMENT and tensor.data_type in FLOATS]
         for tensor in apart:
             if not elsewhere(tensor):
                 self.keep(tensor, values(tensor))

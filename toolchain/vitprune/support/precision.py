@@ -43,6 +43,10 @@ def e4m3_step() -> float:
 # On a grid a number on the edge between two steps goes a whole step the other way. Few do, and a sum takes up hundreds of numbers, so
 # that it is the steps' root mean square which counts: int8's are alike, a share of the range; those of E4M3 are a share of the number.
 UNIT = {**ROUNDOFF, "int8": 2 * ROUNDOFF["int8"], "fp8": e4m3_step()}
+# Logits sum up many such numbers. Of numbers that differ by a noise that is small against the step, the share noise / step goes the other
+# way, each by a step, which together is sqrt(noise * step): behind the same noise (that of the half type beside it) the root of the step's
+# ratio to int8's, not the ratio.
+LOGIT_UNIT = {**UNIT, "fp8": math.sqrt(UNIT["int8"] * UNIT["fp8"])}
 
 
 def layer_names(depth: int) -> list[str]:
@@ -63,7 +67,7 @@ def unused(names: Sequence[str], patterns: Sequence[str]) -> list[str]:
 
 def logits_tolerance(mode: str, largest: float) -> float:
     """How far logits of two computations in a type may lie apart, where the largest has the size `largest`."""
-    return LOGIT_ROUNDINGS * UNIT[mode] * largest
+    return LOGIT_ROUNDINGS * LOGIT_UNIT[mode] * largest
 
 
 def margin_tolerance(mode: str, scale: float = 1.0) -> float:

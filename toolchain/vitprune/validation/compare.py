@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from vitprune.validation import intervals, power
 from vitprune.validation.features import OutputFigures, figures, worst
+from vitprune.validation.margins import distances
 
 if TYPE_CHECKING:
     from vitprune.backends import Result
@@ -129,7 +130,7 @@ def compare(
     """Compare a run with stored or live reference arrays.
 
     Args:
-        result: what ran. reference: logits, kept_<block>, margin_<block> where known, dense_logits, labels where known.
+        result: what ran. reference: logits, kept_<block>, margin_<block> and size_<block> where known, dense_logits, labels where known.
         blocks: the sites, in order.
         gates: for the flip margin. hidden: decisions of earlier sites that no list shows may have differed; then a flip is as sure as the
             least sure decision so far. heads: of features, the shape without the batch of every output, by name.
@@ -140,7 +141,7 @@ def compare(
     surest = np.full(count, np.inf)
     for block, kept in zip(blocks, result.kept, strict=True):
         ours, theirs = _sets(kept), _sets(reference[f"kept_{block}"])
-        margin = reference.get(f"margin_{block}")
+        margin = distances(reference, block)
         legal = illegal = differing = 0
         worst = 0.0
         asked, could = power.count(margin, surest if hidden else None, agreeing, gates.flip_margin)

@@ -24,6 +24,7 @@ from vitprune.validation.compare import compare, gate_list, status
 from vitprune.validation.divergence import first_divergence
 from vitprune.validation.evidence import differing, locked, worst
 from vitprune.validation.following import follow
+from vitprune.validation.margins import sizes_of
 from vitprune.validation.precision import against_float32, decides_unseen, decision_types, gates_in_force
 from vitprune.validation.verdict import Verdict
 
@@ -184,7 +185,7 @@ def _live(
     from vitprune.vit.pruned import PrunedViT
 
     oracle, whole = PrunedViT(module, bundle.recipe).eval(), dense_answers(module, bundle.recipe.output)
-    logits, dense, kept, margin, overflow = [], [], [], [], []
+    logits, dense, kept, margin, overflow, size = [], [], [], [], [], []
     with torch.inference_mode():
         for start in range(0, len(inputs), BATCH):
             x = torch.from_numpy(inputs.pixels[start : start + BATCH])
@@ -193,6 +194,7 @@ def _live(
             kept.append([value.numpy() for value in oracle.kept])
             margin.append([value.numpy() for value in oracle.margin])
             overflow.append([value.numpy() for value in oracle.overflow])
+            size.append([value.numpy() for value in oracle.margin_sizes])
             report(f"running the PyTorch reference {min(start + BATCH, len(inputs))}/{len(inputs)}")
     arrays: dict[str, NDArray[Any]] = {
         "images": inputs.pixels,
@@ -203,6 +205,7 @@ def _live(
         arrays[f"kept_{block}"] = _stack([part[number] for part in kept])
         arrays[f"margin_{block}"] = np.concatenate([part[number] for part in margin])
         arrays[f"overflow_{block}"] = np.concatenate([part[number] for part in overflow])
+        arrays |= sizes_of(block, [part[number] for part in size])
     return arrays if inputs.labels is None or bundle.recipe.output.features else arrays | {"labels": inputs.labels}
 
 

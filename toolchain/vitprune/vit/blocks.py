@@ -109,6 +109,18 @@ def attention(query: Tensor, key: Tensor, bias: Tensor | None, rounded: torch.dt
     return logits.softmax(dim=-1)
 
 
+def scoring_row(query: Tensor, key: Tensor, bias: Tensor | None) -> Tensor:
+    """Probabilities [B,H,N] of the first row, to score by: from queries and keys of a half type on everything that decides is float32.
+
+    Args:
+        query: [B,H,M,d]. key: [B,H,N,d]. bias: broadcastable to [B,H,1,N].
+    """
+    first = query[:, :, :1]
+    if first.dtype in (torch.float16, torch.bfloat16):
+        first, key = first.float(), key.float()
+    return attention(first, key, bias)[:, :, 0]
+
+
 def weigh(weights: Tensor, value: Tensor) -> Tensor:
     """Probabilities [B,H,M,N] times values [B,H,N,d], in the type of the values: [B,H,M,d]."""
     return product(weights.to(value.dtype), value)

@@ -65,7 +65,7 @@ class PrunedViT(nn.Module):
     """The reference: forward(x [B,3,H,W]) -> logits [B,classes].
 
     After a forward, `kept` has one int64 [B,K] per site (original patch numbers, ascending, padded with -1), `margin` one
-    float64 [B,P] per site, `overflow` one int64 [B] per site, `extra` what the method carried along (sizes, groups, ...).
+    float64 [B,P] per site, `margin_sizes` what a margin in roundings is divided by, float64 [B,P] (1 in fp32), `overflow` one int64 [B] per site, `extra` what the method carried along (sizes, groups, ...).
     With `output.kind: features` forward gives all outputs side by side, [B,values], and `features` has them one by one; the model
     then ends behind the last block that is asked for.
     """
@@ -93,6 +93,8 @@ class PrunedViT(nn.Module):
             for index, block in enumerate(model.blocks):
                 block.attn.softmax = None if index in places else block.attn.dtype
         floats = TYPES[recipe.precision.floats] if recipe.precision.mode != "fp32" else None
+        # A margin that the recipe sets is meant as it stands.
+        self.sized = recipe.precision.mode != "fp32" and recipe.precision.flip_margin is None
         self.stream = floats if recipe.precision.residual == "half" else None
         self.io = torch.float16 if recipe.precision.io == "half" and floats is not None else None
         if self.stream is not None:
@@ -111,6 +113,7 @@ class PrunedViT(nn.Module):
         self.steps.prepare(model)
         self.kept: list[Tensor] = []
         self.margin: list[Tensor] = []
+        self.margin_sizes: list[Tensor] = []
         self.overflow: list[Tensor] = []
         self.extra: dict[str, Tensor] = {}
         self.features: list[Tensor] = []
@@ -119,11 +122,11 @@ class PrunedViT(nn.Module):
         """Logits of a batch of images; see the class. decisions: per site, kept lists to follow (methods that `follows` only)."""
         x = rounded(self.dense.embed(rounded(x, self.io)), self.stream)
         state = TokenState.full(len(x), self.geometry.prefix, x.shape[1] - self.geometry.prefix, x.device)
-        state.decisions = decisions
+        state.decisions, state.sized = decisions, self.sized
         x = self.steps.begin(x, state)
         x = self._features(x, state) if self.output.features else self._logits(x, state)
         self.kept, self.margin, self.overflow = state.kept, state.margin, state.overflow
-        self.extra = state.extra
+        self.extra, self.margin_sizes = state.extra, state.size
         return rounded(x, self.io)
 
     def _logits(self, x: Tensor, state: TokenState) -> Tensor:

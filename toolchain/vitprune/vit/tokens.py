@@ -20,6 +20,8 @@ class TokenState:
             are slots behind the patches with numbers from `patches` on; they are live keys and never listed in `kept`.
         kept: per site, int64 [B,K] original patch numbers, ascending, padded with -1.
         margin: per site, float64 [B,P] distance of each patch from the opposite decision; infinite where it was not asked.
+        sized: margins are compared in roundings of a type, so that methods whose scores round relative to more than their own size say it.
+        size: per site, float64 [B,P], what a margin is divided by then, in units of `Method.score_scale`; 1 where the method says nothing.
         overflow: per site, int64 [B], how many selected tokens a capacity cut away.
         decisions: per site, int64 [B,K] patch numbers to keep instead of what the method finds, padded with -1; None = the method decides.
         extra: whatever a kind of method carries along (sizes, halting scores, ...).
@@ -31,6 +33,8 @@ class TokenState:
     patch: Tensor
     kept: list[Tensor] = field(default_factory=list)
     margin: list[Tensor] = field(default_factory=list)
+    sized: bool = False
+    size: list[Tensor] = field(default_factory=list)
     overflow: list[Tensor] = field(default_factory=list)
     extra: dict[str, Tensor] = field(default_factory=dict)
     decisions: list[Tensor] | None = None
@@ -48,18 +52,19 @@ class TokenState:
         hidden = torch.cat([torch.zeros_like(self.valid[:, :1]).expand(-1, self.prefix), ~self.valid], dim=1)
         return torch.zeros_like(hidden, dtype=dtype).masked_fill(hidden, float("-inf"))[:, None, None, :]
 
-    def record(self, margin: Tensor | None = None, overflow: Tensor | None = None) -> None:
-        """Append the present patches to `kept`, with the margins [B,P'] of the slots they were chosen from."""
+    def record(self, margin: Tensor | None = None, overflow: Tensor | None = None, size: Tensor | None = None) -> None:
+        """Append the present patches to `kept`, with the margins [B,P] of the patches they were chosen from, and their sizes [B,P]."""
         ordered = torch.where(self.valid & (self.patch < self.patches), self.patch, torch.full_like(self.patch, -1))
         self.kept.append(ordered)
         batch = len(self.valid)
         none = torch.full((batch, self.patches), float("inf"), dtype=torch.float64, device=self.valid.device)
         self.margin.append(none if margin is None else margin)
+        self.size.append(torch.ones_like(none) if size is None else size)
         self.overflow.append(torch.zeros(batch, dtype=torch.int64) if overflow is None else overflow)
 
-    def by_patch(self, values: Tensor) -> Tensor:
-        """Spread per-slot values [B,P'] over original patch numbers [B,P]; infinite elsewhere."""
-        spread = torch.full((len(values), self.patches + 1), float("inf"), dtype=torch.float64, device=values.device)
+    def by_patch(self, values: Tensor, elsewhere: float = float("inf")) -> Tensor:
+        """Spread per-slot values [B,P'] over original patch numbers [B,P]; `elsewhere` for patches that are gone."""
+        spread = torch.full((len(values), self.patches + 1), elsewhere, dtype=torch.float64, device=values.device)
         slot = torch.where(self.valid, self.patch, torch.full_like(self.patch, self.patches)).clamp(max=self.patches)
         spread.scatter_(1, slot, values.double())
         return spread[:, : self.patches]

@@ -11,8 +11,8 @@ from vitprune.graph.lowering.pruning import ATTRIBUTES, SAMPLED, written
 from vitprune.graph.lowering.scoring import rounds_inside
 from vitprune.graph.outlines import Outline, stored
 from vitprune.graph.types import Graph, Tensor, dims
-from vitprune.graph.widening import HALF
 from vitprune.ops.token_sample import DOMAIN
+from vitprune.support.onnx_types import HALF
 
 KINDS = ("WardMerge", "PairMerge", SAMPLED)
 QUANTISED = ("QuantizeLinear", "DequantizeLinear")

@@ -12,8 +12,9 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from vitprune.graph.precision.audit import HALF, MOVES, types
+from vitprune.graph.precision.audit import MOVES, types
 from vitprune.graph.protos import replace_initializers, replace_nodes
+from vitprune.support.onnx_types import HALF
 
 
 def emulated(model: onnx.ModelProto) -> onnx.ModelProto:

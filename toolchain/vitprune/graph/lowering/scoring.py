@@ -8,8 +8,8 @@ import onnx
 from vitprune.graph import types
 from vitprune.graph.outlines import Outline, stored
 from vitprune.graph.types import Graph, Tensor
-from vitprune.graph.widening import HALF
 from vitprune.ops.token_sample import DOMAIN, NAME
+from vitprune.support.onnx_types import HALF
 
 PREDICTOR, COLUMNS = "TokenPredictor", "ColumnScore"
 WEIGHTS = (

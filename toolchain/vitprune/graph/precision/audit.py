@@ -11,7 +11,8 @@ from typing import Any
 import onnx
 from onnx import TensorProto
 
-HALF = {int(TensorProto.FLOAT16): "fp16", int(TensorProto.BFLOAT16): "bf16"}
+from vitprune.support.onnx_types import HALF
+
 HEAVY = ("MatMul", "Gemm", "Conv")
 STEPS = {int(TensorProto.INT8): "int8", int(TensorProto.FLOAT8E4M3FN): "fp8"}
 QUANTISES = {"QuantizeLinear", "DequantizeLinear"}

@@ -14,8 +14,9 @@ from onnx import TensorProto, helper, numpy_helper
 
 from vitprune.errors import ExportError
 from vitprune.graph.protos import replace_initializers, replace_nodes
+from vitprune.support.onnx_types import HALF
 
-TYPES: dict[str, int] = {"fp16": int(TensorProto.FLOAT16), "bf16": int(TensorProto.BFLOAT16)}
+TYPES: dict[str, int] = {name: kind for kind, name in HALF.items()}
 NUMPY = {"fp16": np.dtype(np.float16), "bf16": np.dtype(ml_dtypes.bfloat16)}
 # Operators whose further inputs are positions or shapes, which have no float type.
 FIRST_ONLY = {"Reshape", "Transpose", "Gather", "GatherND", "Slice", "Unsqueeze", "Squeeze", "Split"}

@@ -6,10 +6,22 @@ from typing import Any
 
 from torch import Tensor
 
+from vitprune.methods._dropping import sizes
 from vitprune.methods.asvit import rule as asvit
 from vitprune.methods.asvit.keys import AsvitOptions, Params, refuse_padded_batch_topk
 from vitprune.methods.base import Method, MethodParams, Site, keys_of
-from vitprune.vit.blocks import added, attention, attention_output, feed_forward, merge_heads, placed, project, run_block, weigh
+from vitprune.vit.blocks import (
+    added,
+    attention,
+    attention_output,
+    feed_forward,
+    merge_heads,
+    placed,
+    project,
+    run_block,
+    scoring_row,
+    weigh,
+)
 from vitprune.vit.reference_method import ReferenceMethod
 from vitprune.vit.tokens import TokenState, cap, take_rows
 
@@ -34,18 +46,27 @@ class AsvitReference(ReferenceMethod):
         query, key = placed(block.attn, query, key, state)
         probabilities = attention(query, key, state.key_bias(x.dtype))
         context = weigh(probabilities, value)
-        new = asvit.score(probabilities[:, :, 0, state.prefix :], context[:, :, state.prefix :], self.weighted)
+        row, heads = scoring_row(query, key, state.key_bias(x.dtype)), context[:, :, state.prefix :]
+        new = asvit.score(row[:, :, state.prefix :], heads, self.weighted)
         state.extra["score"] = asvit.accumulate(state.extra.get("score"), new, self.mode)
+        if state.sized:
+            errors = sizes.share_errors(row, sizes.logit_sizes(query[:, :, :1], key)[:, :, 0])
+            size = asvit.score_errors(errors[:, :, state.prefix :], row[:, :, state.prefix :], heads, self.weighted)
+            state.extra["score_errors"] = asvit.accumulate(state.extra.get("score_errors"), size, self.mode)
         return feed_forward(block, added(block, x, attention_output(block, merge_heads(context), h)))
 
     def _drop(self, site: Site[AsvitOptions], x: Tensor, state: TokenState) -> Tensor:
         score, theta = state.extra["score"], site.options.theta
         decide = asvit.select_batch if site.options.infer == "batch_topk" else asvit.select
         chosen, margin = decide(score, state.valid, theta)
-        margin = state.by_patch(margin)
+        margin, size = state.by_patch(margin), None
+        if state.sized and site.options.infer == "per_image":
+            size = state.by_patch(state.extra["score_errors"] * (state.prefix + state.patches), 1.0)
         chosen, overflow = cap(chosen, score - theta, site.limit)
         chosen = state.follow(chosen)
         rows = state.keep(chosen, site.limit if self.padded else None)
-        state.record(margin, overflow)
-        state.extra["score"] = score.gather(1, rows[:, state.prefix :] - state.prefix)
+        state.record(margin, overflow, size)
+        for name in ("score", "score_errors"):
+            if name in state.extra:
+                state.extra[name] = state.extra[name].gather(1, rows[:, state.prefix :] - state.prefix)
         return take_rows(x, rows)

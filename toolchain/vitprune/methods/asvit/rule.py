@@ -28,6 +28,19 @@ def score(cls_attention: Tensor, context: Tensor, head_weight: bool) -> Tensor:
     return (row * norm / (norm.sum(dim=1, keepdim=True) + 1e-8)).sum(dim=1)
 
 
+def score_errors(errors: Tensor, cls_attention: Tensor, context: Tensor, head_weight: bool) -> Tensor:
+    """How far scores move for one rounding of the type.
+
+    Args:
+        errors: [B,H,P] of the shares alone (`vitprune.methods._dropping.sizes.share_errors`). Others: as in `score`; a head's weight is a
+            norm over a sum of norms, of context that is rounded: two roundings of itself.
+
+    Returns:
+        float32 [B,P].
+    """
+    return score(errors + 2 * cls_attention if head_weight else errors, context, head_weight)
+
+
 def accumulate(previous: Tensor | None, new: Tensor, mode: str) -> Tensor:
     """Score to compare with the thresholds after one more scored block; both [B,P]."""
     if previous is None or mode == "last":

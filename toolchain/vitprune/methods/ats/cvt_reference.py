@@ -118,6 +118,7 @@ class PrunedCvt(nn.Module):
         self.kept: list[Tensor] = []
         self.margin: list[Tensor] = []
         self.overflow: list[Tensor] = []
+        self.margin_sizes: list[Tensor] = []
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits of a batch of images."""
@@ -132,7 +133,7 @@ class PrunedCvt(nn.Module):
         sites = {site.block: site for site in self.sites}
         for index, layer in enumerate(last.layers):
             x = self._layer(layer, x, state, sites.get(index))
-        self.kept, self.margin, self.overflow = state.kept, state.margin, state.overflow
+        self.kept, self.margin, self.overflow, self.margin_sizes = state.kept, state.margin, state.overflow, state.size
         logits: Tensor = self.model.classifier(self.model.layernorm(x[:, :1]).mean(dim=1))
         return logits
 

@@ -13,7 +13,18 @@ from vitprune.methods._dropping.rule import mean_received
 from vitprune.methods.ats import rule as ats
 from vitprune.methods.ats.keys import AtsOptions
 from vitprune.methods.base import Site
-from vitprune.vit.blocks import added, attention, attention_output, feed_forward, merge_heads, placed, project, run_block, weigh
+from vitprune.vit.blocks import (
+    added,
+    attention,
+    attention_output,
+    feed_forward,
+    merge_heads,
+    placed,
+    project,
+    run_block,
+    scoring_row,
+    weigh,
+)
 from vitprune.vit.reference_method import ReferenceMethod
 from vitprune.vit.tokens import TokenState, cap, take_rows
 
@@ -40,7 +51,7 @@ class AtsReference(ReferenceMethod):
         query, key, value = project(block.attn, h)
         query, key = placed(block.attn, query, key, state)
         if site.options.asking == "cls":
-            row = attention(query[:, :, :1], key, bias)[:, :, 0, state.prefix :]
+            row = scoring_row(query, key, bias)[:, :, state.prefix :]
         else:
             row = mean_received(attention(query, key, bias), state.valid, state.prefix)
         score = SCORES[site.options.score](row, value[:, :, state.prefix :])
