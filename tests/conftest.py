@@ -20,19 +20,21 @@ from vitprune.support import cache, json_text  # noqa: E402
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """All workers share one cache of dense exports, which begins empty; none touches the user's.
+    """All workers share caches of dense exports and of built libraries, which begin empty; none sees or touches the user's.
 
     Started in the background, the tests inherit an ignored SIGINT; those about interrupts need the usual one.
     """
     if not hasattr(config, "workerinput"):
         os.environ[cache.VARIABLE] = tempfile.mkdtemp(prefix="vitprune-tests-")
+        os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="vitprune-tests-")
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
     if not hasattr(config, "workerinput"):
-        shutil.rmtree(os.environ.pop(cache.VARIABLE), ignore_errors=True)
+        for variable in (cache.VARIABLE, "XDG_CACHE_HOME"):
+            shutil.rmtree(os.environ.pop(variable), ignore_errors=True)
 
 
 @pytest.hookimpl(tryfirst=True)  # xdist reads the groups in the same hook
