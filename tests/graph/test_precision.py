@@ -455,6 +455,36 @@ def test_a_followed_image_counts_with_the_decisions_it_was_computed_with():
     assert wrong.sites[0].illegal_flips == 1  # patch 0, whose margin is 9
 
 
+@pytest.mark.parametrize(
+    ("margin", "logit", "hidden", "passes"),
+    [(1e-3, 2.0, True, True), (9.0, 2.0, True, False), (1e-3, 2.0, False, False), (1e-3, np.nan, True, False)],
+    ids=["may have differed", "sure", "nothing hidden", "no number"],
+)
+def test_answers_apart_where_an_unlisted_decision_may_have_differed(margin, logit, hidden, passes):
+    """Who joined whom is in no list. Such an image is left out, and said to be; one whose decisions were sure is not."""
+    from vitprune.backends import Result
+    from vitprune.validation.compare import gate_list
+
+    kept, near = np.array([[0, 1], [0, 1]]), np.array([[9.0, 9, 9], [9, margin, 9]])
+    reference = {"logits": np.array([[1.0, 0.0], [1.0, 0.0]]), "kept_1": kept, "margin_1": near}
+    gates = recipe().gates(1.0)
+    found = compare(Result(np.array([[1.0, 0.0], [logit, 0.0]]), [kept]), reference, [1], gates, hidden)
+    gate = next(one for one in gate_list(found, gates) if one.name == "logits_max_abs")
+    assert gate.passed is passes
+    assert (found.logits_compared == 1) is passes
+    assert gate.note.startswith("1 of 2 images not compared") is passes
+
+
+def test_a_graph_in_another_type_is_not_excused_by_what_is_not_listed():
+    """Planted: bfloat16 for float16 in a method whose partners are in no list."""
+    with pytest.raises(ExportError, match="disagree"):
+        rules = recipe("tome_threshold")
+        oracle = PrunedViT(model(), rules).eval()
+        arrays = parity.reference_arrays(oracle, samples(), parity.module_logits(model(), pixels()), None)
+        coarse, _, _ = surgery.rewrite(dense(), recipe("tome_threshold", "bf16"), has_cls=True)
+        parity.check(coarse, arrays, rules, oracle.geometry, oracle)
+
+
 def test_a_gate_that_is_off_is_found_within_the_margin_of_halting_scores():
     """A-ViT's margin follows the gate's size. Planted: a graph whose gate is off by two percent."""
     from vitprune import methods
