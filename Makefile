@@ -29,7 +29,7 @@ $(HEADERS)/.fetched: $(VENV)/.installed plugins/fetch_headers.sh
 demo: $(VENV)/.installed
 	@[ -d $(HEADERS)/onnxruntime ] || { mkdir -p $(HEADERS) && PATH="$(abspath $(BIN)):$$PATH" sh plugins/fetch_headers.sh $(HEADERS) onnxruntime; } \
 		|| echo "no headers of ONNX Runtime here: its native operators are left out"
-	headers=$(abspath $(HEADERS)); if [ -d $$headers/onnxruntime ]; then export ORT_INCLUDE_DIR=$$headers/onnxruntime; fi; \
+	@headers=$(abspath $(HEADERS)); if [ -d $$headers/onnxruntime ]; then export ORT_INCLUDE_DIR=$$headers/onnxruntime; fi; \
 	$(BIN)/vitprune demo --method $(METHOD) --output demo-output
 
 lint: $(VENV)/.installed
