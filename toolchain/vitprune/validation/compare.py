@@ -239,7 +239,9 @@ def gate_list(comparison: Comparison, gates: Gates) -> list[Gate]:
     if gates.logits_max_abs is not None:
         seen = comparison.logits_max_abs
         apart = comparison.images - comparison.logits_compared
-        note = f"{apart} of {comparison.images} images not compared: decisions differ, or may, within the margin" if apart else ""
+        note = (
+            f"over {comparison.logits_compared} images: decisions of {apart} differ, or may, within the margin" if apart else ""
+        )
         found.append(Gate("logits_max_abs", gates.logits_max_abs, seen, bool(seen <= gates.logits_max_abs), note=note))
     if gates.top1_agreement is not None and comparison.top1_agreement is not None:
         seen = comparison.top1_agreement
