@@ -30,6 +30,16 @@ def sections(folder: Path, table: Table) -> list[str]:
             "margin, so that it could have failed.",
             table(HEAD, rows(half, memory, flips)),
         ]
+    if memory:
+        found += [
+            "## Memory and files by type",
+            "By `types_memory.py`, on ONNX Runtime's CPU, where all types but fp32 are emulated: MiB of a session and 50 images at the peak, and of the "
+            "graph's file. A dash: export refused it on the images that it was calibrated on (VP330), or it was not run.",
+            table(
+                ["method", *KINDS],
+                [[method, *(memory_cell(modes.get(kind)) for kind in KINDS)] for method, modes in memory.items()],
+            ),
+        ]
     if flips:
         found += [
             "## Decisions against the reference, on 1,000 images",
@@ -51,6 +61,14 @@ def sections(folder: Path, table: Table) -> list[str]:
             ),
         ]
     return found
+
+
+KINDS = ("fp32", "fp16", "bf16", "int8", "fp8")
+
+
+def memory_cell(one: dict[str, Any] | None) -> str:
+    """MiB in memory and of the file."""
+    return f"{one['mib']:.1f}, {one['file_bytes'] / 2**20:.2f}" if one else "–"
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -42,3 +42,8 @@ def test_an_engine_beyond_its_goal_is_said_with_its_parts():
     assert "topk fp16: 0.570 of fp32, goal 0.55 NOT met" in text
     assert "text (kernels' sources and descriptions) 9.0, the rest 3.0" in text
     assert "goal 0.55 met" in "\n".join(report.engine_parts([full, {**half, "engine_bytes": 55e6}]))
+
+
+def test_memory_by_type():
+    assert types_report.memory_cell({"mib": 47.12, "file_bytes": 2**20}) == "47.1, 1.00"
+    assert types_report.memory_cell(None) == "–"
