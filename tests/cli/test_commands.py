@@ -201,3 +201,15 @@ def test_a_name_like_no_other_does_not_list_a_thousand(capsys, recipe, tmp_path)
     error = failing(capsys, "export", "qqqq", "-r", recipe, "-o", tmp_path / "out")
     assert error["code"] == "VP300"
     assert "no similar name among" in error["cause"]
+
+
+def test_switches_of_one_line_do_not_stay_for_the_next(capsys):
+    """A notebook or a test runs several lines in one process."""
+    assert cli.run(["methods", "--quiet"]) == 0
+    assert "ward_merge" not in capsys.readouterr().err
+    assert cli.run(["methods", "--json"]) == 0
+    told = capsys.readouterr()
+    assert "ward_merge" in told.err
+    assert json.loads(told.out)
+    assert cli.run(["methods"]) == 0
+    assert capsys.readouterr().out == ""

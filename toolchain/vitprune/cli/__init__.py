@@ -45,9 +45,7 @@ def _globals(
     version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")] = False,
 ) -> None:
     console.settings.json |= json
-    console.settings.quiet |= quiet
-    console.settings.verbose |= verbose
-    console.settings.debug |= debug
+    console.settings.quiet, console.settings.verbose, console.settings.debug = quiet, verbose, debug
     limits.on = not no_limits
 
 
@@ -113,7 +111,10 @@ def run(arguments: list[str]) -> int:
         The exit code: 0 fine, 1 a gate failed, 2 could not run, 130 interrupted, 141 nobody reads the output.
     """
     _register_once()
-    console.settings.json |= "--json" in arguments  # also where the command line itself cannot be understood
+    console.settings.json = "--json" in arguments  # also where the command line itself cannot be understood
+    console.settings.quiet = console.settings.verbose = console.settings.debug = (
+        False  # what an earlier line of this process asked for
+    )
     name = next((a for a in arguments if not a.startswith("-")), "")
     try:
         return _run(arguments, name)
