@@ -160,21 +160,10 @@ def compare(
             surest = np.minimum(surest, margin.min(axis=1))
         sizes = [len(row) for row in ours]
         overflow = reference.get(f"overflow_{block}")
-        sites.append(
-            SiteComparison(
-                block,
-                float(np.mean(sizes)),
-                min(sizes),
-                max(sizes),
-                differing,
-                legal,
-                illegal,
-                worst,
-                int((overflow > 0).sum()) if overflow is not None else 0,
-                asked,
-                could,
-            )
-        )
+        overflowed = int((overflow > 0).sum()) if overflow is not None else 0
+        sites.append(SiteComparison(
+            block, float(np.mean(sizes)), min(sizes), max(sizes), differing, legal, illegal, worst, overflowed, asked, could,
+        ))  # fmt: skip
     expected = reference["logits"]
     difference = np.abs(result.logits - expected).max(axis=1)
     if (followed := reference.get("logits_followed")) is not None:
