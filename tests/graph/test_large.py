@@ -206,6 +206,8 @@ def test_a_model_is_written_over_itself_and_what_is_linked_to_its_weights_stays(
 
 def test_weights_in_two_folders_run_where_they_lie(tmp_path):
     """ONNX Runtime maps them; private memory of a session with copies of them would be larger by their size."""
+    import onnxruntime  # noqa: F401  # its own memory is not the session's
+
     side = 2048
     tensors = []
     for name in "vw":

@@ -177,7 +177,7 @@ def test_a_wrong_weight_is_caught_in_half(spoil):
         parity.check(pruned, arrays, rules, oracle.geometry, oracle)
 
 
-@pytest.mark.parametrize("case", ["legal", "illegal", "no number"])
+@pytest.mark.parametrize("case", ["legal", "illegal", "no number", "all"])
 def test_an_image_alone_whose_decision_flips(case, monkeypatch):
     """ToMe's reference follows no other decisions: a legal flip leaves nothing to compare, and another image is taken for it."""
     rules = recipe("tome")
@@ -185,7 +185,7 @@ def test_an_image_alone_whose_decision_flips(case, monkeypatch):
     pruned, _, _ = surgery.rewrite(dense(), rules, has_cls=True)
     arrays = parity.reference_arrays(oracle, samples(), parity.module_logits(model(), pixels()), None)
     block = oracle.sites[0].block
-    arrays[f"margin_{block}"][0] = np.inf if case == "illegal" else 0.0
+    arrays[f"margin_{block}"][slice(None) if case == "all" else 0] = np.inf if case == "illegal" else 0.0
     run, alone = parity.run, []
 
     def flipped(session, images, static, wanted=None):
@@ -194,7 +194,7 @@ def test_an_image_alone_whose_decision_flips(case, monkeypatch):
             alone.append(images)
             if case == "no number":
                 logits = np.full_like(logits, np.nan)
-            elif len(alone) == 1:
+            elif len(alone) == 1 or case == "all":
                 kept[0] = kept[0].copy()
                 kept[0][0, 0] = next(patch for patch in range(oracle.geometry.patches) if patch not in kept[0][0])
         return [logits, *kept]
@@ -206,7 +206,8 @@ def test_an_image_alone_whose_decision_flips(case, monkeypatch):
     else:
         with pytest.raises(ExportError, match="disagree") as caught:
             parity.check(pruned, arrays, rules, oracle.geometry, oracle)
-        assert ("decisions" if case == "illegal" else "logits_max_abs nan") in caught.value.cause
+        said = {"illegal": "decisions", "no number": "logits_max_abs nan", "all": "no image alone was left to compare"}
+        assert said[case] in caught.value.cause
 
 
 def score_in_half(pruned, label):

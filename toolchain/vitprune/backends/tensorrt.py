@@ -17,7 +17,8 @@ from vitprune.backends._tensorrt.sites import has_plugin_sites, not_onnx, sites_
 from vitprune.backends._tensorrt.support import ALWAYS_TYPED, CUMULATIVE_LAYER, unsupported
 from vitprune.backends._tensorrt.trtexec import command_line
 from vitprune.errors import BuildError
-from vitprune.graph.lowering.tensorrt import SITE, for_tensorrt
+from vitprune.graph.lowering.tensorrt import for_tensorrt
+from vitprune.ops.sites import PRUNE_SITE
 from vitprune.ops.token_sample import NAME
 from vitprune.support import registry, trust
 from vitprune.support.gpus import Gpu, local_gpus
@@ -131,7 +132,7 @@ def _build(settings: Settings, gpu: Gpu, messages: list[str], report: Callable[[
             next_step="vitprune plugins build, or --plugin none to build without it",
         )
     if library is not None:
-        for operator in (NAME, SITE) if whole else (NAME,):
+        for operator in (NAME, PRUNE_SITE) if whole else (NAME,):
             plugins.register(trt.get_plugin_registry(), library, BuildError, 522, operator)
         library = plugins.beside(library, settings.output.parent)
         trust.remember(library)

@@ -112,9 +112,8 @@ def run(arguments: list[str]) -> int:
     """
     _register_once()
     console.settings.json = "--json" in arguments  # also where the command line itself cannot be understood
-    console.settings.quiet = console.settings.verbose = console.settings.debug = (
-        False  # what an earlier line of this process asked for
-    )
+    # What an earlier line of this process asked for does not stay.
+    console.settings.quiet = console.settings.verbose = console.settings.debug = False
     name = next((a for a in arguments if not a.startswith("-")), "")
     try:
         return _run(arguments, name)

@@ -155,7 +155,7 @@ def check(
     if recipe.precision.mode == "fp32":
         _check_alone(session, arrays["images"], logits, recipe)
     else:  # between roundings alone and in a batch a decision may flip within its margin: both are compared with the reference
-        left = min(ALONE, len(logits)) if _alone_is_alike(recipe) else 0
+        wanted = left = min(ALONE, len(logits)) if _alone_is_alike(recipe) else 0
         for number in range(len(logits)):
             if not left:
                 break
@@ -163,6 +163,8 @@ def check(
             own, *lists = run(session, one["images"], recipe.graph.static_batch)
             broken += [f"image {number} alone: {text}" for text in broken_by(Result(own, lists), one, True)]
             left -= bool(compared[-1].logits_compared)  # a legal flip that no reference follows leaves nothing to compare
+        if wanted and left == wanted:
+            broken.append("no image alone was left to compare")
     comparison = compared[0]
     layers: dict[str, Any] = {}
     if recipe.precision.quantised:

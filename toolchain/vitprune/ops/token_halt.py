@@ -12,9 +12,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from vitprune.ops.sites import TOKEN_HALT
 from vitprune.ops.token_sample import Attributes, token_sample
 
-NAME = "TokenHalt"
+NAME = TOKEN_HALT
 PAD = np.float32(2.0)
 Floats = NDArray[np.float32]
 

@@ -99,6 +99,8 @@ def built() -> BuildReport | None:
         final = cache_folder() / _key(sources, tools, _options(tools, (), False))
         if _whole(final):
             return _report(final, True)
+        if tools.nvcc is None:  # the second look would be the first again
+            break
     return None
 
 

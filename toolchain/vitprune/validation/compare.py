@@ -133,7 +133,8 @@ def compare(
         result: what ran. reference: logits, kept_<block>, margin_<block> and size_<block> where known, dense_logits, labels where known.
         blocks: the sites, in order.
         gates: for the flip margin. hidden: decisions that no list shows may have differed; then a flip is as sure as the least sure
-            decision so far, and answers are compared where they are near or every decision was sure. heads: of features, the shape without the batch of every output, by name.
+            decision so far, and answers are compared where they are near or every decision was sure. heads: of features, the shape
+            without the batch of every output, by name.
     """
     count = len(result.logits)
     agreeing = np.ones(count, bool)
@@ -171,9 +172,8 @@ def compare(
         expected = np.where(again[:, None], followed, expected)
         difference[again] = np.abs(result.logits - followed).max(axis=1)[again]
         agreeing |= again
-    if (
-        hidden and not heads and gates.logits_max_abs is not None
-    ):  # left out as a legal flip is that no reference follows; NaN never is
+    if hidden and not heads and gates.logits_max_abs is not None:
+        # Left out as a legal flip is that no reference follows; no number never is.
         agreeing &= ~((difference > gates.logits_max_abs) & (surest <= gates.flip_margin))
     dense = reference.get("dense_logits")
     if heads:
@@ -228,10 +228,10 @@ def gate_list(comparison: Comparison, gates: Gates) -> list[Gate]:
     if gates.logits_max_abs is not None:
         seen = comparison.logits_max_abs
         apart = comparison.images - comparison.logits_compared
-        note = (
-            f"over {comparison.logits_compared} images: decisions of {apart} differ, or may, within the margin" if apart else ""
+        over = f"over {comparison.logits_compared} images: decisions of {apart} differ, or may, within the margin"
+        found.append(
+            Gate("logits_max_abs", gates.logits_max_abs, seen, bool(seen <= gates.logits_max_abs), note=over if apart else "")
         )
-        found.append(Gate("logits_max_abs", gates.logits_max_abs, seen, bool(seen <= gates.logits_max_abs), note=note))
     if gates.top1_agreement is not None and comparison.top1_agreement is not None:
         seen = comparison.top1_agreement
         found.append(

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from vitprune.errors import BuildError
 from vitprune.graph import wire
-from vitprune.graph.lowering.tensorrt import SITE
+from vitprune.ops.sites import PRUNE_SITE
 from vitprune.ops.token_sample import DOMAIN
 
 
@@ -22,7 +22,7 @@ def has_plugin_sites(model: bytes, name: str) -> bool:
         BuildError: VP529.
     """
     try:
-        return wire.has_node(model, DOMAIN, SITE)
+        return wire.has_node(model, DOMAIN, PRUNE_SITE)
     except ValueError as error:
         raise not_onnx(name, error) from error
 

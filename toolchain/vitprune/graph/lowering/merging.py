@@ -11,10 +11,11 @@ from vitprune.graph.lowering.pruning import ATTRIBUTES, SAMPLED, written
 from vitprune.graph.lowering.scoring import rounds_inside
 from vitprune.graph.outlines import Outline, stored
 from vitprune.graph.types import Graph, Tensor, dims
+from vitprune.ops.sites import PAIR_MERGE, WARD_MERGE
 from vitprune.ops.token_sample import DOMAIN
 from vitprune.support.onnx_types import HALF
 
-KINDS = ("WardMerge", "PairMerge", SAMPLED)
+KINDS = (WARD_MERGE, PAIR_MERGE, SAMPLED)
 QUANTISED = ("QuantizeLinear", "DequantizeLinear")
 OPTIONAL = ("size", "patch", "valid", "group")
 ASKING = ("query", "key", "asked_bias")  # in place of "attention": what the row of the CLS token is computed from
@@ -97,7 +98,7 @@ def _replace(graph: Graph, one: Outline, name: str, asks: bool) -> bool:
         return False
     x, metric = tensors[needed["x"]], tensors[needed["metric"]]
     attributes = dict(one.attributes)
-    if one.kind == "WardMerge":
+    if one.kind == WARD_MERGE:
         attributes = {"heads": 0} | attributes
         metric = _sums(graph, x, metric, int(one.attributes["prefix"]), name)
         attention = tensors[needed["attention"]] if "attention" in needed else types.absent()

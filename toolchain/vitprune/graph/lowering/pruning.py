@@ -12,9 +12,10 @@ from vitprune.graph import types
 from vitprune.graph.lowering.scoring import native_scores, rounds_inside
 from vitprune.graph.outlines import Outline, stored
 from vitprune.graph.types import Graph, Node, Shape, Tensor, dims
+from vitprune.ops.sites import PRUNE_SITE, SAMPLED_MERGE, TOKEN_HALT
 from vitprune.ops.token_sample import DOMAIN
 
-KIND, HALT, SAMPLED = "PruneSite", "TokenHalt", "SampledMerge"
+KIND, HALT, SAMPLED = PRUNE_SITE, TOKEN_HALT, SAMPLED_MERGE
 INPUTS = ("x", "valid", "query", "key", "value", "score", "h", "patch", "theta")
 OUTPUTS = {
     "rows": np.float32, "rows2": np.float32, "index": np.int64, "keep": np.bool_, "patch": np.int64, "kept": np.int64,

@@ -8,10 +8,11 @@ import onnx
 from vitprune.graph import types
 from vitprune.graph.outlines import Outline, stored
 from vitprune.graph.types import Graph, Tensor
+from vitprune.ops.sites import COLUMN_SCORE, TOKEN_PREDICTOR
 from vitprune.ops.token_sample import DOMAIN, NAME
 from vitprune.support.onnx_types import HALF
 
-PREDICTOR, COLUMNS = "TokenPredictor", "ColumnScore"
+PREDICTOR, COLUMNS = TOKEN_PREDICTOR, COLUMN_SCORE
 WEIGHTS = (
     "norm.weight", "norm.bias", "local.weight", "local.bias", "global.weight", "global.bias", "here.weight", "there.weight",
     "there.bias", "next.weight", "next.bias", "gap.weight", "gap.bias",

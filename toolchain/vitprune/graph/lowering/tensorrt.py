@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vitprune.graph import wire
+from vitprune.ops.sites import PRUNE_SITE
 from vitprune.ops.token_sample import DOMAIN, NAME
 from vitprune.support import onnx_weights
 from vitprune.support.onnx_file import read_model
@@ -19,7 +20,6 @@ if TYPE_CHECKING:
 MAX_OPSET = 20
 MAX_IR = 10
 NAMESPACE = "vitprune"
-SITE = "PruneSite"  # a dropping site as one node (`plugin_sites`); it has no function
 INLINED = "model.inline.onnx"
 # Below this, TensorRT's parser takes a local function even where a plugin of that name is loaded.
 PLUGIN_WINS = Version.parse("10.7")
@@ -54,7 +54,7 @@ def for_tensorrt(model: bytes, version: Version, plugin: bool) -> tuple[bytes, s
     Raises:
         ImportError: "inlined" without the onnx package.
     """
-    if wire.has_node(model, DOMAIN, SITE):
+    if wire.has_node(model, DOMAIN, PRUNE_SITE):
         return (wire.without_functions(model) if version < PLUGIN_WINS else model), "plugin"
     if not wire.has_node(model, DOMAIN, NAME):
         return model, "plain"

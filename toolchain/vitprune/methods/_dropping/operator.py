@@ -8,9 +8,10 @@ from vitprune.graph.outlines import outline
 from vitprune.graph.passes.base import Surgery
 from vitprune.graph.types import Tensor
 from vitprune.methods.base import SamplingOptions, Site
+from vitprune.ops.sites import PRUNE_SITE, TOKEN_HALT
 
 Roles = dict[str, Tensor | None]
-KIND, HALT = "PruneSite", "TokenHalt"
+KIND, HALT = PRUNE_SITE, TOKEN_HALT
 FORMS = {"per_head": "per_head", "pooled": "pooled", "attention": "sum"}  # of ATS's scores, by their names in recipes
 EVERY_SCORE = float(np.finfo(np.float32).min)  # a threshold that every score exceeds: with a capacity, a ranking
 

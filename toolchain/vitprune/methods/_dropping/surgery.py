@@ -31,6 +31,7 @@ from vitprune.methods._dropping.sampling import cls_attention, cls_query, receiv
 from vitprune.methods._dropping.selection import append_slot, splice, top_k, track
 from vitprune.methods._dropping.sites import FixedRateOptions
 from vitprune.methods.base import Site
+from vitprune.ops.sites import COLUMN_SCORE
 
 
 def attention_score(
@@ -120,7 +121,7 @@ class FixedRateSurgery(GraphPass):
             roles = {"score": score}
             made_of = {"query": query, "key": key, "value": value}
             surgery.outlines.append(
-                outline("ColumnScore", made_of, roles, heads=block.heads, prefix_tokens=surgery.anatomy.prefix)
+                outline(COLUMN_SCORE, made_of, roles, heads=block.heads, prefix_tokens=surgery.anatomy.prefix)
             )
         keep, slots = site.options.keep, site.options.slots
         entered: Roles = {**roles, **entering(surgery)}

@@ -19,6 +19,7 @@ from vitprune.methods._merging.keys import NORM_FLOOR
 from vitprune.methods._merging.surgery import IMPOSSIBLE, MergingSurgery, metric
 from vitprune.methods.ats_merge.keys import AtsMergeOptions
 from vitprune.methods.base import Site
+from vitprune.ops.sites import SAMPLED_MERGE
 from vitprune.ops.token_sample import NAME
 
 
@@ -69,7 +70,7 @@ class AtsMergeSurgery(MergingSurgery):
         leaving: Roles = {"rows": merged, "size": self.size, "index": index, "keep": keep, "group": self.group}
         leaving |= {"bias": self.hide(surgery, emit, keep), "patch": surgery.patch, "kept": surgery.kept[-1]}
         describe_sampling(
-            surgery, site, FORMS[site.options.score] if by_cls else "given", block.heads, entered, leaving, kind="SampledMerge",
+            surgery, site, FORMS[site.options.score] if by_cls else "given", block.heads, entered, leaving, kind=SAMPLED_MERGE,
             prefix=prefix, most=site.limit if surgery.padded else 0, padded=int(surgery.padded), loses=0,
             proportional=int(self.proportional), floor=NORM_FLOOR * block.heads,
         )  # fmt: skip

@@ -18,6 +18,7 @@ from vitprune.methods._dropping.selection import splice, top_k, track
 from vitprune.methods.base import Site, keys_of
 from vitprune.methods.dynamicvit import weights as predictor
 from vitprune.methods.dynamicvit.keys import NORM_EPS, DynamicVitOptions, Params
+from vitprune.ops.sites import TOKEN_PREDICTOR
 from vitprune.support.resources import located
 
 
@@ -113,7 +114,7 @@ class DynamicVitSurgery(GraphPass):
         def reduced(x: Tensor) -> Tensor:
             score, held = predicted(network, x, weights, site.options.slots, surgery.anatomy.prefix)
             surgery.outlines.append(
-                outline("TokenPredictor", held, {"score": score}, prefix_tokens=surgery.anatomy.prefix, epsilon=float(NORM_EPS))
+                outline(TOKEN_PREDICTOR, held, {"score": score}, prefix_tokens=surgery.anatomy.prefix, epsilon=float(NORM_EPS))
             )
             entered = {"x": x, "score": score, **entering(surgery)}
             index = top_k(emit, score, site.options.keep)

@@ -17,6 +17,7 @@ from vitprune.methods._merging.matching import partners, similarity, spread, sta
 from vitprune.methods._merging.surgery import MergingSurgery, metric
 from vitprune.methods.base import Site
 from vitprune.methods.tome.keys import TomeOptions
+from vitprune.ops.sites import PAIR_MERGE
 
 
 class TomeSurgery(MergingSurgery):
@@ -53,7 +54,7 @@ class TomeSurgery(MergingSurgery):
         leaving_ = {"rows": merged, "size": self.size, "index": index, "group": self.group, "bias": self.hide(surgery, emit)}
         surgery.outlines.append(
             outline(
-                "PairMerge", entering, leaving_, prefix=prefix, pairs=site.options.r, most=0, padded=0, loses=0, by_threshold=0,
+                PAIR_MERGE, entering, leaving_, prefix=prefix, pairs=site.options.r, most=0, padded=0, loses=0, by_threshold=0,
                 threshold=0.0, proportional=int(self.proportional), floor=NORM_FLOOR * block.heads,
             )
         )  # fmt: skip

@@ -20,6 +20,7 @@ from vitprune.methods._merging.matching import every_second, partners, similarit
 from vitprune.methods._merging.surgery import IMPOSSIBLE, MergingSurgery, metric
 from vitprune.methods.base import Site
 from vitprune.methods.tome_threshold.keys import TomeThresholdOptions
+from vitprune.ops.sites import PAIR_MERGE
 
 
 class TomeThresholdSurgery(MergingSurgery):
@@ -75,7 +76,7 @@ class TomeThresholdSurgery(MergingSurgery):
         leaving_["bias"] = self.hide(surgery, emit, keep)
         surgery.outlines.append(
             outline(
-                "PairMerge", entering, leaving_, prefix=prefix, pairs=r, padded=int(surgery.padded), loses=0, by_threshold=1,
+                PAIR_MERGE, entering, leaving_, prefix=prefix, pairs=r, padded=int(surgery.padded), loses=0, by_threshold=1,
                 most=site.limit if surgery.padded else site.options.most or 0, threshold=float(site.options.tau),
                 proportional=int(self.proportional), floor=NORM_FLOOR * block.heads,
             )

@@ -7,6 +7,7 @@ from vitprune.graph.passes.base import Surgery
 from vitprune.graph.types import Tensor
 from vitprune.methods.base import Site
 from vitprune.methods.ward_merge.keys import WardOptions
+from vitprune.ops.sites import WARD_MERGE
 
 Roles = dict[str, Tensor | None]
 ANY_DAMAGE = 1e10  # above what a pair can do
@@ -25,7 +26,7 @@ def described(
     fixed = options.r is not None
     bound = site.limit if fixed or options.capacity or surgery.padded else 0
     return outline(
-        "WardMerge", entering, leaving, prefix=surgery.anatomy.prefix, most=bound, padded=int(surgery.padded or fixed),
+        WARD_MERGE, entering, leaving, prefix=surgery.anatomy.prefix, most=bound, padded=int(surgery.padded or fixed),
         loses=int(fixed or bool(options.capacity)), limit=float(min(options.limit, ANY_DAMAGE)),
         pairs=-1 if options.r is None else min(options.r, site.patches), rounds=options.rounds, power=float(options.power),
         everyone=float(options.everyone), share=1.0 / heads if by_cls else 1.0, heads=heads if by_cls else 0, proportional=int(proportional),

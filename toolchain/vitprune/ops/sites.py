@@ -1,0 +1,14 @@
+"""Names of the operators that stand for parts of a site in domain `vitprune`: what graphs are marked with and what lowerings put there.
+
+The native library has the same names (plugins/src); nothing is imported for them.
+"""
+
+from __future__ import annotations
+
+PRUNE_SITE = "PruneSite"
+TOKEN_HALT = "TokenHalt"
+SAMPLED_MERGE = "SampledMerge"
+PAIR_MERGE = "PairMerge"
+WARD_MERGE = "WardMerge"
+TOKEN_PREDICTOR = "TokenPredictor"
+COLUMN_SCORE = "ColumnScore"
