@@ -60,3 +60,13 @@ def test_groups_have_their_mean_colour():
     assert (shown[5:, 1:4] == 40).all()
     assert (shown[5:, 5:] == (38, 50, 78)).all()
     assert (shown[4, :4] != 40).any(), "a line parts the groups"
+
+
+def test_what_a_gate_says_of_itself_stands_beside_its_outcome():
+    from vitprune.reports.html import _gate
+    from vitprune.validation.compare import Gate
+
+    assert _gate(Gate("decisions", 0, 0, True))[-1] == "holds"
+    assert _gate(Gate("decisions", 0, 0, True, note="41 % of 90 decisions could have failed"))[-1] == (
+        "holds; 41 % of 90 decisions could have failed"
+    )

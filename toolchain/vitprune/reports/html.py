@@ -54,7 +54,8 @@ def _evidence(verdict: Verdict) -> Section:
 def _gate(gate: Gate) -> tuple[str, ...]:
     interval = "" if gate.interval is None else f"{gate.interval[0]:.3g} to {gate.interval[1]:.3g}{gate.unit}"
     outcome = "holds" if gate.passed else "undecided" if gate.undecided else "broken"
-    return gate.name, f"{gate.limit:g}{gate.unit}", f"{gate.seen:.3g}{gate.unit}", interval, outcome
+    said = f"{outcome}; {gate.note}" if gate.note else outcome
+    return gate.name, f"{gate.limit:g}{gate.unit}", f"{gate.seen:.3g}{gate.unit}", interval, said
 
 
 def _bars(verdict: Verdict, patches: int) -> str:
