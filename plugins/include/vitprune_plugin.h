@@ -20,7 +20,7 @@
 extern "C" {
 #endif
 
-#define VP_ABI_VERSION 3
+#define VP_ABI_VERSION 4
 #define VP_MAX_PATCHES 16384
 #define VP_MAX_SAMPLES 65536
 
@@ -43,7 +43,10 @@ enum VpStatus {
     VP_OUT_OF_MEMORY = 14,
     VP_CUDA_ERROR = 15,
     VP_UNKNOWN_COMBINE = 16,
-    VP_BAD_ENDS = 17
+    VP_BAD_ENDS = 17,
+    VP_UNKNOWN_KIND = 18,
+    VP_BAD_MERGE = 19,
+    VP_NO_ROOM = 20
 };
 
 /* Bits of vp_features(). */
@@ -118,6 +121,59 @@ typedef struct VpPruneSiteSizes {
     int64_t batch, patches, width, width2, head_width;
 } VpPruneSiteSizes;
 
+/* Attributes of a merging site: PairMerge, WardMerge or SampledMerge as one operator, from what decides who joins whom to the rows that go on.
+ *   kind           "pair" (ToMe), "ward" (Ward merging), "sampled" (ATS whose dropped patches join kept ones)
+ *   most           largest number of slots that stay, 0 = no bound; padded != 0: K = most
+ *   loses          nonzero: a bound may lose rows, and patches of a lost one have no row (-1)
+ *   proportional   nonzero: the bias holds log(size)
+ *   floor          pair, sampled: no row of the metric counts as shorter
+ *   pairs          pair: most members of A that leave; ward: pairs to merge in all rounds, -1 = as many as are below the limit
+ *   by_threshold, threshold     pair: only members of A that are more similar than this leave, or as many as `most` demands
+ *   limit, rounds               ward: damage below which a pair merges where pairs = -1; rounds of reciprocal pairs
+ *   power, everyone, share      ward: mass = size * (attention * share / size * everyone) ^ power; power 0 reads no attention
+ *   site           sampled: score and sampling; prefix_tokens and pad_to_capacity as here, combine "nothing" */
+typedef struct VpMergeAttributes {
+    const char* kind;
+    int64_t prefix_tokens, most;
+    int32_t padded, loses, proportional;
+    float floor;
+    int64_t pairs;
+    int32_t by_threshold;
+    float threshold, limit;
+    int64_t rounds;
+    float power, everyone, share;
+    VpPruneSiteAttributes site;
+} VpMergeAttributes;
+
+/* Sizes of a merging site: B, P, C; heads H (ward: of query and key, or of attention, 0 = attention [B,P] or none; sampled: those of
+ * the attributes); depth D (pair: of the metric; else of a head); originals P0, patches of the dense model, 0 without group. */
+typedef struct VpMergeSizes {
+    int64_t batch, patches, width, heads, depth, originals;
+} VpMergeSizes;
+
+/* Tensors of a merging site, all dense and row major; N = prefix_tokens + P, M = prefix_tokens + K. Null where a site has none.
+ *   inputs   x float [B,N,C]
+ *            pair: metric float [B,N,D], products float [B,A,A'] of its even and odd token rows without the prefix
+ *            ward: gram float [B,P,P]; with a power attention float [B,N,H] or [B,P], or query and key float [B,N,H*D] (scaled; the
+ *            first row asks) and bias float [B,N], added to the logits
+ *            sampled: metric float [B,N,H*D]; query float [B,H*D], key and value float [B,N,H*D] and bias, or score float [B,P]
+ *            all: size float [B,N], null: 1; patch int64 [B,P], null: 0, 1, ...; valid bool [B,P], null: all; group int64 [B,P0], the
+ *            number of the row that stands for a patch of the dense model, -1: none
+ *   outputs  rows float [B,M,C]; size_out, bias_out float [B,M]; index int64, keep bool, patch_out, kept int64 [B,K] (kept: -1 on
+ *            pads); group_out int64 [B,P0]; score_out float [B,P] (sampled)
+ * Numbers in patch and group outside of 0..P0-1 belong to no slot; a number in group goes on as it is. */
+typedef struct VpMergeTensors {
+    const float *x, *products, *metric, *gram, *attention, *query, *key, *value, *score, *bias, *size;
+    const int64_t* patch;
+    const uint8_t* valid;
+    const int64_t* group;
+    float *rows, *size_out, *bias_out;
+    int64_t* index;
+    uint8_t* keep;
+    int64_t *group_out, *patch_out, *kept;
+    float* score_out;
+} VpMergeTensors;
+
 VP_API int32_t vp_abi_version(void);
 VP_API uint32_t vp_features(void);
 /* JSON object: what the library was built with. */
@@ -154,6 +210,16 @@ VP_API int32_t vp_token_score_sample_cpu(const VpTokenScoreAttributes* score_att
 VP_API int32_t vp_prune_site_cpu(const VpPruneSiteAttributes* attributes, const VpPruneSiteSizes* sizes,
                                  const VpPruneSiteTensors* tensors, int64_t* count);
 
+/* Largest possible K of a merging site with P patches. */
+VP_API int32_t vp_merge_max_count(const VpMergeAttributes* attributes, const VpMergeSizes* sizes, int64_t* max_count);
+
+/* A merging site on the host. Outputs have room for the largest K; on return they are laid out by *count = K.
+ * Errors: VP_NULL_POINTER, VP_UNKNOWN_KIND, VP_BAD_MERGE (a negative number of pairs or rounds, or attributes of sampling and merging
+ * that disagree), VP_BAD_PREFIX, VP_BAD_CAPACITY (most), VP_BAD_PATCHES (also P0), VP_BAD_BATCH, VP_BAD_HEADS, those of the site,
+ * VP_NO_ROOM (padded, and more than `most` slots stay), VP_OUT_OF_MEMORY. */
+VP_API int32_t vp_merge_cpu(const VpMergeAttributes* attributes, const VpMergeSizes* sizes, const VpMergeTensors* tensors,
+                            int64_t* count);
+
 /* Attention of images whose rows lie behind each other; image b has the rows query_ends[b]..query_ends[b+1] of query and output, and
  * key_ends[b]..key_ends[b+1] of key and value. An image without keys gets zeros.
  *   query and output float32 [Tq,H*D], key and value float32 [Tk,H*D]; bias float32 [Tk], added to the logits of a key, or null
@@ -189,6 +255,13 @@ VP_API int32_t vp_prune_site_workspace(const VpPruneSiteAttributes* attributes, 
 VP_API int32_t vp_prune_site_cuda(const VpPruneSiteAttributes* attributes, const VpPruneSiteSizes* sizes,
                                   const VpPruneSiteTensors* tensors, void* workspace, size_t workspace_bytes, int64_t* count,
                                   void* stream);
+
+/* A merging site on device memory: two launches, after a memset of some bytes per image. `count` int64 scalar in device memory. Not
+ * padded, K is the largest count of the batch, and outputs have room for the largest possible one; padded, slots beyond K are not written. */
+VP_API int32_t vp_merge_workspace(const VpMergeAttributes* attributes, const VpMergeSizes* sizes, size_t* bytes);
+
+VP_API int32_t vp_merge_cuda(const VpMergeAttributes* attributes, const VpMergeSizes* sizes, const VpMergeTensors* tensors,
+                             void* workspace, size_t workspace_bytes, int64_t* count, void* stream);
 
 /* As vp_packed_attention_cpu, on tensors of any dtype (bias stays float32; sums are taken in float32) and D <= 128. The ends are read on
  * the device alone and not checked; `longest` is a bound on the queries of an image, 1..32768, that decides how many blocks start.

@@ -60,7 +60,8 @@ struct SiteInputs {
     const float* theta;    // scalar, what a score has to exceed besides the threshold
     const uint8_t* valid;  // [B,P]
     const int64_t* patch;  // [B,P], original numbers
-    const float* bias = nullptr;  // [B,N], added to the class token's logits; read on the host alone
+    const float* bias = nullptr;  // [B,N], added to the class token's logits
+    int32_t query_rows = 1;       // rows of query per image, of which the first asks
 };
 
 // K is known before anything of these is written.

@@ -50,6 +50,9 @@ const char* vp_status_string(int32_t status) {
         case VP_CUDA_ERROR: return "CUDA refused a launch";
         case VP_UNKNOWN_COMBINE: return "unknown way to combine; one of nothing, weighted, mean";
         case VP_BAD_ENDS: return "ends of images must rise from 0 to the number of rows";
+        case VP_UNKNOWN_KIND: return "unknown kind of merging; one of pair, ward, sampled";
+        case VP_BAD_MERGE: return "pairs and rounds must not be negative, and the attributes of sampling and merging must agree";
+        case VP_NO_ROOM: return "more rows stay than there is room";
         default: return "unknown status";
     }
 }

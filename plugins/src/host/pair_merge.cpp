@@ -7,8 +7,6 @@
 namespace vitprune {
 namespace {
 
-constexpr float kImpossible = 4.0f;  // taken off a cosine, it falls below every threshold
-
 // Best partner of every member of A, and how similar it is; pads have none of either.
 struct Partners {
     std::vector<int64_t> partner;
@@ -21,40 +19,41 @@ Partners partners(const MergeImage& image, const float* products, const std::vec
     std::vector<float> row(members_b);
     for (int64_t a = 0; a < members_a; ++a) {
         for (int64_t b = 0; b < members_b; ++b) {
-            row[b] = products[a * members_b + b] / (length[first_a + 2 * a] * length[first_b + 2 * b]) - (image.live(first_b + 2 * b) ? 0.0f : kImpossible);
+            row[b] = likeness(products[a * members_b + b], length[first_a + 2 * a], length[first_b + 2 * b], image.live(first_b + 2 * b));
         }
         const auto best = std::max_element(row.begin(), row.end());
         found.partner[a] = best - row.begin();
-        found.alike[a] = *best - (image.live(first_a + 2 * a) ? 0.0f : kImpossible);
+        found.alike[a] = add(*best, image.live(first_a + 2 * a) ? 0.0f : -kImpossible);
     }
     return found;
 }
 
 }  // namespace
 
-Merging pair_merging(const PairParameters& parameters, const MergeImage& image, const float* products, const float* metric,
-                     int64_t depth, float floor) {
-    const int64_t first_a = image.prefix % 2, first_b = 1 - image.prefix % 2;  // among the patches
-    const int64_t members_a = (image.patches - first_a + 1) / 2, members_b = (image.patches - first_b + 1) / 2;
+Merging pair_merging(const MergeParameters& parameters, const MergeImage& image, const float* products, const float* metric,
+                     int64_t depth) {
+    const PairParameters& pair = parameters.pair;
+    const int64_t first_a = first_of_a(parameters.prefix), first_b = first_of_b(parameters.prefix);
+    const int64_t members_a = members_of(first_a, image.patches), members_b = members_of(first_b, image.patches);
     std::vector<float> length(image.patches);
-    for (int64_t slot = 0; slot < image.patches; ++slot) length[slot] = std::max(norm_of(metric + slot * depth, depth), floor);
+    for (int64_t slot = 0; slot < image.patches; ++slot) length[slot] = larger(norm_of(metric + slot * depth, depth), parameters.floor);
     const Partners found = partners(image, products, length, first_a, members_a, first_b, members_b);
     Merging merging{std::vector<int64_t>(image.patches), {}, {}};
     std::iota(merging.into.begin(), merging.into.end(), 0);
     std::vector<int64_t> order(members_a);
     std::iota(order.begin(), order.end(), 0);
     std::stable_sort(order.begin(), order.end(), [&](int64_t a, int64_t b) { return ranked(found.alike[a]) > ranked(found.alike[b]); });
-    order.resize(std::min(parameters.pairs, members_a));
+    order.resize(std::min(pair.pairs, members_a));
     int64_t live = 0;
     for (int64_t slot = 0; slot < image.patches; ++slot) live += image.live(slot);
     for (size_t place = 0; place < order.size(); ++place) {
-        const bool above = found.alike[order[place]] > parameters.threshold;
+        const bool above = found.alike[order[place]] > pair.threshold;
         const bool forced = parameters.most > 0 && static_cast<int64_t>(place) < live - parameters.most;
-        if (parameters.by_threshold && !above && !forced) continue;
+        if (pair.by_threshold && !above && !forced) continue;
         merging.into[first_a + 2 * order[place]] = first_b + 2 * found.partner[order[place]];
     }
     const auto stays = [&](int64_t slot) { return merging.into[slot] == slot && image.live(slot); };
-    if (parameters.by_threshold) {
+    if (pair.by_threshold) {
         for (int64_t slot = 0; slot < image.patches; ++slot) {
             if (stays(slot)) merging.kept.push_back(slot);
         }

@@ -6,7 +6,7 @@
 #include <cmath>
 #include <limits>
 
-#include "host/dispatch.h"
+#include "host/dot.h"
 #include "host/prune_site.h"
 
 namespace vitprune {
@@ -14,28 +14,6 @@ namespace {
 
 constexpr float kLowest = -std::numeric_limits<float>::infinity();
 constexpr int64_t kRowsAtOnce = 64;
-
-template <int Half>
-VP_INLINE void halve(float* partial) {
-    for (int i = 0; i < Half; ++i) partial[i] = add(partial[i], partial[i + Half]);
-    if constexpr (Half > 1) halve<Half / 2>(partial);
-}
-
-template <int Count>
-VP_INLINE float combined(float (&partial)[Count]) {
-    halve<Count / 2>(partial);
-    return partial[0];
-}
-
-VP_INLINE float dot(const float* a, const float* b, int64_t width) {
-    float partial[kDotStrands] = {};
-    int64_t i = 0;
-    for (; i + kDotStrands <= width; i += kDotStrands) {
-        for (int lane = 0; lane < kDotStrands; ++lane) partial[lane] = fused(a[i + lane], b[i + lane], partial[lane]);
-    }
-    for (int lane = 0; i + lane < width; ++lane) partial[lane] = fused(a[i + lane], b[i + lane], partial[lane]);
-    return combined(partial);
-}
 
 // Of rows [first, last) the dot products with `other`, one per head: out[h * stride + row]. other null: with themselves.
 VP_WIDE void dots(const float* rows, const float* other, int64_t heads, int64_t head_width, int64_t first, int64_t last,
@@ -104,7 +82,7 @@ void site_score(const SiteParameters& parameters, const SiteInputs& in, const Si
     }
     each(shape.batch * pieces, [&](size_t piece) {
         const int64_t b = piece / pieces, first = piece % pieces * kRowsAtOnce, last = std::min(first + kRowsAtOnce, tokens);
-        dots(in.key + b * tokens * row, in.query + b * row, shape.heads, shape.head_width, first, last, scratch[b].attention.data(),
+        dots(in.key + b * tokens * row, in.query + b * in.query_rows * row, shape.heads, shape.head_width, first, last, scratch[b].attention.data(),
              tokens);
         if (values) {
             dots(in.value + b * tokens * row, nullptr, shape.heads, shape.head_width, first, last, scratch[b].squares.data(), tokens);

@@ -1,7 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <algorithm>
-#include <cmath>
-#include <limits>
 #include <numeric>
 
 #include "host/dispatch.h"
@@ -10,9 +8,7 @@
 namespace vitprune {
 namespace {
 
-constexpr float kLightest = 1e-9f;
-constexpr float kShortest = 1e-12f;
-constexpr float kNone = std::numeric_limits<float>::infinity();
+constexpr float kNone = kNoDamage;
 
 // Sizes times the importance (attention per patch, 1 = average) to the power.
 std::vector<float> masses(const WardParameters& parameters, const MergeImage& image, const Attention& attention) {
@@ -22,8 +18,8 @@ std::vector<float> masses(const WardParameters& parameters, const MergeImage& im
         mass[slot] = size;
         if (parameters.power == 0.0f) continue;
         float received = 0.0f;
-        for (int64_t head = 0; head < attention.heads; ++head) received += attention.values[slot * attention.heads + head];
-        mass[slot] = std::max(size * std::pow(received * parameters.share / size * parameters.everyone, parameters.power), kLightest);
+        for (int64_t head = 0; head < attention.heads; ++head) received = add(received, attention.values[slot * attention.heads + head]);
+        mass[slot] = ward_mass(parameters, size, received);
     }
     return mass;
 }
@@ -44,7 +40,7 @@ inline float least_of(const float* values, size_t count) {
 // Damages of one slot with all others, and the least of them. own, length: squared lengths; inverse: of the masses.
 VP_WIDE float damages(const float* product, float own, float own_inverse, const float* length, const float* inverse, int64_t slot,
                       int64_t count, float* damage) {
-    for (int64_t j = 0; j < count; ++j) damage[j] = (own - 2.0f * product[j] + length[j]) / (own_inverse + inverse[j]);
+    for (int64_t j = 0; j < count; ++j) damage[j] = ward_damage(product[j], own, length[j], own_inverse, inverse[j]);
     damage[slot] = kNone;
     return least_of(damage, static_cast<size_t>(count));
 }
@@ -53,15 +49,15 @@ VP_WIDE void scaled(const float* row, float own, const float* factor, int64_t co
     for (int64_t j = 0; j < count; ++j) out[j] = row[j] * own * factor[j];
 }
 
-VP_WIDE void moved(float* own, const float* other, float share, int64_t count) {
-    for (int64_t j = 0; j < count; ++j) own[j] += share * (other[j] - own[j]);
+VP_WIDE void move(float* own, const float* other, float share, int64_t count) {
+    for (int64_t j = 0; j < count; ++j) own[j] = moved(own[j], other[j], share);
 }
 
 // Products of rows as products of directions.
 std::vector<float> of_directions(const MergeImage& image, const float* gram) {
     const int64_t count = image.patches;
     std::vector<float> factor(count), products(count * count);
-    for (int64_t slot = 0; slot < count; ++slot) factor[slot] = 1.0f / std::max(norm_of(image.row(slot), image.width), kShortest);
+    for (int64_t slot = 0; slot < count; ++slot) factor[slot] = 1.0f / larger(norm_of(image.row(slot), image.width), kShortest);
     for (int64_t slot = 0; slot < count; ++slot) scaled(gram + slot * count, factor[slot], factor.data(), count, &products[slot * count]);
     return products;
 }
@@ -112,20 +108,21 @@ std::vector<int64_t> joining(const WardParameters& parameters, const Nearest& fo
 void move_to_centroids(std::vector<float>& gram, int64_t count, const std::vector<int64_t>& slots,
                        const std::vector<int64_t>& partner, const std::vector<float>& share) {
     for (size_t n = 0; n < slots.size(); ++n) {
-        moved(&gram[partner[slots[n]] * count], &gram[slots[n] * count], share[n], count);
+        move(&gram[partner[slots[n]] * count], &gram[slots[n] * count], share[n], count);
     }
     for (int64_t row = 0; row < count; ++row) {
         float* products = &gram[row * count];
         for (size_t n = 0; n < slots.size(); ++n) {
             float& own = products[partner[slots[n]]];
-            own += share[n] * (products[slots[n]] - own);
+            own = moved(own, products[slots[n]], share[n]);
         }
     }
 }
 
 }  // namespace
 
-Merging ward_merging(const WardParameters& parameters, const MergeImage& image, const float* gram, const Attention& attention) {
+Merging ward_merging(const MergeParameters& merge, const MergeImage& image, const float* gram, const Attention& attention) {
+    const WardParameters& parameters = merge.ward;
     const int64_t count = image.patches;
     Merging merging{std::vector<int64_t>(count), masses(parameters, image, attention), {}};
     std::iota(merging.into.begin(), merging.into.end(), 0);
@@ -153,7 +150,7 @@ Merging ward_merging(const WardParameters& parameters, const MergeImage& image, 
     for (int64_t slot = 0; slot < count; ++slot) {
         if (image.live(slot) && merging.into[slot] == slot) merging.kept.push_back(slot);
     }
-    if (parameters.most > 0) keep_heaviest(merging.kept, mass, parameters.most);
+    if (merge.most > 0) keep_heaviest(merging.kept, mass, merge.most);
     return merging;
 }
 

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Merging sites as ONNX Runtime custom operators of the domain "vitprune": WardMerge and PairMerge, on the CPU.
+// Merging sites as ONNX Runtime custom operators of the domain "vitprune": PairMerge, WardMerge and SampledMerge, on the CPU.
 //
 // Inputs: x float [B,prefix+P,C], then
 //   WardMerge: gram float [B,P,P], products of the rows or of what stands for their channels; attention float [B,prefix+P,H], the
@@ -12,6 +12,11 @@
 // Outputs: rows float [B,prefix+K,C], size and bias float [B,prefix+K], index int64 [B,K], keep bool [B,K], where somebody reads it
 // mask float [B,1,prefix+K,prefix+K], and with group its successor int64 [B,P0]. bias: log(size) if asked for, and -1e4 on pads; mask:
 // the same for every query.
+//
+// SampledMerge is a site of ATS whose dropped patches join the kept ones most similar to them. Inputs: x and metric (keys without
+// positions); query, key, value or score as PruneSite's; size float [B,N], patch, valid and group as above; bias float [B,N], added to the
+// class token's logits. Outputs: those above, then patch and kept int64 [B,K], shape int64 [3] of the rows, and score float [B,P].
+// Attributes: those of PruneSite and of the merging operators, floor.
 //
 // SignedSums: x float [B,prefix+P,C], signs float [C] -> float [B,P,sums], the rows that WardMerge's gram is of where it is of a sketch.
 #pragma once

@@ -1,41 +1,73 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Attributes, inputs and outputs that merging operators share.
+// Attributes, inputs and outputs of the merging operators, checked; the same for the CPU and for CUDA.
 #pragma once
 
-#include "host/merging.h"
+#include <array>
+
+#include "merge_site.h"
 #include "onnxruntime/cpu_operator.h"
 
 namespace vitprune {
 
-// Attributes of all merging operators.
-struct MergeKernel {
-    MergeKernel(const OrtApi& api_, const OrtKernelInfo* info)
-        : api(api_), prefix(integer_of(api, info, "prefix")), most(integer_of(api, info, "most")),
-          padded(integer_of(api, info, "padded") != 0), loses(integer_of(api, info, "loses") != 0),
-          proportional(integer_of(api, info, "proportional") != 0) {
-        insist(prefix >= 0 && most >= 0 && (!padded || most > 0));
-    }
+// In the order of merge_operators.h, by kind: what an operator is called, what it reads and what it writes.
+template <MergeKind kKind>
+struct MergeForm;
 
-    void insist(bool sane) const {
-        if (!sane) fail(api, ORT_INVALID_ARGUMENT, "an attribute is negative");
-    }
-
-    const OrtApi& api;
-    int64_t prefix;
-    int64_t most;       // largest number of slots that stay, 0: no bound
-    bool padded;        // K = most
-    bool loses;         // a bound may lose rows, and their patches have no row then
-    bool proportional;
+template <>
+struct MergeForm<MergeKind::kPair> {
+    static constexpr const char* kName = "PairMerge";
+    static constexpr ONNXTensorElementDataType kInputs[] = {kFloat, kFloat, kFloat, kFloat, kInt64, kBool, kInt64};
+    static constexpr ONNXTensorElementDataType kOutputs[] = {kFloat, kFloat, kFloat, kInt64, kBool, kFloat, kInt64};
+    static constexpr size_t kRequired = 3;
 };
 
-// The images of a batch, checked: x is input 0; size, patch, valid and group, which may be absent, are those from `first` on.
-std::vector<MergeImage> images_of(const MergeKernel& kernel, OrtKernelContext* context, size_t first);
+template <>
+struct MergeForm<MergeKind::kWard> {
+    static constexpr const char* kName = "WardMerge";
+    static constexpr ONNXTensorElementDataType kInputs[] = {kFloat, kFloat, kFloat, kFloat, kInt64, kBool, kInt64, kFloat, kFloat, kFloat};
+    static constexpr ONNXTensorElementDataType kOutputs[] = {kFloat, kFloat, kFloat, kInt64, kBool, kFloat, kInt64};
+    static constexpr size_t kRequired = 2;  // attention may be absent
+};
 
-// Outputs of a merging operator: rows, size, bias, index, keep, and mask and group where somebody reads them; returns K.
-constexpr ONNXTensorElementDataType kMergeOutputs[] = {kFloat, kFloat, kFloat, kInt64, kBool, kFloat, kInt64};
+template <>
+struct MergeForm<MergeKind::kSampled> {
+    static constexpr const char* kName = "SampledMerge";
+    static constexpr ONNXTensorElementDataType kInputs[] = {kFloat, kFloat, kFloat, kFloat, kFloat, kFloat,
+                                                            kFloat, kInt64, kBool, kInt64, kFloat};
+    static constexpr ONNXTensorElementDataType kOutputs[] = {kFloat, kFloat, kFloat, kInt64, kBool, kFloat,
+                                                             kInt64, kInt64, kInt64, kInt64, kFloat};
+    static constexpr size_t kRequired = 2;
+};
 
-int64_t write_batch(const MergeKernel& kernel, OrtKernelContext* context, const std::vector<MergeImage>& images,
-                    const std::vector<Merging>& merged, Mean mean);
+// Attributes of a node.
+struct MergeNode {
+    MergeNode(const OrtApi& api, const OrtKernelInfo* info, MergeKind kind);
+
+    MergeParameters parameters;
+    int64_t heads = 0;  // of WardMerge's query and keys, where there are any
+};
+
+struct MergeTensors {
+    MergeTensors(const OrtApi& api, OrtKernelContext* context, const MergeNode& node);
+
+    MergeInputs in{};
+    MergeShape shape{};
+};
+
+// Refuses numbers in patch and group that are no patches; on host memory.
+void check_numbers(const OrtApi& api, const MergeTensors& tensors);
+
+// What a node writes: besides the outputs of a site the bias once for every query [B,1,M,M] and the shape of the rows, where they are
+// to be told; null where nobody asks.
+struct MergeResults {
+    MergeOutputs out{};
+    float* mask = nullptr;
+    int64_t* shape = nullptr;
+    std::array<int64_t, 3> dims{};
+};
+
+// Allocates it for K = count.
+MergeResults merge_results(const OrtApi& api, OrtKernelContext* context, MergeKind kind, const MergeTensors& tensors, int64_t count);
 
 }  // namespace vitprune

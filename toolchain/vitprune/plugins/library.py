@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from vitprune.ops.token_sample import Attributes
 
-ABI_VERSION = 3
+ABI_VERSION = 4
 FEATURES = ("cuda", "tensorrt", "onnxruntime")
 DTYPES = ("float32", "float16", "bfloat16")
 FORMS = ("paper", "official")
