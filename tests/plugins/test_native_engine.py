@@ -34,7 +34,8 @@ def nodes(bundle: Path) -> Counter[str]:
 def test_it_has_one_node_a_site_and_takes_the_same_decisions(built: Path) -> None:
     document = json.loads((built / "engines" / TARGET / "engine.json").read_text())
     bundle = open_bundle(built)
-    assert document["facts"]["native"] == document["facts"]["sites"] == nodes(built)["PruneSite"] == 3
+    assert document["facts"]["sites"] == nodes(built)["PruneSite"] == 3
+    assert document["facts"]["native"] == 3 + nodes(built)["KeyBiasAttention"] == 5
     assert nodes(built)["TokenSample"] == 0
     assert document["facts"]["plugin"]["sha256"] == bundle.manifest.files[f"engines/{TARGET}/libvitprune_plugin.so"]
     images = bundle.samples()["images"]

@@ -194,3 +194,68 @@ def test_bad_input_is_refused(library: PluginLibrary, ort_library: Path) -> None
         attend(library, **{**given, "key_ends": given["key_ends"][::-1].copy()}, heads=3, scale=0.3)
     with pytest.raises(Exception, match="scale"):
         attend(library, **given, heads=3, scale=0.0)
+
+
+BATCHES = [(2, 3, 16, 7, 33), (3, 6, 64, 50, 50), (1, 1, 128, 96, 65), (4, 2, 7, 1, 5)]
+
+
+def batch_model(heads: int, **kinds: int) -> bytes:
+    """A `KeyBiasAttention` node; kinds: of its optional inputs."""
+    names = ["query", "key", "value", *(name if name in kinds else "" for name in ("bias", "mask"))]
+    node = helper.make_node("KeyBiasAttention", names, ["output"], domain=DOMAIN, num_heads=heads, scale=0.3)
+    inputs = [
+        helper.make_tensor_value_info(name, kinds.get(name, TensorProto.FLOAT), ["b", "n"] if name in kinds else ["b", "m", "c"])
+        for name in names
+        if name
+    ]
+    output = helper.make_tensor_value_info("output", TensorProto.FLOAT, ["b", "m", "c"])
+    graph = helper.make_graph([node], "g", inputs, [output])
+    opsets = [helper.make_opsetid("", 18), helper.make_opsetid(DOMAIN, 1)]
+    return helper.make_model(graph, opset_imports=opsets, ir_version=8).SerializeToString()
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("what", ["nothing", "bias", "pads behind a bias", "mask", "mask and bias", "holes in a mask"])
+@pytest.mark.parametrize("shape", BATCHES, ids=str)
+def test_a_batch_with_one_value_for_every_key(shape: tuple[int, ...], what: str, threads: int, ort_library: Path) -> None:
+    images, heads, width, queries, keys = shape
+    rng = np.random.default_rng(5)
+    feeds: dict[str, Any] = {"query": rng.standard_normal((images, queries, heads * width), np.float32)}
+    feeds |= {name: rng.standard_normal((images, keys, heads * width), np.float32) for name in ("key", "value")}
+    bias, there = np.zeros((images, keys), np.float32), np.ones((images, keys), np.int32)
+    if "bias" in what:
+        bias = rng.standard_normal((images, keys)).astype(np.float32)
+    if "mask" in what or "pads" in what:
+        there = (np.arange(keys) <= rng.integers(0, keys, (images, 1))).astype(np.int32)
+    if "holes" in what:
+        there[:, ::3] = 0
+        there[:, 1] = 1
+    kinds = {}
+    if "bias" in what:
+        kinds["bias"] = TensorProto.FLOAT
+        feeds["bias"] = np.where(there, bias, bias - np.float32(1e4)) if "pads" in what else bias
+    if "mask" in what:
+        kinds["mask"], feeds["mask"] = TensorProto.INT32, there
+    found = session(batch_model(heads, **kinds), ort_library, threads).run(None, feeds)[0]
+    q, k, v = (
+        feeds[name].astype(np.float64).reshape(images, -1, heads, width).swapaxes(1, 2) for name in ("query", "key", "value")
+    )
+    logits = 0.3 * q @ k.swapaxes(2, 3) + np.where(there, bias, -np.inf)[:, None, None, :]
+    weights = np.exp(logits - logits.max(-1, keepdims=True))
+    wanted = (weights / weights.sum(-1, keepdims=True) @ v).swapaxes(1, 2).reshape(images, queries, heads * width)
+    np.testing.assert_allclose(found, wanted, atol=1e-5)
+
+
+def test_a_batch_of_wrong_shapes_is_refused(ort_library: Path) -> None:
+    rows, operator = np.zeros((2, 4, 6), np.float32), session(batch_model(3, mask=TensorProto.INT32), ort_library)
+    good: dict[str, Any] = {"query": rows, "key": rows, "value": rows, "mask": np.zeros((2, 4), np.int32)}
+    assert not operator.run(None, good)[0].any()  # nothing is there
+    for name, value, text in (
+        ("mask", good["mask"][:, :3], "mask has a wrong shape"),
+        ("value", rows[:, :3], "value has a wrong shape"),
+        ("key", rows[:1], "of one width"),
+    ):
+        with pytest.raises(Exception, match=text):
+            operator.run(None, {**good, name: value})
+    with pytest.raises(Exception, match="heads divide"):
+        session(batch_model(4, mask=TensorProto.INT32), ort_library).run(None, good)

@@ -9,8 +9,9 @@ namespace vitprune {
 namespace {
 
 constexpr int64_t kStretch = 8;  // steps of queries in a piece of work
+constexpr int kCount = 8;        // floats in a vector
 
-// Queries of one image [tokens, heads * width], and its keys per head across, [heads, width, keys rounded up].
+// Queries of one image [tokens, heads * width], and the keys of every head as columns, in panels.
 struct Image {
     const float* query;
     const float* across;
@@ -19,23 +20,23 @@ struct Image {
 
 // Column sums of the largest attention among the heads, of kRows queries from `first` on.
 [[gnu::always_inline]] inline void sum_columns(const Image& image, int64_t first, float* logits, float* top, float* sums) {
-    const int64_t columns = tiles::rounded(image.tokens), stride = image.heads * image.width;
+    const int64_t columns = tiles::rounded<kCount>(image.tokens), stride = image.heads * image.width;
     const int64_t rows = std::min(tiles::kRows, image.tokens - first);
     std::fill(top, top + rows * columns, 0.0f);
     for (int64_t h = 0; h < image.heads; ++h) {
-        tiles::product(image.query + first * stride + h * image.width, stride, image.across + h * image.width * columns, columns, rows,
-                       image.width, columns, logits, columns);
+        tiles::product<kCount>(image.query + first * stride + h * image.width, stride, image.across + h * image.width * columns, rows,
+                               image.width, columns, logits, columns);
         for (int64_t r = 0; r < rows; ++r) {
-            const float factor = tiles::soften(logits + r * columns, nullptr, image.tokens, 1.0f);
-            for (int64_t n = 0; n < columns; n += tiles::kLanes) {
-                const tiles::Lanes here = tiles::at(logits + r * columns + n) * factor;
-                tiles::Lanes& best = tiles::at(top + r * columns + n);
+            const float factor = tiles::soften<kCount>(logits + r * columns, nullptr, image.tokens);
+            for (int64_t n = 0; n < columns; n += kCount) {
+                const tiles::Lanes<kCount> here = tiles::at<kCount>(logits + r * columns + n) * factor;
+                tiles::Lanes<kCount>& best = tiles::at<kCount>(top + r * columns + n);
                 best = here > best ? here : best;
             }
         }
     }
     for (int64_t r = 0; r < rows; ++r) {
-        for (int64_t n = 0; n < columns; n += tiles::kLanes) tiles::at(sums + n) += tiles::at(top + r * columns + n);
+        for (int64_t n = 0; n < columns; n += kCount) tiles::at<kCount>(sums + n) += tiles::at<kCount>(top + r * columns + n);
     }
 }
 
@@ -65,7 +66,7 @@ float content(const float* value, int64_t heads, int64_t width) {
 }  // namespace
 
 void column_score(const ColumnAttention& all, float* score, const ForEach& each) {
-    const int64_t tokens = all.prefix + all.patches, columns = tiles::rounded(tokens), stride = all.heads * all.width;
+    const int64_t tokens = all.prefix + all.patches, columns = tiles::rounded<kCount>(tokens), stride = all.heads * all.width;
     const int64_t pieces = (tokens + tiles::kRows * kStretch - 1) / (tiles::kRows * kStretch);
     static const auto sum = tiles::widest(sum_plain, sum_avx2, sum_avx512);
     std::vector<float> across(all.batch * stride * columns), sums(all.batch * pieces * columns);
@@ -73,9 +74,7 @@ void column_score(const ColumnAttention& all, float* score, const ForEach& each)
         const int64_t b = unit / all.heads, h = unit % all.heads;
         float* to = across.data() + (b * stride + h * all.width) * columns;
         const float* key = all.key + b * tokens * stride + h * all.width;
-        for (int64_t n = 0; n < tokens; ++n) {
-            for (int64_t c = 0; c < all.width; ++c) to[c * columns + n] = key[n * stride + c];
-        }
+        tiles::pack_across<kCount>(key, stride, all.width, tokens, to);
     });
     each(all.batch * pieces, [&](size_t unit) {
         const int64_t b = unit / pieces, piece = unit % pieces;

@@ -12,14 +12,14 @@
 namespace vitprune {
 namespace {
 
-using tiles::kRows;
-using tiles::rounded;
+constexpr int64_t kBlock = 4 * tiles::kRows;  // queries that a panel is read for once
 
 struct Scratch {
-    std::vector<float> across;   // keys of a head, transposed: [width, keys rounded up]
-    std::vector<float> values;   // values of a head: [keys, width rounded up]
-    std::vector<float> logits;   // [kRows, keys rounded up]
-    std::vector<float> context;  // [kRows, width rounded up]
+    std::vector<float> across;   // keys of a head as columns, in panels
+    std::vector<float> values;   // values of a head, in panels
+    std::vector<float> asked;    // queries of a block, scaled: [kBlock, width]
+    std::vector<float> logits;   // [kBlock, keys rounded up]
+    std::vector<float> context;  // [kBlock, width rounded up]
 };
 
 // One head of one image; strides in floats, matrices of scratch as in Scratch.
@@ -27,21 +27,23 @@ struct Head {
     const float *query, *key, *value, *bias;
     int64_t queries, keys, width, stride;
     float scale;
-    float *across, *values, *logits, *context, *output;
+    float *across, *values, *asked, *logits, *context, *output;
 };
 
+template <int Count>
 [[gnu::always_inline]] inline void attend_head(const Head& one) {
-    const int64_t key_columns = rounded(one.keys), value_columns = rounded(one.width);
-    for (int64_t n = 0; n < one.keys; ++n) {
-        for (int64_t c = 0; c < one.width; ++c) one.across[c * key_columns + n] = one.key[n * one.stride + c];
-        for (int64_t c = 0; c < one.width; ++c) one.values[n * value_columns + c] = one.value[n * one.stride + c];
-    }
-    for (int64_t first = 0; first < one.queries; first += kRows) {
-        const int64_t rows = std::min(kRows, one.queries - first);
-        tiles::product(one.query + first * one.stride, one.stride, one.across, key_columns, rows, one.width, key_columns, one.logits, key_columns);
-        float factor[kRows];
-        for (int64_t r = 0; r < rows; ++r) factor[r] = tiles::soften(one.logits + r * key_columns, one.bias, one.keys, one.scale);
-        tiles::product(one.logits, key_columns, one.values, value_columns, rows, one.keys, value_columns, one.context, value_columns);
+    const int64_t key_columns = tiles::rounded<Count>(one.keys), value_columns = tiles::rounded<Count>(one.width);
+    tiles::pack_across<Count>(one.key, one.stride, one.width, one.keys, one.across);
+    tiles::pack_along<Count>(one.value, one.stride, one.keys, one.width, one.values);
+    for (int64_t first = 0; first < one.queries; first += kBlock) {
+        const int64_t rows = std::min(kBlock, one.queries - first);
+        for (int64_t r = 0; r < rows; ++r) {
+            for (int64_t c = 0; c < one.width; ++c) one.asked[r * one.width + c] = one.query[(first + r) * one.stride + c] * one.scale;
+        }
+        tiles::product<Count>(one.asked, one.width, one.across, rows, one.width, key_columns, one.logits, key_columns);
+        float factor[kBlock];
+        for (int64_t r = 0; r < rows; ++r) factor[r] = tiles::soften<Count>(one.logits + r * key_columns, one.bias, one.keys);
+        tiles::product<Count>(one.logits, key_columns, one.values, rows, one.keys, value_columns, one.context, value_columns);
         for (int64_t r = 0; r < rows; ++r) {
             float* out = one.output + (first + r) * one.stride;
             for (int64_t c = 0; c < one.width; ++c) out[c] = factor[r] * one.context[r * value_columns + c];
@@ -49,9 +51,9 @@ struct Head {
     }
 }
 
-void attend_plain(const Head& one) { attend_head(one); }
-VP_AVX2 void attend_avx2(const Head& one) { attend_head(one); }
-VP_AVX512 void attend_avx512(const Head& one) { attend_head(one); }
+void attend_plain(const Head& one) { attend_head<8>(one); }
+VP_AVX2 void attend_avx2(const Head& one) { attend_head<8>(one); }
+VP_AVX512 void attend_avx512(const Head& one) { attend_head<16>(one); }
 
 }  // namespace
 
@@ -65,15 +67,16 @@ void attend_packed(const PackedAttention& all, int64_t unit) {
         return;
     }
     static thread_local Scratch scratch;  // grows to the longest image that its thread has seen
-    scratch.across.assign(all.width * rounded(keys), 0.0f);
-    scratch.values.assign(keys * rounded(all.width), 0.0f);
-    scratch.logits.resize(kRows * rounded(keys));
-    scratch.context.resize(kRows * rounded(all.width));
+    scratch.across.resize(tiles::panel_floats(all.width, keys));
+    scratch.values.resize(tiles::panel_floats(keys, all.width));
+    scratch.asked.resize(kBlock * all.width);
+    scratch.logits.resize(tiles::panel_floats(kBlock, keys));
+    scratch.context.resize(tiles::panel_floats(kBlock, all.width));
     static const auto attend = tiles::widest(attend_plain, attend_avx2, attend_avx512);
     const int64_t at = head * all.width;
     attend({all.query + first * stride + at, all.key + first_key * stride + at, all.value + first_key * stride + at,
             all.bias == nullptr ? nullptr : all.bias + first_key, queries, keys, all.width, stride, all.scale, scratch.across.data(),
-            scratch.values.data(), scratch.logits.data(), scratch.context.data(), output});
+            scratch.values.data(), scratch.asked.data(), scratch.logits.data(), scratch.context.data(), output});
 }
 
 int32_t check_packed(int64_t images, int64_t heads, int64_t width, float scale) {

@@ -20,7 +20,7 @@ void unit_rows(const float* key, int64_t count, int64_t heads, int64_t width, fl
     }
 }
 
-// out [rows, columns] of unit rows [rows, width] against columns [width, columns].
+// out [rows, columns] of unit rows [rows, width] against columns, in panels.
 struct Cosines {
     const float* rows;
     const float* across;
@@ -29,7 +29,7 @@ struct Cosines {
 };
 
 [[gnu::always_inline]] inline void multiply(const Cosines& one) {
-    tiles::product(one.rows, one.width, one.across, one.columns, one.count, one.width, one.columns, one.out, one.columns);
+    tiles::product<8>(one.rows, one.width, one.across, one.count, one.width, one.columns, one.out, one.columns);
 }
 
 // The sum of every cosine is one chain of fused products in the order of the channels, as on the device. The tiles fuse where the
@@ -66,11 +66,10 @@ Merging sampled_merging(const MergeImage& image, const std::vector<int32_t>& kep
     if (leaving.empty() || kept.empty()) return merging;
     std::vector<float> unit(image.patches * width);
     unit_rows(key, image.patches, heads, width, floor, unit.data());
-    const int64_t count = static_cast<int64_t>(kept.size()), columns = tiles::rounded(count);
-    std::vector<float> across(width * columns), rows(leaving.size() * width), cosines(leaving.size() * columns);
-    for (int64_t k = 0; k < count; ++k) {
-        for (int64_t c = 0; c < width; ++c) across[c * columns + k] = unit[kept[k] * width + c];
-    }
+    const int64_t count = static_cast<int64_t>(kept.size()), columns = tiles::rounded<8>(count);
+    std::vector<float> staying(count * width), across(width * columns), rows(leaving.size() * width), cosines(leaving.size() * columns);
+    for (int64_t k = 0; k < count; ++k) std::copy_n(unit.data() + kept[k] * width, width, staying.data() + k * width);
+    tiles::pack_across<8>(staying.data(), width, width, count, across.data());
     for (size_t n = 0; n < leaving.size(); ++n) {
         std::copy_n(unit.data() + leaving[n] * width, width, rows.data() + n * width);
     }

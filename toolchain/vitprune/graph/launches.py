@@ -14,11 +14,12 @@ from typing import Literal
 import onnx
 
 from vitprune.graph.lowering.onnxruntime import specialise
+from vitprune.ops.sites import KEY_BIAS_ATTENTION
 from vitprune.ops.token_sample import DOMAIN, NAME
 
 Sites = Literal["nodes", "sampling", "one operator"]
 PRODUCTS = {"Gemm", "MatMul", "Conv", "FusedMatMul"}
-ATTENTION = {"MultiHeadAttention", "Attention", "PackedAttention"}
+ATTENTION = {"MultiHeadAttention", "Attention", "PackedAttention", KEY_BIAS_ATTENTION}
 VIEWS = {"Reshape", "Squeeze", "Unsqueeze", "Flatten", "Identity"}
 # Values by element: a builder computes them in the kernel that makes what they read.
 BY_ELEMENT = {

@@ -12,3 +12,4 @@ PAIR_MERGE = "PairMerge"
 WARD_MERGE = "WardMerge"
 TOKEN_PREDICTOR = "TokenPredictor"
 COLUMN_SCORE = "ColumnScore"
+KEY_BIAS_ATTENTION = "KeyBiasAttention"  # no part of a site: the attention behind one, with one value for every key

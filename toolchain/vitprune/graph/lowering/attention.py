@@ -1,4 +1,4 @@
-"""Attention as the one node that ONNX Runtime has for it (com.microsoft.MultiHeadAttention)."""
+"""Attention as the one node that ONNX Runtime has for it (com.microsoft.MultiHeadAttention), or the native library (KeyBiasAttention)."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import numpy as np
 from vitprune.graph import types
 from vitprune.graph.anatomy.static import value_of
 from vitprune.graph.types import Graph, Node, Tensor
+from vitprune.ops.sites import KEY_BIAS_ATTENTION
 from vitprune.ops.token_sample import DOMAIN
 
 CONTRIB = "com.microsoft"
@@ -26,11 +27,12 @@ def _flat_heads(tensor: Tensor, perm: list[int]) -> tuple[Tensor, int] | None:
     return None if reshape is None or shape is None or len(shape) != 4 else (reshape.inputs[0], int(shape[2]))
 
 
-def fuse_attention(graph: Graph, masks: dict[int, Tensor]) -> int:
-    """Canonical chains -> MultiHeadAttention with a key padding mask; returns how many.
+def fuse_attention(graph: Graph, masks: dict[int, Tensor], native: bool = False) -> int:
+    """Canonical chains -> one node each; returns how many.
 
     Args:
         graph: changed in place. masks: key padding masks int32 [B,N] that exist, by the id of the bias they stand for; others are added.
+        native: the native library is there: keys with values of their own (pads, log(size) of merged rows) meet its attention in float32.
     """
     made = 0
     for softmax in [node for node in graph.nodes if node.op == "Softmax" and node.name.endswith("/probabilities")]:
@@ -50,8 +52,12 @@ def fuse_attention(graph: Graph, masks: dict[int, Tensor]) -> int:
         if query is None or key is None or value is None or flat is None or flat.op != "Reshape":
             continue
         inputs = [query[0], key[0], value[0]]
+        own = native and bias is not None and all(tensor.dtype == np.float32 for tensor in inputs)
+        own = own and (id(bias) in masks or above(bias, "Unsqueeze") is not None)
         if bias is not None and id(bias) in masks:
             inputs += [types.absent(), masks[id(bias)]]
+        elif bias is not None and own:
+            inputs += [bias.inputs[0].inputs[0]]
         elif bias is not None and _is_sized(bias):
             inputs += [types.absent(), types.absent(), _row_bias(graph, bias, query[0], softmax.name)]
         elif bias is not None and above(bias, "Unsqueeze") is None:
@@ -60,16 +66,12 @@ def fuse_attention(graph: Graph, masks: dict[int, Tensor]) -> int:
             inputs += [types.absent(), _padding_mask(graph, bias, masks)]
         output = flat.outputs[0]
         flat.outputs.clear()
-        attributes = {"num_heads": query[1], "scale": 1.0, "mask_filter_value": -10000.0}
+        attributes = {"num_heads": query[1], "scale": 1.0}
+        kind, domain = (KEY_BIAS_ATTENTION, DOMAIN) if own else ("MultiHeadAttention", CONTRIB)
+        if not own:
+            attributes["mask_filter_value"] = -10000.0
         graph.nodes.append(
-            types.node(
-                "MultiHeadAttention",
-                name=f"{softmax.name}/fused",
-                attrs=attributes,
-                inputs=inputs,
-                outputs=[output],
-                domain=CONTRIB,
-            )
+            types.node(kind, name=f"{softmax.name}/fused", attrs=attributes, inputs=inputs, outputs=[output], domain=domain)
         )
         made += 1
     return made

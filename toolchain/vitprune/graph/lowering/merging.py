@@ -67,7 +67,7 @@ def _replace_sampled(graph: Graph, one: Outline, name: str, shapes: dict[int, Te
     if one.outputs.get("rows") not in tensors or len(dims(found["x"])) != 3 or not all(floats):
         return False
     outputs = written(one, tensors, name, SAMPLED_OUTPUTS, ("mask",))
-    outputs["mask"] = _mask(tensors.get(one.outputs.get("bias", "")), f"{name}/mask")
+    outputs["mask"] = types.absent()
     if not grouped:
         outputs["group"] = types.absent()
     count = int(one.attributes["capacity"]) if one.attributes["pad_to_capacity"] else None
@@ -113,7 +113,7 @@ def _replace(graph: Graph, one: Outline, name: str, asks: bool) -> bool:
         if role == "group" and "group" not in behind:
             continue
         if role == "mask":
-            outputs.append(_mask(tensors.get(one.outputs.get("bias", "")), f"{name}/mask"))
+            outputs.append(types.absent())
             continue
         tensor = tensors.get(one.outputs.get(role, ""))
         if tensor is None:
@@ -122,18 +122,6 @@ def _replace(graph: Graph, one: Outline, name: str, asks: bool) -> bool:
         outputs.append(tensor)
     graph.nodes.append(types.node(one.kind, name=name, attrs=attributes, inputs=inputs, outputs=outputs, domain=DOMAIN))
     return True
-
-
-def _mask(bias: Tensor | None, name: str) -> Tensor:
-    """The key bias [B,1,N,N] for every query, read by the attention of later blocks in place of bias [B,N]; absent where there is none."""
-    rows = [node for node in bias.outputs if node.op == "Unsqueeze"] if bias is not None else []
-    readers = [(node, reader) for node in rows for reader in node.outputs[0].outputs if reader.op == "Add"]
-    if not readers:
-        return types.absent()
-    mask = types.variable(name, dtype=np.float32)
-    for node, reader in readers:
-        reader.inputs = [mask if tensor is node.outputs[0] else tensor for tensor in reader.inputs]
-    return mask
 
 
 def _sums(graph: Graph, x: Tensor, metric: Tensor, prefix: int, name: str) -> Tensor:

@@ -51,7 +51,9 @@ def specialise(
     merging = native_merging(graph, model, sites.shapes) if native else 0
     graph.cleanup(remove_unused_graph_inputs=False)
     _sort_integers(graph)
-    facts: dict[str, Any] = {"attention": fuse_attention(graph, sites.masks), "gelu": _fuse_gelu(graph)}
+    facts: dict[str, Any] = {
+        "attention": fuse_attention(graph, sites.masks, native and not packed), "gelu": _fuse_gelu(graph),
+    }  # fmt: skip
     if packed:
         facts["packed"] = pack(graph, model)
     facts["gemm"] = fuse_linear(graph, sites.shapes)

@@ -12,7 +12,7 @@ from vitprune.graph import types
 from vitprune.graph.lowering.scoring import native_scores, rounds_inside
 from vitprune.graph.outlines import Outline, stored
 from vitprune.graph.types import Graph, Node, Shape, Tensor, dims
-from vitprune.ops.sites import PRUNE_SITE, SAMPLED_MERGE, TOKEN_HALT
+from vitprune.ops.sites import KEY_BIAS_ATTENTION, PRUNE_SITE, SAMPLED_MERGE, TOKEN_HALT
 from vitprune.ops.token_sample import DOMAIN
 
 KIND, HALT, SAMPLED = PRUNE_SITE, TOKEN_HALT, SAMPLED_MERGE
@@ -94,7 +94,7 @@ def _same_rows(node: Node) -> Tensor | None:
     if not node.inputs:
         return None
     first = node.inputs[0]
-    if node.op in ("LayerNormalization", "Gelu", "Gemm", "MultiHeadAttention"):
+    if node.op in ("LayerNormalization", "Gelu", "Gemm", "MultiHeadAttention", KEY_BIAS_ATTENTION):
         return first
     if node.op == "MatMul":
         return first if types.is_constant(node.inputs[1]) else None
