@@ -52,18 +52,13 @@ def fuse_attention(graph: Graph, masks: dict[int, Tensor], native: bool = False)
         if query is None or key is None or value is None or flat is None or flat.op != "Reshape":
             continue
         inputs = [query[0], key[0], value[0]]
-        own = native and bias is not None and all(tensor.dtype == np.float32 for tensor in inputs)
-        own = own and (id(bias) in masks or above(bias, "Unsqueeze") is not None)
-        if bias is not None and id(bias) in masks:
-            inputs += [types.absent(), masks[id(bias)]]
-        elif bias is not None and own:
-            inputs += [bias.inputs[0].inputs[0]]
-        elif bias is not None and _is_sized(bias):
-            inputs += [types.absent(), types.absent(), _row_bias(graph, bias, query[0], softmax.name)]
-        elif bias is not None and above(bias, "Unsqueeze") is None:
-            inputs += [types.absent(), types.absent(), bias]  # one value per query and key, not a padding mask
+        floats = native and all(tensor.dtype == np.float32 for tensor in inputs)
+        by_key = _by_key(bias, masks) if floats and bias is not None else None
+        own = by_key is not None
+        if by_key is not None:
+            inputs += by_key
         elif bias is not None:
-            inputs += [types.absent(), _padding_mask(graph, bias, masks)]
+            inputs += _runtimes(graph, bias, masks, query[0], softmax.name)
         output = flat.outputs[0]
         flat.outputs.clear()
         attributes = {"num_heads": query[1], "scale": 1.0}
@@ -75,6 +70,25 @@ def fuse_attention(graph: Graph, masks: dict[int, Tensor], native: bool = False)
         )
         made += 1
     return made
+
+
+def _by_key(bias: Tensor, masks: dict[int, Tensor]) -> list[Tensor] | None:
+    """Bias [B,N] and mask of KeyBiasAttention; None where a query has values of its own."""
+    if id(bias) in masks:
+        return [types.absent(), masks[id(bias)]]
+    flat = above(bias, "Unsqueeze")
+    return None if flat is None else [flat.inputs[0]]
+
+
+def _runtimes(graph: Graph, bias: Tensor, masks: dict[int, Tensor], query: Tensor, name: str) -> list[Tensor]:
+    """What MultiHeadAttention has for a bias, from its third input on: nothing for a linear map's, a padding mask, values to add."""
+    if id(bias) in masks:
+        return [types.absent(), masks[id(bias)]]
+    if _is_sized(bias):
+        return [types.absent(), types.absent(), _row_bias(graph, bias, query, name)]
+    if above(bias, "Unsqueeze") is None:
+        return [types.absent(), types.absent(), bias]  # one value per query and key, not a padding mask
+    return [types.absent(), _padding_mask(graph, bias, masks)]
 
 
 def _is_sized(bias: Tensor) -> bool:
