@@ -70,3 +70,17 @@ def test_what_a_gate_says_of_itself_stands_beside_its_outcome():
     assert _gate(Gate("decisions", 0, 0, True, note="41 % of 90 decisions could have failed"))[-1] == (
         "holds; 41 % of 90 decisions could have failed"
     )
+
+
+def test_a_report_of_bundles_and_a_card_say_it_too():
+    from vitprune.reports.card import _validation
+    from vitprune.reports.sections import judged
+
+    gate = {"name": "decisions", "limit": 0, "seen": 0, "passed": True, "note": "41 % of 90 decisions could have failed"}
+    table = next(section for section in judged({"gates": [gate]}) if section.title == "Parity")
+    assert table.rows[0][-1] == "holds; 41 % of 90 decisions could have failed"
+    document = {
+        "status": "passed", "gates": [gate], "backend": "onnxruntime", "reference": "PyTorch", "data": "samples", "evidence": "numerical parity",
+        "comparison": {},
+    }  # fmt: skip
+    assert "| holds; 41 % of 90 decisions could have failed |" in _validation(document)

@@ -145,7 +145,12 @@ def _validation(document: dict[str, Any] | None) -> str:
         raise ValueError("its status is not that of its gates")
     told = f"The last `vitprune validate` {state}: {_cell(document['backend'])} against {_cell(document['reference'])}, on {_cell(document['data'])} ({_cell(document['evidence'])}).\n\n"
     rows = [
-        (gate["name"], gate["limit"], figure(gate["seen"], ".6g"), "holds" if gate["passed"] else "**does not hold**")
+        (
+            gate["name"],
+            gate["limit"],
+            figure(gate["seen"], ".6g"),
+            ("holds" if gate["passed"] else "**does not hold**") + (f"; {_cell(gate['note'])}" if gate.get("note") else ""),
+        )
         for gate in gates
     ]
     table = _table(("gate", "limit", "seen"), [row[:3] for row in rows])

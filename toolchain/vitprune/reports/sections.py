@@ -169,6 +169,7 @@ def _gates(document: dict[str, Any]) -> Section:
         interval = gate.get("interval")
         between = f"{interval[0]:.3g} to {interval[1]:.3g}" if interval else ""
         state = "holds" if gate["passed"] else "undecided" if gate.get("undecided") else "broken"
+        state += f"; {gate['note']}" if gate.get("note") else ""
         rows.append((gate["name"], f"{gate['limit']:g}", figure(gate["seen"], ".3g"), between, state))
     return Section("Parity", "gates against the reference", ("gate", "limit", "seen", "95 % interval", "state"), tuple(rows))
 
