@@ -138,6 +138,14 @@ VP_HD uint64_t preference(float score, int32_t index) {
     return static_cast<uint64_t>(order) << 16 | static_cast<uint64_t>(0xffff - index);
 }
 
+VP_HD int32_t preferred_index(uint64_t preference) { return 0xffff - static_cast<int32_t>(preference & 0xffffu); }
+
+// Of a preference that is of no NaN; a zero has lost its sign.
+VP_HD float preferred_score(uint64_t preference) {
+    const uint32_t order = static_cast<uint32_t>(preference >> 16);
+    return float_of(order & 0x80000000u ? order ^ 0x80000000u : ~order);
+}
+
 // The sampling points of one image, seen from twice the cumulated weights.
 struct Grid {
     bool official;

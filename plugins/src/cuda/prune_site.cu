@@ -5,9 +5,8 @@
 // gathers: many blocks per image, each with its share of the rows. Where K is not known before, it is the largest count that the first
 // launch left in the workspace.
 #include "block_launch.cuh"
-#include "cuda/score.cuh"
 #include "cuda/site_launch.h"
-#include "cuda/site_workspace.cuh"
+#include "cuda/site_select.cuh"
 
 namespace vitprune {
 namespace {
@@ -18,47 +17,6 @@ struct SiteShared {
     BlockShared block;
     float partial[kScoreThreads];
     bool last;
-};
-
-// What both forms of the first launch have.
-struct Selecting {
-    SiteParameters parameters;
-    SiteInputs in;
-    SiteShape shape;
-    int32_t limit;
-    void* workspace;
-
-    __device__ const uint8_t* note_valid(int32_t b, const SiteWorkspace& layout) const {
-        uint8_t* own = layout.valid + static_cast<size_t>(b) * shape.patches;
-        for (int32_t j = threadIdx.x; j < shape.patches; j += blockDim.x) {
-            own[j] = in.valid == nullptr || in.valid[static_cast<size_t>(b) * shape.patches + j] != 0;
-        }
-        return own;
-    }
-
-    // By the score of image b, which lies in the workspace.
-    __device__ void select(int32_t b, const SiteWorkspace& layout, const uint8_t* valid, char* dynamic, BlockShared& shared) const {
-        const size_t row = static_cast<size_t>(b) * shape.patches;
-        const float theta = in.theta == nullptr ? 0.0f : *in.theta;
-        for (int32_t j = threadIdx.x; j < shape.patches; j += blockDim.x) {
-            layout.compared[row + j] = in.theta == nullptr ? layout.score[row + j] : add(layout.score[row + j], -theta);
-        }
-        __syncthreads();
-        const SampleWorkspace sampling(layout.sample, shape.batch, shape.patches);
-        const ImageScratch scratch = sampling.image(b, shape.patches, dynamic);
-        const int32_t kept =
-            select_image(parameters.sample, layout.compared + row, valid, shape.patches, limit, scratch, shared);
-        if (threadIdx.x == 0) sampling.counts[b] = kept;
-        int32_t found = 0;
-        for (int32_t base = 0; base < shape.patches; base += blockDim.x) {
-            const int32_t j = base + static_cast<int32_t>(threadIdx.x);
-            const bool marked = j < shape.patches && scratch.mask[j];
-            unsigned long long total;
-            const int32_t slot = found + static_cast<int32_t>(block_inclusive_sum(marked, total, shared)) - 1;
-            if (marked) layout.slots[row + slot] = j;
-            found += static_cast<int32_t>(total);
-        }
-    }
 };
 
 // One block per image, which takes the score that is given.
@@ -89,34 +47,14 @@ struct SiteScoreProgram {
         const SiteShape& shape = selecting.shape;
         const int32_t b = static_cast<int32_t>(blockIdx.x) / shape.heads, h = static_cast<int32_t>(blockIdx.x) % shape.heads;
         const SiteWorkspace layout(selecting.workspace, shape);
-        head(b, h, layout, shared.partial);
+        const size_t own = static_cast<size_t>(blockIdx.x) * shape.tokens();
+        const bool values = reads_value(selecting.parameters.form);
+        head_attention(selecting.in, shape, b, h, layout.attention + own, values ? layout.squares + own : nullptr, shared.partial);
         if (!is_last_head(layout.tickets + b, shared)) return;
         const uint8_t* valid = selecting.note_valid(b, layout);
         __syncthreads();
         add_heads(b, layout, valid);
         selecting.select(b, layout, valid, dynamic, shared.block);
-    }
-
-    __device__ void head(int32_t b, int32_t h, const SiteWorkspace& layout, float* partial) const {
-        const SiteShape& shape = selecting.shape;
-        const SiteInputs& in = selecting.in;
-        const int32_t warps = kScoreThreads / kWarp, tokens = shape.tokens();
-        const bool values = reads_value(selecting.parameters.form);
-        const float* query = in.query + (static_cast<size_t>(b) * shape.heads + h) * shape.head_width;
-        float* attention = layout.attention + static_cast<size_t>(blockIdx.x) * tokens;
-        float* squares = layout.squares + static_cast<size_t>(blockIdx.x) * tokens;
-        for (int32_t n = threadIdx.x / kWarp; n < tokens; n += warps) {
-            const size_t row = ((static_cast<size_t>(b) * tokens + n) * shape.heads + h) * shape.head_width;
-            const int32_t patch = n - shape.prefix;
-            const float logit = warp_dot(in.key + row, query, shape.head_width);
-            const float square = values ? warp_dot(in.value + row, in.value + row, shape.head_width) : 0.0f;
-            if (threadIdx.x % kWarp != 0) continue;
-            const bool live = patch < 0 || in.valid == nullptr || in.valid[static_cast<size_t>(b) * shape.patches + patch];
-            attention[n] = live ? logit : -INFINITY;
-            squares[n] = square;
-        }
-        __syncthreads();
-        softmax(attention, tokens, partial);
     }
 
     // Draws a ticket; true in the block that draws the image's last one, after which all heads' results are visible.
@@ -129,19 +67,10 @@ struct SiteScoreProgram {
         return shared.last;
     }
 
-    // __ldcg: the parts come from other blocks and must not be read from this one's L1 cache.
-    struct Part {
-        const float* of_patch;
-        size_t stride;
-        __device__ float operator()(int32_t h) const { return __ldcg(of_patch + h * stride); }
-    };
-
     __device__ void add_heads(int32_t b, const SiteWorkspace& layout, const uint8_t* valid) const {
         const SiteShape& shape = selecting.shape;
-        const size_t stride = shape.tokens(), first = static_cast<size_t>(b) * shape.heads * stride + shape.prefix;
         for (int32_t j = threadIdx.x; j < shape.patches; j += kScoreThreads) {
-            const float all = patch_score(selecting.parameters.form, shape.heads, Part{layout.attention + first + j, stride},
-                                          Part{layout.squares + first + j, stride});
+            const float all = score_of_heads(selecting.parameters.form, shape, layout.attention, layout.squares, b, j);
             layout.score[static_cast<size_t>(b) * shape.patches + j] = valid[j] ? all : 0.0f;
         }
         __syncthreads();

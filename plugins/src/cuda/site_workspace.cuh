@@ -34,14 +34,6 @@ struct SiteWorkspace {
         sample = at;
         bytes = static_cast<size_t>(at - static_cast<char*>(base)) + SampleWorkspace::bytes(shape.batch, shape.patches);
     }
-
-private:
-    template <typename Value>
-    __host__ __device__ static Value* take(char*& at, size_t count) {
-        Value* own = reinterpret_cast<Value*>(at);
-        at += aligned(count * sizeof(Value));
-        return own;
-    }
 };
 
 }  // namespace vitprune

@@ -14,6 +14,14 @@ constexpr int32_t kSharedPatches = 2048;  // up to here keys and lower counts fi
 
 __host__ __device__ inline size_t aligned(size_t bytes) { return (bytes + 255) / 256 * 256; }
 
+// The next `count` values of a workspace.
+template <typename Value>
+__host__ __device__ Value* take(char*& at, size_t count) {
+    Value* own = reinterpret_cast<Value*>(at);
+    at += aligned(count * sizeof(Value));
+    return own;
+}
+
 __host__ __device__ inline size_t image_bytes(int32_t patches) {
     const size_t slots = static_cast<size_t>(power_of_two_above(patches));
     return slots * (sizeof(unsigned long long) + sizeof(int32_t));

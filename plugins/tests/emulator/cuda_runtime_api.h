@@ -8,6 +8,8 @@
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
+#include <cstdio>
+#include <cstdlib>
 #include <cstring>
 #include <functional>
 #include <new>
@@ -19,6 +21,7 @@ using cudaError_t = int;
 using cudaStream_t = void*;
 using cudaEvent_t = void*;
 constexpr cudaError_t cudaSuccess = 0;
+constexpr cudaError_t cudaErrorInvalidValue = 1;
 
 inline const char* cudaGetErrorString(cudaError_t) { return "the emulator refused a launch"; }
 
@@ -83,6 +86,7 @@ Value exchange(Value value, unsigned int source_lane) {
 #define blockDim (::emulator::block_size)
 
 using std::max;
+using std::min;
 
 inline void __syncthreads() { emulator::wait_block(); }
 inline void __syncwarp() { emulator::wait_warp(); }
@@ -107,6 +111,18 @@ inline unsigned int atomicAdd(unsigned int* target, unsigned int value) {
     const unsigned int before = *target;
     *target += value;
     return before;
+}
+
+inline int atomicMax(int* target, int value) {
+    const int before = *target;
+    *target = max(before, value);
+    return before;
+}
+
+// Blocks run one after the other here: one that waits would wait forever.
+inline void __nanosleep(unsigned int) {
+    std::fprintf(stderr, "emulated block: waits for one that starts later\n");
+    std::abort();
 }
 
 inline float __ldcg(const float* source) { return *source; }
