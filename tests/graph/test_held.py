@@ -75,6 +75,20 @@ def test_what_weights_alone_decide_is_folded():
     assert tuple(graph.outputs[0].shape) == (3, WIDTH)
 
 
+def test_shapes_are_learnt_as_a_graph_that_is_read_again_has_them(tiny_dense):
+    bare, weights = held.parted(tiny_dense)
+    del bare.graph.value_info[:]
+    bare.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 2
+    graph = held.attached(bare, weights)
+    again = held.attached(held.inferred(held.exported(graph)[0], data_prop=True), weights).tensors()
+    unknown = [tensor for tensor in graph.tensors().values() if tensor.shape is None]
+    assert len(unknown) > 20
+    held.infer(graph)
+    assert all(tensor.shape is not None for tensor in unknown)
+    found = {name: (tensor.shape, tensor.dtype) for name, tensor in graph.tensors().items()}
+    assert found == {name: (tensor.shape, tensor.dtype) for name, tensor in again.items()}
+
+
 @pytest.mark.parametrize("damage", ["type", "operator", "order"])
 def test_the_checker_sees_what_it_saw_with_weights(damage):
     bare, _ = held.parted(transposed())

@@ -15,7 +15,7 @@ import typer
 
 from vitprune import console
 from vitprune.errors import LoadError, RecipeError, VitpruneError, first_line
-from vitprune.support import interrupts, registry
+from vitprune.support import garbage, interrupts, registry
 from vitprune.support.about import VERSION
 from vitprune.support.interrupts import INTERRUPTED
 from vitprune.support.limits import BeyondLimit, limits
@@ -200,6 +200,7 @@ def _register_once() -> None:
 def main() -> None:
     """Run what the process was started with, and end it."""
     interrupts.install()
+    garbage.in_a_process_of_its_own()
     code = run(sys.argv[1:])
     try:
         sys.stdout.flush()
@@ -210,4 +211,5 @@ def main() -> None:
     if code == INTERRUPTED:
         # An interrupt that passed through exec() of a string makes CPython end itself by SIGINT whatever sys.exit asked for.
         os._exit(code)
+    garbage.left_to_the_system()
     sys.exit(code)

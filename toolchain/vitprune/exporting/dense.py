@@ -19,7 +19,7 @@ from vitprune.graph import held
 from vitprune.graph.normal.operators import checkable
 from vitprune.graph.surgery import MAX_IR
 from vitprune.recipe import Recipe
-from vitprune.support import cache, onnx_weights
+from vitprune.support import cache, garbage, onnx_weights
 from vitprune.support.files import inside
 
 ANSI = re.compile(r"\x1b\[[0-9;]*m")
@@ -83,6 +83,19 @@ def written_out(module: Any) -> Iterator[None]:
             part.fused_attn = True
 
 
+@contextlib.contextmanager
+def frozen(module: Any) -> Iterator[None]:
+    """Parameters that ask for no gradients: torch.export then traces no autograd along, a tenth of an export."""
+    asking = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    for parameter in asking:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in asking:
+            parameter.requires_grad_(True)
+
+
 def _innermost(error: BaseException) -> str:
     """What went wrong first, without colours."""
     while error.__cause__ is not None:
@@ -131,7 +144,13 @@ def _exported(module: Any, image_shape: tuple[int, int, int], recipe: Recipe, na
     for logger in loggers:
         logger.setLevel(logging.ERROR)
     try:
-        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()), written_out(module):
+        with (
+            warnings.catch_warnings(),
+            contextlib.redirect_stdout(io.StringIO()),
+            written_out(module),
+            frozen(module),
+            garbage.unsearched(),
+        ):
             warnings.simplefilter("ignore")
             program = torch.onnx.export(
                 module,

@@ -62,8 +62,8 @@ def write_bundle(
         (folder / "reports").mkdir()
         (folder / "reports" / "export.json").write_text(json_text.written(notes), encoding="utf-8")
         seal(folder, manifest)
-        open_bundle(folder)  # what cannot be opened does not take the place of what is there
-    return open_bundle(output)
+        opened = open_bundle(folder)  # what cannot be opened does not take the place of what is there
+    return Bundle(output, opened.manifest, opened.recipe)
 
 
 def describe_io(model: onnx.ModelProto) -> dict[str, Any]:

@@ -13,9 +13,10 @@ import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 from onnx import TensorProto, helper
+from onnx_graphsurgeon.importers.onnx_importer import OnnxImporter
 from onnx_graphsurgeon.ir.tensor import LazyValues
 
-from vitprune.graph.types import Graph
+from vitprune.graph.types import Graph, Tensor
 from vitprune.support import onnx_weights
 from vitprune.support.onnx_types import FLOATS
 from vitprune.support.onnx_weights import Spill, nbytes
@@ -168,6 +169,22 @@ def inferred(bare: onnx.ModelProto, **options: bool) -> onnx.ModelProto:
     """A bare model with shapes, as onnx infers them."""
     made: onnx.ModelProto = onnx.shape_inference.infer_shapes(bare, **options)
     return made
+
+
+def infer(graph: Graph) -> None:
+    """Learn the shapes and types that onnx infers for tensors of a graph of which they are not known whole."""
+    tensors = graph.tensors()
+    open_ones = {name for name, tensor in tensors.items() if not isinstance(tensor, gs.Constant) and not _known(tensor)}
+    made = inferred(exported(graph)[0], data_prop=True).graph
+    for value in (*made.value_info, *made.output):
+        if value.name in open_ones:
+            learnt = OnnxImporter.import_tensor(value)
+            tensors[value.name].shape, tensors[value.name].dtype = learnt.shape, learnt.dtype
+
+
+def _known(tensor: Tensor) -> bool:
+    """Whether a tensor has a type, and a number for each dimension."""
+    return tensor.dtype is not None and tensor.shape is not None and all(isinstance(size, int) for size in tensor.shape)
 
 
 def check(bare: onnx.ModelProto, **options: bool) -> None:

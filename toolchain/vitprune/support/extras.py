@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 
 from vitprune.errors import TargetError
-from vitprune.support import interrupts, registry
+from vitprune.support import garbage, interrupts, registry
 
 
 def require(purpose: str, extra: str, *modules: str) -> None:
@@ -27,5 +27,5 @@ def require(purpose: str, extra: str, *modules: str) -> None:
 def import_torch(purpose: str) -> None:
     """Import torch and timm; raise TargetError VP201 when one is not installed."""
     require(purpose, "torch", "torch", "timm")
-    with interrupts.deferred():
+    with interrupts.deferred(), garbage.imports():
         registry.module("timm")  # brings torch

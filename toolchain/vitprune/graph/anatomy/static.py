@@ -48,7 +48,7 @@ def static_copy(model: onnx.ModelProto, batch: int = 1) -> gs.Graph:
     graph = held.attached(held.inferred(fixed, data_prop=True), weights)
     while len(graph.nodes) != count and _foldable(graph):
         count = len(graph.nodes)
-        graph = _fold_once(graph)
+        _fold_once(graph)
     return graph.cleanup()
 
 
@@ -60,7 +60,7 @@ def _foldable(graph: gs.Graph) -> bool:
     )
 
 
-def _fold_once(graph: gs.Graph) -> gs.Graph:
+def _fold_once(graph: gs.Graph) -> None:
     logger = logging.getLogger("onnx_graphsurgeon")
     level = logger.level
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
@@ -71,8 +71,7 @@ def _fold_once(graph: gs.Graph) -> gs.Graph:
         _load_operands(graph)
         graph.fold_constants(size_threshold=LARGEST_FOLDED, fold_shapes=False).cleanup()
     logger.setLevel(level)
-    bare, weights = held.exported(graph)
-    return held.attached(held.inferred(bare, data_prop=True), weights)
+    held.infer(graph)
 
 
 def _load_operands(graph: gs.Graph) -> None:
