@@ -374,8 +374,8 @@ def profiles(path: Path) -> list[str]:
     lines = [
         f"## Where the time of what falls short goes ({path.name})", "",
         f"ONNX Runtime's profile of {document['model']}, ms of a call by operator: the graph with native operators less what it is compared with, "
-        f"the {SHOWN} largest differences. Operators that only one of the two has are whole: FusedMatMul, SignedSums and WardMerge are Ward merging's sites, "
-        "TokenPredictor is DynamicViT's; merging adds a bias to attention's logits. torch's exports spend in MatMul, Softmax and Transpose what "
+        f"the {SHOWN} largest differences. Operators that only one of the two has are whole: FusedMatMul, SketchProducts and WardMerge are Ward merging's sites, "
+        "TokenPredictor is DynamicViT's; KeyBiasAttention is attention behind a site. torch's exports spend in MatMul, Softmax and Transpose what "
         "MultiHeadAttention does here. Official code is eager PyTorch, in groups that "
         "both runtimes have: its products are the larger part, and no pruning makes those of one runtime faster than the other's.", "",
         "| compared with | method | image | batch | ms | ours, less | by operator |",

@@ -53,16 +53,6 @@ void write_group(const MergeImage& image, const Merging& merging, bool loses, in
 
 VP_WIDE float norm_of(const float* row, int64_t width) { return square_root(dot(row, row, width)); }
 
-VP_WIDE void signed_sums(const float* rows, int64_t count, int64_t width, const float* signs, int64_t sums, float* out) {
-    for (int64_t row = 0; row < count; ++row, rows += width, out += sums) {
-        for (int64_t c = 0; c < sums; ++c) out[c] = c < width ? rows[c] * signs[c] : 0.0f;
-        for (int64_t from = sums; from < width; from += sums) {
-            const int64_t here = std::min(sums, width - from);
-            for (int64_t c = 0; c < here; ++c) out[c] += rows[from + c] * signs[from + c];
-        }
-    }
-}
-
 void write_mask(const float* bias, int64_t tokens, float* mask) {
     for (int64_t query = 0; query < tokens; ++query) std::copy(bias, bias + tokens, mask + query * tokens);
 }

@@ -58,9 +58,6 @@ struct Attention {
     int64_t heads = 1;
 };
 
-// Sums of the channels of rows [count, width] with signs: channel c counts in sum c mod sums; out [count, sums].
-void signed_sums(const float* rows, int64_t count, int64_t width, const float* signs, int64_t sums, float* out);
-
 // gram: inner products of the slots' rows, or of what stands for their channels [patches, patches]; damages are between directions.
 Merging ward_merging(const MergeParameters& parameters, const MergeImage& image, const float* gram, const Attention& attention);
 

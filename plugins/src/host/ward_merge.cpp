@@ -45,6 +45,18 @@ VP_WIDE float damages(const float* product, float own, float own_inverse, const 
     return least_of(damage, static_cast<size_t>(count));
 }
 
+// Where a value that is there first is; by stretches, so that most of the search is vector code.
+VP_WIDE int64_t first_of(const float* values, int64_t count, float wanted) {
+    constexpr int64_t kStretch = 64;
+    int64_t from = 0;
+    for (; from + kStretch <= count; from += kStretch) {
+        int32_t here = 0;
+        for (int64_t n = 0; n < kStretch; ++n) here |= values[from + n] == wanted;
+        if (here != 0) break;
+    }
+    return std::find(values + from, values + count, wanted) - values;
+}
+
 VP_WIDE void scaled(const float* row, float own, const float* factor, int64_t count, float* out) {
     for (int64_t j = 0; j < count; ++j) out[j] = row[j] * own * factor[j];
 }
@@ -53,13 +65,11 @@ VP_WIDE void move(float* own, const float* other, float share, int64_t count) {
     for (int64_t j = 0; j < count; ++j) own[j] = moved(own[j], other[j], share);
 }
 
-// Products of rows as products of directions.
-std::vector<float> of_directions(const MergeImage& image, const float* gram) {
-    const int64_t count = image.patches;
-    std::vector<float> factor(count), products(count * count);
-    for (int64_t slot = 0; slot < count; ++slot) factor[slot] = 1.0f / larger(norm_of(image.row(slot), image.width), kShortest);
-    for (int64_t slot = 0; slot < count; ++slot) scaled(gram + slot * count, factor[slot], factor.data(), count, &products[slot * count]);
-    return products;
+// Factors that make directions of rows.
+std::vector<float> inverse_lengths(const MergeImage& image) {
+    std::vector<float> factor(image.patches);
+    for (int64_t slot = 0; slot < image.patches; ++slot) factor[slot] = 1.0f / larger(norm_of(image.row(slot), image.width), kShortest);
+    return factor;
 }
 
 struct Nearest {
@@ -67,22 +77,22 @@ struct Nearest {
     std::vector<float> cost;
 };
 
-// Cheapest partner of every slot present, ties to the lower one. Damage: |z_i - z_j|^2 / (1 / m_i + 1 / m_j).
-Nearest nearest(const std::vector<float>& gram, const std::vector<float>& mass, const std::vector<uint8_t>& gone) {
+// Cheapest partner of every slot present, ties to the lower one. row(slot): its products with all slots; own: with itself.
+template <typename Row, typename Own>
+Nearest nearest(const Row& row, const Own& own, const std::vector<float>& mass, const std::vector<uint8_t>& gone) {
     const int64_t count = static_cast<int64_t>(mass.size());
     Nearest found{std::vector<int64_t>(count, -1), std::vector<float>(count, kNone)};
     std::vector<float> length(count), inverse(count), damage(count);
     for (int64_t slot = 0; slot < count; ++slot) {
-        length[slot] = gone[slot] ? kNone : gram[slot * count + slot];
+        length[slot] = gone[slot] ? kNone : own(slot);
         inverse[slot] = 1.0f / mass[slot];
     }
     for (int64_t slot = 0; slot < count; ++slot) {
         if (gone[slot]) continue;
-        const float least = damages(&gram[slot * count], length[slot], inverse[slot], length.data(), inverse.data(), slot, count,
-                                    damage.data());
+        const float least = damages(row(slot), length[slot], inverse[slot], length.data(), inverse.data(), slot, count, damage.data());
         if (least == kNone) continue;
         found.cost[slot] = least;
-        found.partner[slot] = std::find(damage.begin(), damage.end(), least) - damage.begin();
+        found.partner[slot] = first_of(damage.data(), count, least);
     }
     return found;
 }
@@ -104,13 +114,15 @@ std::vector<int64_t> joining(const WardParameters& parameters, const Nearest& fo
     return slots;
 }
 
-// Products of the centroids: rows first, then columns.
-void move_to_centroids(std::vector<float>& gram, int64_t count, const std::vector<int64_t>& slots,
+// Products of the centroids: rows first, then columns. Nobody reads the rows of those who are gone any more.
+void move_to_centroids(float* gram, const std::vector<uint8_t>& gone, const std::vector<int64_t>& slots,
                        const std::vector<int64_t>& partner, const std::vector<float>& share) {
+    const int64_t count = static_cast<int64_t>(gone.size());
     for (size_t n = 0; n < slots.size(); ++n) {
         move(&gram[partner[slots[n]] * count], &gram[slots[n] * count], share[n], count);
     }
     for (int64_t row = 0; row < count; ++row) {
+        if (gone[row]) continue;
         float* products = &gram[row * count];
         for (size_t n = 0; n < slots.size(); ++n) {
             float& own = products[partner[slots[n]]];
@@ -126,12 +138,25 @@ Merging ward_merging(const MergeParameters& merge, const MergeImage& image, cons
     const int64_t count = image.patches;
     Merging merging{std::vector<int64_t>(count), masses(parameters, image, attention), {}};
     std::iota(merging.into.begin(), merging.into.end(), 0);
-    std::vector<float> products = of_directions(image, gram), mass = merging.mass;
+    const std::vector<float> factor = inverse_lengths(image);
+    static thread_local std::vector<float> kept_memory;  // grows to the largest image that its thread has seen
+    kept_memory.resize(std::max<size_t>(kept_memory.size(), count * count));
+    float* products = kept_memory.data();
+    std::vector<float> mass = merging.mass;
     std::vector<uint8_t> gone(count);
     for (int64_t slot = 0; slot < count; ++slot) gone[slot] = !image.live(slot);
     int64_t left = parameters.pairs;
     for (int64_t round = 0; round < parameters.rounds; ++round) {
-        const Nearest found = nearest(products, mass, gone);
+        const auto row = [&](int64_t slot) {  // in the first round, of directions from here on: made just before it is read
+            float* own = &products[slot * count];
+            if (round == 0) scaled(gram + slot * count, factor[slot], factor.data(), count, own);
+            return own;
+        };
+        const auto own = [&](int64_t slot) {
+            const int64_t at = slot * count + slot;
+            return round == 0 ? gram[at] * factor[slot] * factor[slot] : products[at];
+        };
+        const Nearest found = nearest(row, own, mass, gone);
         const std::vector<int64_t> slots = joining(parameters, found, left);
         if (slots.empty()) break;
         left -= static_cast<int64_t>(slots.size());
@@ -145,7 +170,7 @@ Merging ward_merging(const MergeParameters& merge, const MergeImage& image, cons
         for (int64_t& end : merging.into) {
             if (std::binary_search(slots.begin(), slots.end(), end)) end = found.partner[end];
         }
-        if (round + 1 < parameters.rounds) move_to_centroids(products, count, slots, found.partner, share);
+        if (round + 1 < parameters.rounds) move_to_centroids(products, gone, slots, found.partner, share);
     }
     for (int64_t slot = 0; slot < count; ++slot) {
         if (image.live(slot) && merging.into[slot] == slot) merging.kept.push_back(slot);

@@ -4,6 +4,7 @@
 #include <algorithm>
 
 #include "host/merge_decision.h"
+#include "host/sketch_products.h"
 #include "onnxruntime/merge_tensors.h"
 #include "onnxruntime/pool.h"
 
@@ -41,13 +42,13 @@ private:
 
 constexpr ONNXTensorElementDataType kFloats[] = {kFloat, kFloat};
 
-// Rows behind the prefix as sums of their channels with signs.
-class SumsKernel {
+// Inner products of the sketches of the rows behind the prefix.
+class SketchKernel {
 public:
-    static constexpr const char* kName = "SignedSums";
+    static constexpr const char* kName = "SketchProducts";
     static constexpr Signature kReads = signature(kFloats), kWrites{kFloats, 1, 1};
 
-    SumsKernel(const OrtApi& api, const OrtKernelInfo* info)
+    SketchKernel(const OrtApi& api, const OrtKernelInfo* info)
         : api_(api), prefix_(integer_of(api, info, "prefix")), sums_(integer_of(api, info, "sums")) {
         if (prefix_ < 0 || sums_ < 1) fail(api, ORT_INVALID_ARGUMENT, "an attribute is negative");
     }
@@ -58,11 +59,11 @@ public:
             fail(api_, ORT_INVALID_ARGUMENT, "x must be [batch, tokens, width], with a sign for every channel");
         }
         const int64_t batch = x.dims[0], patches = x.dims[1] - prefix_, width = x.dims[2];
-        float* out = give<float>(api_, context, 0, {batch, patches, sums_});
-        for (int64_t b = 0; b < batch; ++b) {
-            const float* rows = static_cast<const float*>(x.data) + (b * x.dims[1] + prefix_) * width;
-            signed_sums(rows, patches, width, static_cast<const float*>(signs.data), sums_, out + b * patches * sums_);
-        }
+        float* gram = give<float>(api_, context, 0, {batch, patches, patches});
+        pool_of(context)(static_cast<size_t>(batch), [&](size_t b) {
+            const float* rows = static_cast<const float*>(x.data) + (static_cast<int64_t>(b) * x.dims[1] + prefix_) * width;
+            sketch_products(rows, patches, width, static_cast<const float*>(signs.data), sums_, gram + b * patches * patches);
+        });
     }
 
 private:
@@ -76,7 +77,7 @@ void add_merge_operators(const OrtApi& api, OrtCustomOpDomain* domain) {
     add_operator<MergeKernel<MergeKind::kPair>>(api, domain);
     add_operator<MergeKernel<MergeKind::kWard>>(api, domain);
     add_operator<MergeKernel<MergeKind::kSampled>>(api, domain);
-    add_operator<SumsKernel>(api, domain);
+    add_operator<SketchKernel>(api, domain);
 }
 
 }  // namespace vitprune

@@ -18,7 +18,8 @@
 // class token's logits. Outputs: those above, then patch and kept int64 [B,K], shape int64 [3] of the rows, and score float [B,P].
 // Attributes: those of PruneSite and of the merging operators, floor.
 //
-// SignedSums: x float [B,prefix+P,C], signs float [C] -> float [B,P,sums], the rows that WardMerge's gram is of where it is of a sketch.
+// SketchProducts: x float [B,prefix+P,C], signs float [C] -> float [B,P,P], WardMerge's gram where it is of a sketch: channel c counts
+// with its sign in sum c mod `sums`.
 #pragma once
 
 #include "onnxruntime/api.h"

@@ -12,4 +12,5 @@ PAIR_MERGE = "PairMerge"
 WARD_MERGE = "WardMerge"
 TOKEN_PREDICTOR = "TokenPredictor"
 COLUMN_SCORE = "ColumnScore"
+SKETCH_PRODUCTS = "SketchProducts"
 KEY_BIAS_ATTENTION = "KeyBiasAttention"  # no part of a site: the attention behind one, with one value for every key

@@ -11,7 +11,7 @@ from vitprune.graph.lowering.pruning import ATTRIBUTES, SAMPLED, written
 from vitprune.graph.lowering.scoring import rounds_inside
 from vitprune.graph.outlines import Outline, stored
 from vitprune.graph.types import Graph, Tensor, dims
-from vitprune.ops.sites import PAIR_MERGE, WARD_MERGE
+from vitprune.ops.sites import PAIR_MERGE, SKETCH_PRODUCTS, WARD_MERGE
 from vitprune.ops.token_sample import DOMAIN
 from vitprune.support.onnx_types import HALF
 
@@ -100,9 +100,9 @@ def _replace(graph: Graph, one: Outline, name: str, asks: bool) -> bool:
     attributes = dict(one.attributes)
     if one.kind == WARD_MERGE:
         attributes = {"heads": 0} | attributes
-        metric = _sums(graph, x, metric, int(one.attributes["prefix"]), name)
+        gram = _of_sketches(graph, x, metric, int(one.attributes["prefix"]), name)
         attention = tensors[needed["attention"]] if "attention" in needed else types.absent()
-        inputs = [x, _product(graph, metric, metric, name), attention]
+        inputs = [x, gram or _product(graph, metric, metric, name), attention]
     else:
         inputs = [x, _halves(graph, metric, int(one.attributes["prefix"]), name), metric]
     inputs += [tensors[behind[role]] if role in behind else types.absent() for role in OPTIONAL]
@@ -124,8 +124,8 @@ def _replace(graph: Graph, one: Outline, name: str, asks: bool) -> bool:
     return True
 
 
-def _sums(graph: Graph, x: Tensor, metric: Tensor, prefix: int, name: str) -> Tensor:
-    """The metric of a sketch by one operator, from x [B,prefix+P,C]; any other metric as it is."""
+def _of_sketches(graph: Graph, x: Tensor, metric: Tensor, prefix: int, name: str) -> Tensor | None:
+    """Inner products [B,P,P] of sketches by one operator, from x [B,prefix+P,C]; None where the metric is something else."""
     reduce = metric.inputs[0] if metric.inputs else None
     split = reduce.inputs[0].inputs[0] if reduce is not None and reduce.op == "ReduceSum" and reduce.inputs[0].inputs else None
     shape = value_of(split.inputs[1]) if split is not None and split.op == "Reshape" else None
@@ -133,17 +133,17 @@ def _sums(graph: Graph, x: Tensor, metric: Tensor, prefix: int, name: str) -> Te
     if above is not None and above.op == "Pad":
         above = above.inputs[0].inputs[0] if above.inputs[0].inputs else None
     if shape is None or shape.size != 4 or above is None or above.op != "Mul":
-        return metric
+        return None
     signs = value_of(above.inputs[1])
     rows = above.inputs[0].inputs[0] if above.inputs[0].inputs else None
     behind = rows is not None and rows.op == "Slice" and rows.inputs[0] is x
     if signs is None or signs.ndim != 1 or not (behind if prefix else above.inputs[0] is x):
-        return metric
-    made = types.variable(f"{name}/sketch", dtype=np.float32)
+        return None
+    made = types.variable(f"{name}/products", dtype=np.float32)
     signs_there = types.constant(f"{name}/signs", signs)
     attributes = {"prefix": prefix, "sums": int(shape[3])}
     graph.nodes.append(
-        types.node("SignedSums", name=made.name, attrs=attributes, inputs=[x, signs_there], outputs=[made], domain=DOMAIN)
+        types.node(SKETCH_PRODUCTS, name=made.name, attrs=attributes, inputs=[x, signs_there], outputs=[made], domain=DOMAIN)
     )
     return made
 
