@@ -53,10 +53,6 @@ void write_group(const MergeImage& image, const Merging& merging, bool loses, in
 
 VP_WIDE float norm_of(const float* row, int64_t width) { return square_root(dot(row, row, width)); }
 
-void write_mask(const float* bias, int64_t tokens, float* mask) {
-    for (int64_t query = 0; query < tokens; ++query) std::copy(bias, bias + tokens, mask + query * tokens);
-}
-
 void keep_heaviest(std::vector<int64_t>& slots, const std::vector<float>& mass, int64_t limit) {
     if (static_cast<int64_t>(slots.size()) <= limit) return;
     std::nth_element(slots.begin(), slots.begin() + limit, slots.end(),

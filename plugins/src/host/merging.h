@@ -49,9 +49,6 @@ float norm_of(const float* row, int64_t width);
 // Where the rows of one image go; as MergeOutputs, of this image.
 void write_merged(const MergeImage& image, const Merging& merging, Mean mean, const MergeParameters& parameters, const MergeOutputs& out);
 
-// The bias of the later keys once for every query: mask [tokens, tokens] of bias [tokens].
-void write_mask(const float* bias, int64_t tokens, float* mask);
-
 // What a slot receives of attention: heads values for each, to be added up.
 struct Attention {
     const float* values = nullptr;  // null: not asked for

@@ -28,10 +28,6 @@ public:
         if (!decided.fits) fail(api_, ORT_FAIL, vp_status_string(VP_NO_ROOM));
         const MergeResults made = merge_results(api_, context, kKind, tensors, decided.count);
         write_merge(node_.parameters, tensors.in, tensors.shape, decided, made.out, each);
-        const int64_t tokens = made.dims[1];
-        for (int64_t b = 0; made.mask != nullptr && b < tensors.shape.batch; ++b) {
-            write_mask(made.out.bias + b * tokens, tokens, made.mask + b * tokens * tokens);
-        }
         if (made.shape != nullptr) std::copy(made.dims.begin(), made.dims.end(), made.shape);
     }
 

@@ -9,9 +9,8 @@
 // and, each where there is one, size float [B,prefix+P], patch int64 [B,P], valid bool [B,P], group int64 [B,P0]. In place of the
 // attention WardMerge takes query and key float [B,prefix+P,heads*depth] and, where there is one, bias float [B,prefix+P] of the
 // attention that has just been, and computes the CLS token's row itself.
-// Outputs: rows float [B,prefix+K,C], size and bias float [B,prefix+K], index int64 [B,K], keep bool [B,K], where somebody reads it
-// mask float [B,1,prefix+K,prefix+K], and with group its successor int64 [B,P0]. bias: log(size) if asked for, and -1e4 on pads; mask:
-// the same for every query.
+// Outputs: rows float [B,prefix+K,C], size and bias float [B,prefix+K], index int64 [B,K], keep bool [B,K], and with group its successor
+// int64 [B,P0]. bias: log(size) if asked for, and -1e4 on pads.
 //
 // SampledMerge is a site of ATS whose dropped patches join the kept ones most similar to them. Inputs: x and metric (keys without
 // positions); query, key, value or score as PruneSite's; size float [B,N], patch, valid and group as above; bias float [B,N], added to the

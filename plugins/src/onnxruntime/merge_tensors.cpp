@@ -22,7 +22,7 @@ constexpr Places kPlaces[] = {
     {kNowhere, kNowhere, 1, 2, 7, 8, kNowhere, kNowhere, 3, 4, 5, 6, 9},
     {kNowhere, 1, kNowhere, kNowhere, 2, 3, 4, 5, 6, 7, 8, 9, 10},
 };
-enum Output { kRows, kSize, kBias, kIndex, kKeep, kMask, kGroup, kPatch, kKept, kShape, kScore };
+enum Output { kRows, kSize, kBias, kIndex, kKeep, kGroup, kPatch, kKept, kShape, kScore };
 
 void insist(const OrtApi& api, bool sane, const char* message) {
     if (!sane) fail(api, ORT_INVALID_ARGUMENT, message);
@@ -150,7 +150,6 @@ MergeResults merge_results(const OrtApi& api, OrtKernelContext* context, MergeKi
     out.bias = give<float>(api, context, kBias, {batch, tokens});
     out.index = give<int64_t>(api, context, kIndex, {batch, count});
     out.keep = give<uint8_t>(api, context, kKeep, {batch, count});
-    results.mask = give<float>(api, context, kMask, {batch, 1, tokens, tokens});
     if (tensors.in.group != nullptr) out.group = give<int64_t>(api, context, kGroup, {batch, tensors.shape.originals});
     if (kind != MergeKind::kSampled) return results;
     out.patch = give<int64_t>(api, context, kPatch, {batch, count});

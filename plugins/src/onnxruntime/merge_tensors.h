@@ -18,7 +18,7 @@ template <>
 struct MergeForm<MergeKind::kPair> {
     static constexpr const char* kName = "PairMerge";
     static constexpr ONNXTensorElementDataType kInputs[] = {kFloat, kFloat, kFloat, kFloat, kInt64, kBool, kInt64};
-    static constexpr ONNXTensorElementDataType kOutputs[] = {kFloat, kFloat, kFloat, kInt64, kBool, kFloat, kInt64};
+    static constexpr ONNXTensorElementDataType kOutputs[] = {kFloat, kFloat, kFloat, kInt64, kBool, kInt64};
     static constexpr size_t kRequired = 3;
 };
 
@@ -26,7 +26,7 @@ template <>
 struct MergeForm<MergeKind::kWard> {
     static constexpr const char* kName = "WardMerge";
     static constexpr ONNXTensorElementDataType kInputs[] = {kFloat, kFloat, kFloat, kFloat, kInt64, kBool, kInt64, kFloat, kFloat, kFloat};
-    static constexpr ONNXTensorElementDataType kOutputs[] = {kFloat, kFloat, kFloat, kInt64, kBool, kFloat, kInt64};
+    static constexpr ONNXTensorElementDataType kOutputs[] = {kFloat, kFloat, kFloat, kInt64, kBool, kInt64};
     static constexpr size_t kRequired = 2;  // attention may be absent
 };
 
@@ -35,7 +35,7 @@ struct MergeForm<MergeKind::kSampled> {
     static constexpr const char* kName = "SampledMerge";
     static constexpr ONNXTensorElementDataType kInputs[] = {kFloat, kFloat, kFloat, kFloat, kFloat, kFloat,
                                                             kFloat, kInt64, kBool, kInt64, kFloat};
-    static constexpr ONNXTensorElementDataType kOutputs[] = {kFloat, kFloat, kFloat, kInt64, kBool, kFloat,
+    static constexpr ONNXTensorElementDataType kOutputs[] = {kFloat, kFloat, kFloat, kInt64, kBool,
                                                              kInt64, kInt64, kInt64, kInt64, kFloat};
     static constexpr size_t kRequired = 2;
 };
@@ -58,11 +58,9 @@ struct MergeTensors {
 // Refuses numbers in patch and group that are no patches; on host memory.
 void check_numbers(const OrtApi& api, const MergeTensors& tensors);
 
-// What a node writes: besides the outputs of a site the bias once for every query [B,1,M,M] and the shape of the rows, where they are
-// to be told; null where nobody asks.
+// What a node writes: the outputs of a site and the shape of the rows, null where nobody asks.
 struct MergeResults {
     MergeOutputs out{};
-    float* mask = nullptr;
     int64_t* shape = nullptr;
     std::array<int64_t, 3> dims{};
 };

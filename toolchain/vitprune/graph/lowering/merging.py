@@ -20,8 +20,7 @@ QUANTISED = ("QuantizeLinear", "DequantizeLinear")
 OPTIONAL = ("size", "patch", "valid", "group")
 ASKING = ("query", "key", "asked_bias")  # in place of "attention": what the row of the CLS token is computed from
 OUTPUTS = {
-    "rows": np.float32, "size": np.float32, "bias": np.float32, "index": np.int64, "keep": np.bool_, "mask": np.float32,
-    "group": np.int64,
+    "rows": np.float32, "size": np.float32, "bias": np.float32, "index": np.int64, "keep": np.bool_, "group": np.int64,
 }  # fmt: skip
 SAMPLED_INPUTS = ("x", "metric", "query", "key", "value", "score", "size", "patch", "valid", "group", "asked_bias")
 SAMPLED_OUTPUTS = OUTPUTS | {"patch": np.int64, "kept": np.int64, "shape": np.int64}
@@ -66,8 +65,7 @@ def _replace_sampled(graph: Graph, one: Outline, name: str, shapes: dict[int, Te
     floats = (tensor.dtype == np.float32 for role, tensor in found.items() if role not in ("patch", "valid", "group"))
     if one.outputs.get("rows") not in tensors or len(dims(found["x"])) != 3 or not all(floats):
         return False
-    outputs = written(one, tensors, name, SAMPLED_OUTPUTS, ("mask",))
-    outputs["mask"] = types.absent()
+    outputs = written(one, tensors, name, SAMPLED_OUTPUTS)
     if not grouped:
         outputs["group"] = types.absent()
     count = int(one.attributes["capacity"]) if one.attributes["pad_to_capacity"] else None
@@ -111,9 +109,6 @@ def _replace(graph: Graph, one: Outline, name: str, asks: bool) -> bool:
     outputs: list[Tensor] = []
     for role, dtype in OUTPUTS.items():
         if role == "group" and "group" not in behind:
-            continue
-        if role == "mask":
-            outputs.append(types.absent())
             continue
         tensor = tensors.get(one.outputs.get(role, ""))
         if tensor is None:

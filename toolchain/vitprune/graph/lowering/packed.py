@@ -18,14 +18,11 @@ from vitprune.graph.emit import FLOAT, INT64, Emitter
 from vitprune.graph.lowering.attention import above
 from vitprune.graph.lowering.layouts import Layout
 from vitprune.graph.lowering.linear import bias_of
-from vitprune.graph.lowering.merging import KINDS, OUTPUTS
 from vitprune.graph.lowering.row_wise import by_rows, constant_axes
 from vitprune.graph.ragged import Ragged, stored
 from vitprune.graph.types import Graph, Node, Tensor, dims, given, redirect
 from vitprune.ops.packed_attention import NAME
 from vitprune.ops.token_sample import DOMAIN
-
-BIAS, MASK = list(OUTPUTS).index("bias"), list(OUTPUTS).index("mask")
 
 
 @dataclass
@@ -254,13 +251,6 @@ class _Packing:
                 padded = self._unpacked(tensor)
                 tensor.name, padded.name = f"{tensor.name}/packed", tensor.name
                 self.graph.outputs[place] = padded
-        for node in [one for one in self.graph.nodes if one.op in KINDS and len(one.outputs) > MASK]:
-            still = any(
-                reader.outputs for reader in node.outputs[MASK].outputs
-            )  # the attention that it was for is packed, and empty
-            if node.outputs[MASK].name and not still and not any(node.outputs[MASK] is one for one in self.graph.outputs):
-                node.outputs[MASK].outputs.clear()
-                node.outputs[MASK] = types.absent()
         for node in [one for one in self.graph.nodes if one.op == "MatMul" and self._is_packed(one.inputs[0])]:
             _gemm(self.graph, node)
 
@@ -279,10 +269,7 @@ def _below_mask(mask: Tensor) -> Tensor | None:
 
 
 def _below_expand(wide: Tensor) -> Tensor | None:
-    """Of a bias per query row the bias [B,N] that was repeated, by nodes or by a merging operator."""
-    maker = wide.inputs[0] if wide.inputs else None
-    if maker is not None and maker.op in KINDS:
-        return maker.outputs[BIAS] if len(maker.outputs) > MASK and maker.outputs[MASK] is wide else None
+    """Of a bias per query row the bias [B,N] that was repeated."""
     expand = above(wide, "Expand")
     column = above(expand.inputs[0], "Unsqueeze") if expand is not None else None
     return column.inputs[0] if column is not None else None
