@@ -1,15 +1,30 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// What operators on the CUDA execution provider share: errors, memory of one call, and the way back of kept counts.
+// What operators on the CUDA execution provider share: their table, errors, memory of one call, and the way back of kept counts.
 #pragma once
 
 #include <cuda_runtime_api.h>
 
 #include <algorithm>
 
-#include "onnxruntime/api.h"
+#include "onnxruntime/cpu_operator.h"
 
 namespace vitprune {
+
+template <typename Kernel>
+struct OperatorOn : CpuOperator<Kernel> {
+    explicit OperatorOn(const char* provider) : provider(provider) {
+        this->GetExecutionProviderType = [](const OrtCustomOp* op) { return static_cast<const OperatorOn*>(op)->provider; };
+    }
+    const char* provider;
+};
+
+// provider: null for the CPU, where the tests have kernels that are emulated.
+template <typename Kernel>
+void add_operator_on(const OrtApi& api, OrtCustomOpDomain* domain, const char* provider) {
+    static const OperatorOn<Kernel> one(provider);  // lives as long as the process: sessions refer to it
+    check(api.CustomOpDomain_Add(domain, &one));
+}
 
 inline void check_cuda(const OrtApi& api, cudaError_t error) {
     if (error != cudaSuccess) fail(api, ORT_FAIL, cudaGetErrorString(error));

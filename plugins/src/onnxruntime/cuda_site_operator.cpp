@@ -38,18 +38,10 @@ private:
     SiteParameters parameters_;
 };
 
-struct CudaSite : CpuOperator<CudaSiteKernel> {
-    explicit CudaSite(const char* provider) : provider(provider) {
-        GetExecutionProviderType = [](const OrtCustomOp* op) { return static_cast<const CudaSite*>(op)->provider; };
-    }
-    const char* provider;
-};
-
 }  // namespace
 
 void add_cuda_site_operator(const OrtApi& api, OrtCustomOpDomain* domain, const char* provider) {
-    static const CudaSite one(provider);  // lives as long as the process: sessions refer to it
-    check(api.CustomOpDomain_Add(domain, &one));
+    add_operator_on<CudaSiteKernel>(api, domain, provider);
 }
 
 }  // namespace vitprune

@@ -5,6 +5,7 @@
 #include "host/token_sample.h"
 #include "host/token_score.h"
 #include "onnxruntime/column_operator.h"
+#include "onnxruntime/cuda_merge_operators.h"
 #include "onnxruntime/cuda_site_operator.h"
 #include "onnxruntime/halt_operator.h"
 #include "onnxruntime/merge_operators.h"
@@ -143,6 +144,7 @@ OrtCustomOpDomain* make_domain(const OrtApi& api) {
     static const Operator sample_cuda("TokenSample", "CUDAExecutionProvider", false, compute_sample_cuda);
     check(api.CustomOpDomain_Add(domain, &sample_cuda));
     add_cuda_site_operator(api, domain);
+    add_cuda_merge_operators(api, domain);
 #endif
     return domain;
 }
