@@ -81,9 +81,18 @@ def merging(rng: np.random.Generator, kind: str, patches: int, batch: int = 3, *
     return {"attributes": attributes, "sizes": sizes, "arrays": arrays}
 
 
+def alike(rng: Any, metric: np.ndarray, prefix: int) -> None:
+    """Most rows become one row in other orders of its channels, the rest the same number in every channel: cosines differ by roundings."""
+    row = rng.standard_normal(metric.shape[2]).astype(np.float32)
+    for place in np.ndindex(*metric[:, prefix:].shape[:2]):
+        metric[:, prefix:][place] = rng.permutation(row) if rng.random() < 0.7 else np.float32(0.3)
+
+
 def _pairs(rng: Any, attributes: Attributes, arrays: Any, sizes: tuple[int, ...], normal: Any) -> None:
     batch, patches, prefix, depth = sizes
     arrays["metric"] = normal(batch, prefix + patches, depth)
+    if rng.integers(3) == 0:
+        alike(rng, arrays["metric"], prefix)
     rows = arrays["metric"][:, prefix:]
     a, b = rows[:, prefix % 2 :: 2], rows[:, 1 - prefix % 2 :: 2]
     arrays["products"] = np.ascontiguousarray(a @ b.transpose(0, 2, 1))
@@ -121,6 +130,8 @@ def _sampled(rng: Any, attributes: Attributes, arrays: Any, sizes: tuple[int, ..
     batch, patches, prefix, depth, heads = sizes
     tokens = prefix + patches
     arrays["metric"] = normal(batch, tokens, heads * depth)
+    if rng.integers(2):
+        alike(rng, arrays["metric"], prefix)
     form = str(rng.choice(["given", "per_head", "pooled", "mean"]))
     if form == "given":
         arrays["score"] = normal(batch, patches)
