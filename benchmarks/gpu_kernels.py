@@ -17,7 +17,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "plugins"))
 
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
-from site_memory import Attributes, Sample, Sizes, Tensors, cut, run, site  # noqa: E402
+from site_memory import DTYPES, TYPED, Attributes, Sample, Sizes, Tensors, cut, run, site, typed  # noqa: E402
 
 from vitprune.plugins.library import declare  # noqa: E402
 from vitprune.plugins.packed import CUDA_SIGNATURE  # noqa: E402
@@ -67,7 +67,7 @@ class Site:
         batch, more = sizes.batch, int(attributes.combine != b"nothing")
         tokens = attributes.prefix_tokens + sizes.patches + more
         room = {
-            "rows": (tokens * sizes.width, torch.float32), "rows2": (tokens * max(sizes.width2, 1), torch.float32),
+            "rows": (tokens * sizes.width, _bits(arrays["x"])), "rows2": (tokens * max(sizes.width2, 1), _bits(arrays["h"])),
             "index": (sizes.patches, torch.int64), "keep": (sizes.patches, torch.uint8), "patch_out": (sizes.patches + 1, torch.int64),
             "kept": (sizes.patches, torch.int64), "mask": (tokens, torch.int32), "score_kept": (sizes.patches, torch.float32),
             "score_out": (sizes.patches, torch.float32), "bias": (tokens, torch.float32),
@@ -79,7 +79,8 @@ class Site:
         self.count, needed = torch.zeros(1, dtype=torch.int64, device=device), ctypes.c_size_t()
         assert raw.vp_prune_site_workspace(ctypes.byref(attributes), ctypes.byref(sizes), ctypes.byref(needed)) == 0
         self.workspace = torch.empty(needed.value, dtype=torch.uint8, device=device)
-        self.tensors = Tensors(**{name: tensor.data_ptr() for name, tensor in (self.read | self.held).items()})
+        kinds = {f"{name}_type": DTYPES.index(arrays[name].dtype) for name in TYPED if arrays[name] is not None}
+        self.tensors = Tensors(**{name: tensor.data_ptr() for name, tensor in (self.read | self.held).items()}, **kinds)
 
     def launch(self) -> None:
         """Enqueue it on the stream of now."""
@@ -96,13 +97,19 @@ class Site:
         return k, cut({name: tensor.cpu().numpy() for name, tensor in self.held.items()}, self.one, k)
 
 
+def _bits(array: np.ndarray | None) -> torch.dtype:
+    """What torch holds rows as: of a half type their bits."""
+    return torch.float32 if array is None or array.dtype == np.float32 else torch.int16
+
+
 def _on(device: str, array: np.ndarray) -> torch.Tensor:
     values = np.ascontiguousarray(array)
-    return torch.from_numpy(values.view(np.uint8) if values.dtype == np.bool_ else values).to(device)
+    seen = {np.dtype(np.bool_): np.uint8, DTYPES[1]: np.int16, DTYPES[2]: np.int16}
+    return torch.from_numpy(values.view(seen.get(values.dtype, values.dtype))).to(device)
 
 
 def against_twin(raw: Any, twin: Any, device: str, sizes: Iterable[int]) -> dict[str, Any]:
-    """PruneSite's kernels against the host twin, every bit of every output.
+    """PruneSite's kernels against the host twin, every bit of every output, every second site with tensors in half types.
 
     Returns:
         cases: how many sites were compared; unequal: those that differ, by form, rule, size and output.
@@ -112,6 +119,7 @@ def against_twin(raw: Any, twin: Any, device: str, sizes: Iterable[int]) -> dict
         for combine, mode in RULES:
             for patches in sizes:
                 one = site(rng, form, combine, mode, patches)
+                one = typed(rng, one) if cases % 2 else one
                 status, count, wanted = run(twin.vp_prune_site_cpu, one)
                 assert status == 0, f"vp_prune_site_cpu: {status}"
                 call = Site(raw, one, device)
@@ -121,10 +129,15 @@ def against_twin(raw: Any, twin: Any, device: str, sizes: Iterable[int]) -> dict
                 wrong = [
                     name
                     for name, value in wanted.items()
-                    if k != count or value.tobytes() != found[name].astype(value.dtype).tobytes()
+                    if k != count or value.tobytes() != _as(found[name], value.dtype).tobytes()
                 ]
                 unequal += [f"{form}, {combine}, {mode}, {patches} patches: {name}" for name in wrong]
     return {"cases": cases, "unequal": unequal}
+
+
+def _as(found: np.ndarray, dtype: np.dtype[Any]) -> np.ndarray:
+    """An output in its own type: bits of a half type, or a flag."""
+    return found.view(dtype) if dtype in DTYPES[1:] else found.astype(dtype)
 
 
 def deit_site(batch: int, tokens: int, padded: bool, seed: int = 0) -> dict[str, Any]:

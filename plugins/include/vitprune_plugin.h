@@ -52,7 +52,7 @@ enum VpStatus {
 /* Bits of vp_features(). */
 enum VpFeature { VP_FEATURE_CUDA = 1, VP_FEATURE_TENSORRT = 2, VP_FEATURE_ONNXRUNTIME = 4 };
 
-/* Element type of query, key and value. */
+/* Element types. */
 enum VpDtype { VP_FLOAT32 = 0, VP_FLOAT16 = 1, VP_BFLOAT16 = 2 };
 
 /* Attributes of TokenSample.
@@ -98,22 +98,26 @@ typedef struct VpPruneSiteAttributes {
 } VpPruneSiteAttributes;
 
 /* Tensors of PruneSite, all dense and row major; N = prefix_tokens + P, M = prefix_tokens + K. Null where a site has none.
- *   inputs   x float [B,N,C], h float [B,N,C2]; query float [B,H*D] (scaled), key and value float [B,N,H*D], or score float [B,P];
+ *   inputs   x [B,N,C], h [B,N,C2]; query [B,H*D] (scaled), key and value [B,N,H*D], each of the dtype in its *_type, 0 = float32; or
+ *            score float [B,P];
  *            theta float scalar, subtracted from the score before it is compared; valid bool [B,P], null: all; patch int64 [B,P],
  *            null: 0, 1, ...
- *   outputs  rows float [B,M,C] (with a combined row [B,M+1,C]), rows2 float [B*M,C2], index int64 [B,K], keep bool [B,K],
+ *   outputs  rows [B,M,C] of x's dtype (with a combined row [B,M+1,C], summed in float32 and rounded once), rows2 [B*M,C2] of h's
+ *            dtype, index int64 [B,K], keep bool [B,K],
  *            patch int64 [B,K] (combined: [B,K+1]), kept int64 [B,K], mask int32 [B,M] (combined: [B,M+1]), score_kept float
  *            [B,K], score_out float [B,P], bias float [B,M] (combined: [B,M+1]): 0 where mask is 1, else -1e4 */
 typedef struct VpPruneSiteTensors {
-    const float *x, *h, *query, *key, *value, *score, *theta;
+    const void *x, *h, *query, *key, *value;
+    const float *score, *theta;
     const uint8_t* valid;
     const int64_t* patch;
-    float *rows, *rows2;
+    void *rows, *rows2;
     int64_t* index;
     uint8_t* keep;
     int64_t *patch_out, *kept;
     int32_t* mask;
     float *score_kept, *score_out, *bias;
+    int32_t x_type, h_type, query_type, key_type, value_type;
 } VpPruneSiteTensors;
 
 /* Sizes of PruneSite: B, P, C, C2 and D. */
@@ -206,7 +210,7 @@ VP_API int32_t vp_token_score_sample_cpu(const VpTokenScoreAttributes* score_att
                                          uint8_t* keep, int64_t* count);
 
 /* PruneSite on the host. Outputs have room for the largest K; on return they are laid out by *count = K.
- * Errors: those of vp_token_sample_cpu and VP_UNKNOWN_FORM, VP_UNKNOWN_COMBINE, VP_BAD_HEADS, VP_BAD_PREFIX. */
+ * Errors: those of vp_token_sample_cpu and VP_UNKNOWN_FORM, VP_UNKNOWN_COMBINE, VP_UNKNOWN_DTYPE, VP_BAD_HEADS, VP_BAD_PREFIX. */
 VP_API int32_t vp_prune_site_cpu(const VpPruneSiteAttributes* attributes, const VpPruneSiteSizes* sizes,
                                  const VpPruneSiteTensors* tensors, int64_t* count);
 

@@ -51,9 +51,13 @@ int32_t check_site_shape(const SiteParameters& parameters, const VpPruneSiteSize
 }
 
 int32_t check_site_inputs(const SiteParameters& parameters, const SiteInputs& in) {
-    if (in.x == nullptr) return VP_NULL_POINTER;
+    if (in.x.data == nullptr) return VP_NULL_POINTER;
+    for (const Typed& one : {in.x, in.h, in.query, in.key, in.value}) {
+        if (one.data != nullptr && !is_dtype(one.dtype)) return VP_UNKNOWN_DTYPE;
+    }
     if (parameters.form == SiteForm::kGiven) return in.score != nullptr ? VP_OK : VP_NULL_POINTER;
-    const bool scored = in.query != nullptr && in.key != nullptr && (in.value != nullptr || !reads_value(parameters.form));
+    const bool valued = in.value.data != nullptr || !reads_value(parameters.form);
+    const bool scored = in.query.data != nullptr && in.key.data != nullptr && valued;
     return scored && parameters.prefix > 0 ? VP_OK : scored ? VP_BAD_PREFIX : VP_NULL_POINTER;
 }
 

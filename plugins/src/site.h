@@ -10,6 +10,7 @@
 
 #include "arithmetic.h"
 #include "parameters.h"
+#include "typed.h"
 
 namespace vitprune {
 
@@ -50,12 +51,13 @@ struct SiteShape {
     int32_t tokens() const { return prefix + patches; }
 };
 
+// Typed ones are widened to float32 before anything is computed, which is exact.
 struct SiteInputs {
-    const float* x;        // [B,N,C]
-    const float* h;        // [B,N,C2]
-    const float* query;    // [B,H*D] of the class token, scaled
-    const float* key;      // [B,N,H*D]
-    const float* value;    // [B,N,H*D]
+    Typed x;               // [B,N,C]
+    Typed h;               // [B,N,C2]
+    Typed query;           // [B,H*D] of the class token, scaled
+    Typed key;             // [B,N,H*D]
+    Typed value;           // [B,N,H*D]
     const float* score;    // [B,P]
     const float* theta;    // scalar, what a score has to exceed besides the threshold
     const uint8_t* valid;  // [B,P]
@@ -66,8 +68,8 @@ struct SiteInputs {
 
 // K is known before anything of these is written.
 struct SiteOutputs {
-    float* rows;         // [B,M,C], a combined row behind them: [B,M+1,C]
-    float* rows2;        // [B*M,C2]
+    void* rows;          // [B,M,C] of x's type, a combined row behind them: [B,M+1,C], rounded once from float32
+    void* rows2;         // [B*M,C2] of h's type
     int64_t* index;      // [B,K]
     uint8_t* keep;       // [B,K]
     int64_t* patch;      // [B,K] or [B,K+1]

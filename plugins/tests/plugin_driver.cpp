@@ -3,6 +3,7 @@
 // Loads the plugin library as TensorRT would, without TensorRT: prints one JSON line per question asked on the command line.
 //   plugin_driver LIBRARY creators
 //   plugin_driver LIBRARY shapes NAME key=value ...   output shapes, serialised fields, formats and workspace
+// A first key=value of the form types=5,0,... gives types of PruneSite's inputs (nvinfer1::DataType), in order.
 #include "builder.h"
 
 namespace {
@@ -67,8 +68,9 @@ void print_formats(IPluginV3OneBuild& build, const std::vector<Input>& given) {
     for (const Input& one : given) tensors.push_back(description(one.type, one.sizes));
     const int32_t inputs = static_cast<int32_t>(tensors.size());
     const int32_t outputs = build.getNbOutputs();
-    std::vector<DataType> types(outputs);
-    build.getOutputDataTypes(types.data(), outputs, nullptr, inputs);
+    std::vector<DataType> entering, types(outputs);
+    for (const Input& one : given) entering.push_back(one.type);
+    build.getOutputDataTypes(types.data(), outputs, entering.data(), inputs);
     for (const DataType type : types) tensors.push_back(description(type, {4, 196}));
     std::printf(", \"output_types\": [");
     for (int32_t i = 0; i < outputs; ++i) std::printf("%s%d", i ? ", " : "", static_cast<int>(types[i]));
@@ -113,7 +115,18 @@ void print_fields(const PluginFieldCollection& collection) {
     std::printf("}");
 }
 
+// Takes `types` off the arguments.
+std::vector<DataType> stated_types(std::deque<Argument>& arguments) {
+    std::vector<DataType> types;
+    if (arguments.empty() || arguments.front().name != "types") return types;
+    const std::string text = arguments.front().text + ",";
+    for (size_t at = 0; at < text.size(); at = text.find(',', at) + 1) types.push_back(static_cast<DataType>(std::atoi(&text[at])));
+    arguments.pop_front();
+    return types;
+}
+
 int answer_shapes(IPluginCreatorV3One& creator, std::deque<Argument>& arguments) {
+    const std::vector<DataType> types = stated_types(arguments);
     const std::unique_ptr<IPluginV3> plugin = made(creator, arguments);
     if (!plugin) return 3;
     auto* build = static_cast<IPluginV3OneBuild*>(plugin->getCapabilityInterface(PluginCapabilityType::kBUILD));
@@ -121,7 +134,8 @@ int answer_shapes(IPluginCreatorV3One& creator, std::deque<Argument>& arguments)
     auto* runtime = static_cast<IPluginV3OneRuntime*>(plugin->getCapabilityInterface(PluginCapabilityType::kRUNTIME));
     std::printf("{\"name\": \"%s\", \"version\": \"%s\", \"namespace\": \"%s\", ", core->getPluginName(),
                 core->getPluginVersion(), core->getPluginNamespace());
-    const std::vector<Input> inputs = inputs_of(core->getPluginName(), arguments);
+    std::vector<Input> inputs = inputs_of(core->getPluginName(), arguments);
+    for (size_t i = 0; i < std::min(types.size(), inputs.size()); ++i) inputs[i].type = types[i];
     print_shapes(*build, inputs);
     print_formats(*build, inputs);
     std::printf(", \"fields\": ");

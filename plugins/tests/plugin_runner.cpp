@@ -63,9 +63,10 @@ int run(IPluginV3& plugin, const std::string& folder) {
         std::copy(data.begin(), data.end(), read.back().data());
     }
     const int32_t inputs = static_cast<int32_t>(in.size()), outputs = build->getNbOutputs();
-    std::vector<DataType> types(outputs);
+    std::vector<DataType> given, types(outputs);
+    for (const DynamicPluginTensorDesc& one : in) given.push_back(one.desc.type);
     std::vector<DimsExprs> shapes(outputs);
-    if (build->getOutputDataTypes(types.data(), outputs, nullptr, inputs) != 0) return 3;
+    if (build->getOutputDataTypes(types.data(), outputs, given.data(), inputs) != 0) return 3;
     if (build->getOutputShapes(formulas.data(), inputs, nullptr, 0, shapes.data(), outputs, builder) != 0) return 3;
     std::printf("{\"shapes\": [");
     for (int32_t i = 0; i < outputs; ++i) {
@@ -81,7 +82,14 @@ int run(IPluginV3& plugin, const std::string& folder) {
         out.push_back(description(types[i], shape));
         written.emplace_back(bytes);
     }
+    std::printf("], \"types\": [");
+    for (int32_t i = 0; i < outputs; ++i) std::printf("%s%d", i ? ", " : "", static_cast<int>(types[i]));
     std::printf("]}\n");
+    std::vector<DynamicPluginTensorDesc> all = in;
+    all.insert(all.end(), out.begin(), out.end());
+    for (int32_t i = 0; i < inputs + outputs; ++i) {
+        if (!build->supportsFormatCombination(i, all.data(), inputs, outputs)) return 3;
+    }
     if (build->configurePlugin(in.data(), inputs, out.data(), outputs) != 0) return 3;
     Guarded workspace(build->getWorkspaceSize(in.data(), inputs, out.data(), outputs));
     std::vector<PluginTensorDesc> entering, leaving;

@@ -5,9 +5,12 @@ from __future__ import annotations
 import ctypes
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 
 INPUTS = ("x", "h", "query", "key", "value", "score", "theta", "valid", "patch")
+TYPED = ("x", "h", "query", "key", "value")
+DTYPES = (np.dtype(np.float32), np.dtype(np.float16), np.dtype(ml_dtypes.bfloat16))  # by their number in the C interface
 OUTPUTS = ("rows", "rows2", "index", "keep", "patch_out", "kept", "mask", "score_kept", "score_out", "bias")
 
 
@@ -30,7 +33,9 @@ class Sizes(ctypes.Structure):
 
 
 class Tensors(ctypes.Structure):
-    _fields_ = tuple((name, ctypes.c_void_p) for name in (*INPUTS, *OUTPUTS))
+    _fields_ = tuple((name, ctypes.c_void_p) for name in (*INPUTS, *OUTPUTS)) + tuple(
+        (f"{name}_type", ctypes.c_int32) for name in TYPED
+    )
 
 
 def site(rng: np.random.Generator, form: str, combine: str, mode: str, patches: int, batch: int = 3) -> dict[str, Any]:
@@ -66,13 +71,30 @@ def site(rng: np.random.Generator, form: str, combine: str, mode: str, patches: 
     return {"attributes": attributes, "sizes": Sizes(batch, patches, depth, 0 if second is None else 17, width), "arrays": arrays}
 
 
+def typed(rng: np.random.Generator, one: dict[str, Any]) -> dict[str, Any]:
+    """The same site with every tensor that may have it in a type of its own, drawn by chance; one of the rows in a half type at least."""
+    drawn = dict(zip(TYPED, rng.integers(0, 3, len(TYPED)), strict=True))
+    drawn["h" if one["arrays"]["h"] is not None and rng.integers(2) else "x"] = rng.integers(1, 3)
+    changed = {name: one["arrays"][name].astype(DTYPES[kind]) for name, kind in drawn.items() if one["arrays"][name] is not None}
+    return {**one, "arrays": {**one["arrays"], **changed}}
+
+
+def widened(one: dict[str, Any]) -> dict[str, Any]:
+    """The same site in float32."""
+    arrays = {
+        name: value.astype(np.float32) if name in TYPED and value is not None else value for name, value in one["arrays"].items()
+    }
+    return {**one, "arrays": arrays}
+
+
 def run(function: Any, one: dict[str, Any], workspace: Any = None) -> tuple[int, int, dict[str, np.ndarray]]:
     """Status, K and what was written, every output as [B,...] of K; workspace: the function that tells its size, for kernels."""
     sizes, attributes, arrays = one["sizes"], one["attributes"], one["arrays"]
     batch, patches, more = sizes.batch, sizes.patches, int(attributes.combine != b"nothing")
     tokens = attributes.prefix_tokens + patches + more
+    second = np.float32 if arrays["h"] is None else arrays["h"].dtype
     room = {
-        "rows": (tokens * sizes.width, np.float32), "rows2": (tokens * max(sizes.width2, 1), np.float32), "index": (patches, np.int64),
+        "rows": (tokens * sizes.width, arrays["x"].dtype), "rows2": (tokens * max(sizes.width2, 1), second), "index": (patches, np.int64),
         "keep": (patches, np.bool_), "patch_out": (patches + 1, np.int64), "kept": (patches, np.int64), "mask": (tokens, np.int32),
         "score_kept": (patches, np.float32), "score_out": (patches, np.float32), "bias": (tokens, np.float32),
     }  # fmt: skip
@@ -80,7 +102,8 @@ def run(function: Any, one: dict[str, Any], workspace: Any = None) -> tuple[int,
     if arrays["h"] is None:
         held.pop("rows2")
     read = {name: np.ascontiguousarray(value) for name, value in arrays.items() if value is not None}
-    tensors = Tensors(**{name: value.ctypes.data for name, value in (read | held).items()})
+    kinds = {f"{name}_type": DTYPES.index(read[name].dtype) for name in TYPED if name in read}
+    tensors = Tensors(**{name: value.ctypes.data for name, value in (read | held).items()}, **kinds)
     count, needed = ctypes.c_int64(), ctypes.c_size_t()
     references = [ctypes.byref(part) for part in (attributes, sizes, tensors)]
     if workspace is None:

@@ -9,13 +9,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from site_memory import cut, run, site
+from site_memory import DTYPES, TYPED, cut, run, site, typed
 from test_tensorrt_glue import BOOL, FLOAT, INT64, drive, shapes
 
 from vitprune.ops.token_sample import Attributes, token_sample
 from vitprune.plugins import PluginLibrary
 
-INT32 = 3  # nvinfer1::DataType
+INT32, HALF, BF16 = 3, 1, 7  # nvinfer1::DataType
 INPUTS = {
     "x": FLOAT, "valid": BOOL, "query": FLOAT, "key": FLOAT, "value": FLOAT, "score": FLOAT, "h": FLOAT, "patch": INT64, "theta": FLOAT,
 }  # fmt: skip
@@ -62,6 +62,17 @@ def test_only_linear_tensors_of_the_right_type(driver: Path) -> None:
     )
     assert answer["formats"] == [[1, 0, 0]] * (8 + len(OUTPUTS))
     assert answer["workspace"] > 0
+
+
+@pytest.mark.parametrize("half", [HALF, BF16])
+def test_rows_have_the_type_of_what_they_are_gathered_from(half: int, driver: Path) -> None:
+    outputs = "outputs=rows,rows2,kept,bias,score,count"
+    for x, h in ((FLOAT, half), (half, FLOAT), (half, half)):
+        answer = shapes(driver, "PruneSite", f"types={x},{half},{half},{FLOAT},{h}", SCORED, outputs, *DYNAMIC)
+        assert answer["output_types"] == [x, h, INT64, FLOAT, FLOAT, INT64]
+        assert answer["formats"] == [[1, 0, 0]] * (5 + 6)
+        assert answer["configure"] == 0
+    assert shapes(driver, "PruneSite", f"types={INT64}", SCORED, outputs, *DYNAMIC)["formats"][0] == [0, 0, 0]
 
 
 def test_bounds_of_tokens_need_not_agree(driver: Path) -> None:
@@ -131,13 +142,15 @@ def run_plugin(runner: tuple[Path, Path], folder: Path, one: dict[str, Any]) -> 
     for number, name in enumerate(inputs):
         array = np.ascontiguousarray(one["arrays"][name])
         (folder / f"in{number}").write_bytes(array.tobytes())
-        lines.append(f"{INPUTS[name]} {one['arrays'][name].ndim} {' '.join(map(str, one['arrays'][name].shape))}")
+        kind = (FLOAT, HALF, BF16)[DTYPES.index(array.dtype)] if name in TYPED else INPUTS[name]
+        lines.append(f"{kind} {one['arrays'][name].ndim} {' '.join(map(str, one['arrays'][name].shape))}")
     (folder / "inputs.txt").write_text("\n".join(lines) + "\n")
     program, library = runner
     command = [str(program), str(library), "PruneSite", str(folder), *fields_of(one, inputs, outputs)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr
-    held = {name: np.fromfile(folder / f"out{number}", OUTPUTS[name]) for number, name in enumerate(outputs)}
+    types = {**OUTPUTS, "rows": one["arrays"]["x"].dtype, "rows2": one["arrays"]["h"].dtype if "h" in inputs else None}
+    held = {name: np.fromfile(folder / f"out{number}", types[name]) for number, name in enumerate(outputs)}
     allocated = dict(zip(outputs, json.loads(done.stdout)["shapes"], strict=True))
     assert {name: value.size for name, value in held.items()} == {name: np.prod(s, dtype=int) for name, s in allocated.items()}
     count = int(held.pop("count")[0])
@@ -168,3 +181,18 @@ def test_plugin_and_twin_agree_on_every_bit(form: str, runner: tuple[Path, Path]
             assert count == specified
             np.testing.assert_array_equal(plugin["index"], index)
             np.testing.assert_array_equal(plugin["keep"], keep)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_plugin_and_twin_agree_in_half_types(
+    form: str, runner: tuple[Path, Path], library: PluginLibrary, tmp_path: Path
+) -> None:
+    rng = np.random.default_rng(FORMS.index(form))
+    for combine, mode in (("nothing", "inverse_transform"), ("weighted", "threshold"), ("mean", "threshold")):
+        for patches in (1, 33, 70):
+            one = typed(rng, site(rng, form, combine, mode, patches))
+            _, wanted, twin = run(library.raw.vp_prune_site_cpu, one)
+            count, plugin = run_plugin(runner, tmp_path, one)
+            assert (count, plugin.keys()) == (wanted, twin.keys())
+            for name, value in twin.items():
+                assert value.tobytes() == plugin[name].tobytes(), f"{name}: {form}, {combine}, {mode}, {patches}"

@@ -14,8 +14,8 @@ namespace vitprune {
 
 constexpr int kScoreThreads = kSoftmaxStrands;
 
-template <typename Element>
-__device__ inline float warp_dot(const Element* a, const Element* b, int32_t width) {
+template <typename One, typename Other>
+__device__ inline float warp_dot(const One* a, const Other* b, int32_t width) {
     float strand = 0.0f;
     for (int32_t i = threadIdx.x % kWarp; i < width; i += kWarp) strand = fused(widen(a[i]), widen(b[i]), strand);
     for (int offset = kWarp / 2; offset > 0; offset /= 2) {

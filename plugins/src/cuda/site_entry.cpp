@@ -24,7 +24,8 @@ int32_t vp_prune_site_cuda(const VpPruneSiteAttributes* attributes, const VpPrun
     if (status == VP_OK && !(sizes && t && workspace && count && t->rows)) status = VP_NULL_POINTER;
     if (status == VP_OK) status = check_site_shape(parameters, *sizes, shape);
     if (status != VP_OK) return status;
-    const SiteInputs in{t->x, t->h, t->query, t->key, t->value, t->score, t->theta, t->valid, t->patch};
+    const SiteInputs in{{t->x, t->x_type}, {t->h, t->h_type}, {t->query, t->query_type}, {t->key, t->key_type},
+                        {t->value, t->value_type}, t->score, t->theta, t->valid, t->patch};
     status = check_site_inputs(parameters, in);
     if (status == VP_OK && t->rows2 != nullptr && t->h == nullptr) status = VP_NULL_POINTER;
     if (status == VP_OK && workspace_bytes < site_workspace(shape)) status = VP_SMALL_WORKSPACE;

@@ -6,26 +6,45 @@
 
 #include "cuda/score.cuh"
 #include "cuda/site_workspace.cuh"
+#include "cuda/typed.cuh"
 
 namespace vitprune {
+
+// Every warp of a block has rows of its own in one head: of(n, where row n begins, from row 0 on).
+template <typename Of>
+__device__ inline void warp_rows(const SiteShape& shape, const Of& of) {
+    const int64_t stride = static_cast<int64_t>(shape.heads) * shape.head_width;
+    for (int32_t n = threadIdx.x / kWarp; n < shape.tokens(); n += kScoreThreads / kWarp) of(n, n * stride);
+}
 
 // What the class token gives every token in head h, softmax over all keys, into attention [N]; the squared lengths of the rows in
 // `value` into squares [N] where that is not null.
 __device__ inline void head_attention(const SiteInputs& in, const SiteShape& shape, int32_t b, int32_t h, float* attention, float* squares,
                                       float* partial) {
-    const int32_t warps = kScoreThreads / kWarp, tokens = shape.tokens();
-    const size_t asking = static_cast<size_t>(b) * in.query_rows * shape.heads;
-    const float* query = in.query + (asking + h) * shape.head_width;
-    for (int32_t n = threadIdx.x / kWarp; n < tokens; n += warps) {
-        const size_t row = ((static_cast<size_t>(b) * tokens + n) * shape.heads + h) * shape.head_width;
-        const int32_t patch = n - shape.prefix;
-        const float logit = warp_dot(in.key + row, query, shape.head_width);
-        const float square = squares != nullptr ? warp_dot(in.value + row, in.value + row, shape.head_width) : 0.0f;
-        if (threadIdx.x % kWarp != 0) continue;
-        const bool live = patch < 0 || in.valid == nullptr || in.valid[static_cast<size_t>(b) * shape.patches + patch];
-        const float moved = in.bias == nullptr ? logit : add(logit, in.bias[static_cast<size_t>(b) * tokens + n]);
-        attention[n] = live ? moved : -INFINITY;
-        if (squares != nullptr) squares[n] = square;
+    const int32_t tokens = shape.tokens();
+    const int64_t asking = (static_cast<int64_t>(b) * in.query_rows * shape.heads + h) * shape.head_width;
+    const int64_t first = (static_cast<int64_t>(b) * tokens * shape.heads + h) * shape.head_width;
+    const uint8_t* valid = in.valid == nullptr ? nullptr : in.valid + static_cast<size_t>(b) * shape.patches;
+    const float* bias = in.bias == nullptr ? nullptr : in.bias + static_cast<size_t>(b) * tokens;
+    with_elements(in.query, asking, [&](const auto* query) {
+        with_elements(in.key, first, [&](const auto* key) {
+            warp_rows(shape, [&](int32_t n, int64_t row) {
+                const int32_t patch = n - shape.prefix;
+                const float logit = warp_dot(key + row, query, shape.head_width);
+                if (threadIdx.x % kWarp != 0) return;
+                const bool live = patch < 0 || valid == nullptr || valid[patch];
+                const float moved = bias == nullptr ? logit : add(logit, bias[n]);
+                attention[n] = live ? moved : -INFINITY;
+            });
+        });
+    });
+    if (squares != nullptr) {
+        with_elements(in.value, first, [&](const auto* value) {
+            warp_rows(shape, [&](int32_t n, int64_t row) {
+                const float square = warp_dot(value + row, value + row, shape.head_width);
+                if (threadIdx.x % kWarp == 0) squares[n] = square;
+            });
+        });
     }
     __syncthreads();
     softmax(attention, tokens, partial);

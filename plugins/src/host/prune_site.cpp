@@ -4,17 +4,24 @@
 #include <algorithm>
 #include <cstring>
 
+#include "host/typed_rows.h"
+
 namespace vitprune {
 namespace {
 
 constexpr int64_t kRowsAtOnce = 64;
 
-void copy_row(const float* source, float* target, int64_t width) { std::memcpy(target, source, width * sizeof(float)); }
+// Values from one place to another of the same type.
+void copy_values(const Typed& source, int64_t from, void* target, int64_t to, int64_t count) {
+    const int64_t bytes = element_bytes(source.dtype);
+    std::memcpy(static_cast<char*>(target) + to * bytes, static_cast<const char*>(source.data) + from * bytes, count * bytes);
+}
 
 // One row for all that leave: what they add up to, weighted by score or all alike.
-void combine(const SiteParameters& parameters, const float* patches, const float* score, const uint8_t* valid, const SiteShape& shape,
-             const std::vector<int32_t>& kept, float* out) {
-    std::fill(out, out + shape.width, 0.0f);
+//   first: where the image's patches begin in x; to: where the row begins in out, which has x's type
+void combine(const SiteParameters& parameters, const Typed& x, int64_t first, const float* score, const uint8_t* valid,
+             const SiteShape& shape, const std::vector<int32_t>& kept, void* out, int64_t to) {
+    std::vector<float> sum(shape.width, 0.0f), room;
     std::vector<uint8_t> stays(shape.patches, 0);
     for (const int32_t j : kept) stays[j] = 1;
     int64_t leaving = 0;
@@ -23,9 +30,10 @@ void combine(const SiteParameters& parameters, const float* patches, const float
     for (int32_t j = 0; j < shape.patches; ++j) {
         if (stays[j] || (valid != nullptr && !valid[j])) continue;
         const float weight = parameters.combine == Combine::kWeighted ? score[j] : share;
-        const float* row = patches + static_cast<int64_t>(j) * shape.width;
-        for (int64_t c = 0; c < shape.width; ++c) out[c] = add(out[c], mul(weight, row[c]));
+        const float* row = as_floats(x, first + static_cast<int64_t>(j) * shape.width, shape.width, room);
+        for (int64_t c = 0; c < shape.width; ++c) sum[c] = add(sum[c], mul(weight, row[c]));
     }
+    round_to(x.dtype, sum.data(), shape.width, static_cast<char*>(out) + to * element_bytes(x.dtype));
 }
 
 // Everything of one image but its rows.
@@ -88,23 +96,23 @@ void write_site(const SiteParameters& parameters, const SiteInputs& in, const Si
     each(shape.batch * pieces, [&](size_t piece) {
         const int64_t b = piece / pieces, part = piece % pieces;
         const std::vector<int32_t>& kept = decided.selection.rows[b];
-        const float* x = in.x + b * tokens * shape.width;
-        float* to = out.rows + b * (rows + more) * shape.width;
+        const int64_t from = b * tokens * shape.width, to = b * (rows + more) * shape.width;
         const float* image_score = score + b * shape.patches;
         if (part + 1 == pieces) {
             write_slots(parameters, in, shape, image_score, kept, b, out);
             const uint8_t* valid = in.valid == nullptr ? nullptr : in.valid + b * shape.patches;
             if (more) {
-                combine(parameters, x + shape.prefix * shape.width, image_score, valid, shape, kept, to + rows * shape.width);
+                const int64_t patches = from + static_cast<int64_t>(shape.prefix) * shape.width;
+                combine(parameters, in.x, patches, image_score, valid, shape, kept, out.rows, to + rows * shape.width);
             }
             return;
         }
         for (int64_t r = part * kRowsAtOnce; r < std::min(rows, (part + 1) * kRowsAtOnce); ++r) {
             const int64_t slot = r - shape.prefix;
             const int64_t source = slot < 0 ? r : shape.prefix + (slot < static_cast<int64_t>(kept.size()) ? kept[slot] : 0);
-            copy_row(x + source * shape.width, to + r * shape.width, shape.width);
+            copy_values(in.x, from + source * shape.width, out.rows, to + r * shape.width, shape.width);
             if (out.rows2 != nullptr) {
-                copy_row(in.h + (b * tokens + source) * shape.width2, out.rows2 + (b * rows + r) * shape.width2, shape.width2);
+                copy_values(in.h, (b * tokens + source) * shape.width2, out.rows2, (b * rows + r) * shape.width2, shape.width2);
             }
         }
     });

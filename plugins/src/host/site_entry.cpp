@@ -16,7 +16,8 @@ int32_t vp_prune_site_cpu(const VpPruneSiteAttributes* attributes, const VpPrune
     if (status == VP_OK && !(sizes && t && count)) status = VP_NULL_POINTER;
     if (status == VP_OK) status = check_site_shape(parameters, *sizes, shape);
     if (status != VP_OK) return status;
-    const SiteInputs in{t->x, t->h, t->query, t->key, t->value, t->score, t->theta, t->valid, t->patch};
+    const SiteInputs in{{t->x, t->x_type}, {t->h, t->h_type}, {t->query, t->query_type}, {t->key, t->key_type},
+                        {t->value, t->value_type}, t->score, t->theta, t->valid, t->patch};
     status = check_site_inputs(parameters, in);
     if (status != VP_OK || t->rows == nullptr || (t->rows2 != nullptr && t->h == nullptr)) return status != VP_OK ? status : VP_NULL_POINTER;
     try {

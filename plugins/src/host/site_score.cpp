@@ -8,6 +8,7 @@
 
 #include "host/dot.h"
 #include "host/prune_site.h"
+#include "host/typed_rows.h"
 
 namespace vitprune {
 namespace {
@@ -15,10 +16,10 @@ namespace {
 constexpr float kLowest = -std::numeric_limits<float>::infinity();
 constexpr int64_t kRowsAtOnce = 64;
 
-// Of rows [first, last) the dot products with `other`, one per head: out[h * stride + row]. other null: with themselves.
-VP_WIDE void dots(const float* rows, const float* other, int64_t heads, int64_t head_width, int64_t first, int64_t last,
-                    float* out, int64_t stride) {
-    for (int64_t n = first; n < last; ++n) {
+// Of `count` rows the dot products with `other`, one per head: out[h * stride + row]. other null: with themselves.
+VP_WIDE void dots(const float* rows, const float* other, int64_t heads, int64_t head_width, int64_t count, float* out,
+                  int64_t stride) {
+    for (int64_t n = 0; n < count; ++n) {
         for (int64_t h = 0; h < heads; ++h) {
             const float* row = rows + (n * heads + h) * head_width;
             out[h * stride + n] = dot(row, other == nullptr ? row : other + h * head_width, head_width);
@@ -82,10 +83,14 @@ void site_score(const SiteParameters& parameters, const SiteInputs& in, const Si
     }
     each(shape.batch * pieces, [&](size_t piece) {
         const int64_t b = piece / pieces, first = piece % pieces * kRowsAtOnce, last = std::min(first + kRowsAtOnce, tokens);
-        dots(in.key + b * tokens * row, in.query + b * in.query_rows * row, shape.heads, shape.head_width, first, last, scratch[b].attention.data(),
-             tokens);
+        const int64_t from = (b * tokens + first) * row, count = last - first;
+        std::vector<float> own, other;
+        const float* query = as_floats(in.query, b * in.query_rows * row, row, other);
+        dots(as_floats(in.key, from, count * row, own), query, shape.heads, shape.head_width, count,
+             scratch[b].attention.data() + first, tokens);
         if (values) {
-            dots(in.value + b * tokens * row, nullptr, shape.heads, shape.head_width, first, last, scratch[b].squares.data(), tokens);
+            dots(as_floats(in.value, from, count * row, own), nullptr, shape.heads, shape.head_width, count,
+                 scratch[b].squares.data() + first, tokens);
         }
     });
     each(shape.batch, [&](size_t b) {

@@ -97,6 +97,20 @@ const void* Inputs::data(size_t index, const std::vector<int64_t>& shape, const 
     return view.data;
 }
 
+Typed Inputs::typed(size_t index, const std::vector<int64_t>& shape, const char* what) const {
+    const void* values = data(index, shape, what);
+    return values == nullptr ? Typed() : Typed(values, dtype_of(api_, input_tensor(api_, context_, index).type));
+}
+
+int32_t dtype_of(const OrtApi& api, ONNXTensorElementDataType type) {
+    switch (type) {
+        case ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT: return VP_FLOAT32;
+        case ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT16: return VP_FLOAT16;
+        case ONNX_TENSOR_ELEMENT_DATA_TYPE_BFLOAT16: return VP_BFLOAT16;
+        default: check_own(api, VP_UNKNOWN_DTYPE); return -1;
+    }
+}
+
 void* output_tensor(const OrtApi& api, OrtKernelContext* context, size_t index, const std::vector<int64_t>& dims) {
     size_t count = 0;
     check(api.KernelContext_GetOutputCount(context, &count));

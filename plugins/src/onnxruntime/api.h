@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "parameters.h"
+#include "typed.h"
 
 namespace vitprune {
 
@@ -53,6 +54,9 @@ public:
         return static_cast<const Value*>(data(index, shape, what));
     }
 
+    // The same of float32, float16 or bfloat16.
+    Typed typed(size_t index, const std::vector<int64_t>& shape, const char* what) const;
+
 private:
     const void* data(size_t index, const std::vector<int64_t>& shape, const char* what) const;
 
@@ -60,6 +64,9 @@ private:
     OrtKernelContext* context_;
     size_t count_ = 0;
 };
+
+// VpDtype of an element type; throws for others.
+int32_t dtype_of(const OrtApi& api, ONNXTensorElementDataType type);
 
 // An output of this shape, null where the node has none.
 void* output_tensor(const OrtApi& api, OrtKernelContext* context, size_t index, const std::vector<int64_t>& dims);

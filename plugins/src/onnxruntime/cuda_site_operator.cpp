@@ -10,10 +10,11 @@
 namespace vitprune {
 namespace {
 
+template <typename Types>
 class CudaSiteKernel {
 public:
     static constexpr const char* kName = "PruneSite";
-    static constexpr Signature kReads = signature(kSiteInputs, 1), kWrites = signature(kSiteOutputs, 1);
+    static constexpr Signature kReads = signature(Types::kInputs, 1), kWrites = signature(Types::kOutputs, 1);
 
     CudaSiteKernel(const OrtApi& api, const OrtKernelInfo* info) : api_(api), parameters_(read_site(api, info)) {}
 
@@ -41,7 +42,7 @@ private:
 }  // namespace
 
 void add_cuda_site_operator(const OrtApi& api, OrtCustomOpDomain* domain, const char* provider) {
-    add_operator_on<CudaSiteKernel>(api, domain, provider);
+    for_site_types([&](auto types) { add_operator_on<CudaSiteKernel<decltype(types)>>(api, domain, provider); });
 }
 
 }  // namespace vitprune

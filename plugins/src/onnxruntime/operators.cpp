@@ -17,7 +17,6 @@
 namespace vitprune {
 namespace {
 
-constexpr ONNXTensorElementDataType kAnyType = ONNX_TENSOR_ELEMENT_DATA_TYPE_UNDEFINED;
 constexpr ONNXTensorElementDataType kOutputTypes[] = {
     ONNX_TENSOR_ELEMENT_DATA_TYPE_INT64, ONNX_TENSOR_ELEMENT_DATA_TYPE_BOOL, ONNX_TENSOR_ELEMENT_DATA_TYPE_INT64,
     ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT};
@@ -55,15 +54,6 @@ void compute_sample(const OperatorKernel& kernel, OrtKernelContext* context) {
     write_selection(kernel.api, context, select_tokens(kernel.sample, in.score, in.valid, in.batch, in.patches));
 }
 
-int32_t element_dtype(const OrtApi& api, ONNXTensorElementDataType type) {
-    switch (type) {
-        case ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT: return VP_FLOAT32;
-        case ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT16: return VP_FLOAT16;
-        case ONNX_TENSOR_ELEMENT_DATA_TYPE_BFLOAT16: return VP_BFLOAT16;
-        default: check_own(api, VP_UNKNOWN_DTYPE); return -1;
-    }
-}
-
 void compute_score_sample(const OperatorKernel& kernel, OrtKernelContext* context) {
     const OrtApi& api = kernel.api;
     const TensorView query = input_tensor(api, context, 0);
@@ -81,14 +71,14 @@ void compute_score_sample(const OperatorKernel& kernel, OrtKernelContext* contex
     check_own(api, check_score_shape(full[0], full[1], valid.dims[1], kernel.score.prefix, full[3], shape));
     float* score = static_cast<float*>(output_tensor(api, context, 3, valid.dims));
     const uint8_t* mask = static_cast<const uint8_t*>(valid.data);
-    token_score(kernel.score, element_dtype(api, query.type), query.data, key.data, value.data, mask, shape, score);
+    token_score(kernel.score, dtype_of(api, query.type), query.data, key.data, value.data, mask, shape, score);
     write_selection(api, context, select_tokens(kernel.sample, score, mask, shape.batch, shape.patches));
 }
 
 ONNXTensorElementDataType input_type(const OrtCustomOp* op, size_t index) {
     const bool is_valid = index == (self(op).fused ? 3u : 1u);
     if (is_valid) return ONNX_TENSOR_ELEMENT_DATA_TYPE_BOOL;
-    return self(op).fused ? kAnyType : ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT;
+    return self(op).fused ? ONNX_TENSOR_ELEMENT_DATA_TYPE_UNDEFINED : ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT;
 }
 
 }  // namespace

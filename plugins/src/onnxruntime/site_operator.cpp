@@ -10,10 +10,11 @@
 namespace vitprune {
 namespace {
 
+template <typename Types>
 class SiteKernel {
 public:
     static constexpr const char* kName = "PruneSite";
-    static constexpr Signature kReads = signature(kSiteInputs, 1), kWrites = signature(kSiteOutputs, 1);
+    static constexpr Signature kReads = signature(Types::kInputs, 1), kWrites = signature(Types::kOutputs, 1);
 
     SiteKernel(const OrtApi& api, const OrtKernelInfo* info) : api_(api), parameters_(read_site(api, info)) {}
 
@@ -33,6 +34,8 @@ private:
 
 }  // namespace
 
-void add_site_operators(const OrtApi& api, OrtCustomOpDomain* domain) { add_operator<SiteKernel>(api, domain); }
+void add_site_operators(const OrtApi& api, OrtCustomOpDomain* domain) {
+    for_site_types([&](auto types) { add_operator<SiteKernel<decltype(types)>>(api, domain); });
+}
 
 }  // namespace vitprune

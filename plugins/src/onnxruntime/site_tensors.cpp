@@ -40,11 +40,11 @@ SiteTensors::SiteTensors(const OrtApi& api, OrtKernelContext* context, const Sit
     const Dims images{batch, patches}, rows{batch, x[1], row};
     Dims query{batch, row};
     if (reader.dims(kQuery).size() == 3) query = {batch, 1, row};
-    in.x = reader.take<float>(kX, x, "x");
-    in.h = reader.take<float>(kH, {batch, x[1], width2}, "h");
-    in.query = reader.take<float>(kQuery, query, "query");
-    in.key = reader.take<float>(kKey, rows, "key");
-    in.value = reader.take<float>(kValue, rows, "value");
+    in.x = reader.typed(kX, x, "x");
+    in.h = reader.typed(kH, {batch, x[1], width2}, "h");
+    in.query = reader.typed(kQuery, query, "query");
+    in.key = reader.typed(kKey, rows, "key");
+    in.value = reader.typed(kValue, rows, "value");
     in.score = reader.take<float>(kScore, images, "score");
     in.theta = reader.take<float>(kTheta, {}, "theta");
     in.valid = reader.take<uint8_t>(kValid, images, "valid");
@@ -59,8 +59,8 @@ SiteResults site_results(const OrtApi& api, OrtKernelContext* context, const Sit
     SiteOutputs& out = results.out;
     results.dims = {batch, rows + more, shape.width};
     out.count = count;
-    out.rows = give<float>(api, context, kRows, {batch, rows + more, shape.width});
-    if (shape.width2 > 0) out.rows2 = give<float>(api, context, kRows2, {batch * rows, shape.width2});
+    out.rows = output_tensor(api, context, kRows, {batch, rows + more, shape.width});
+    if (shape.width2 > 0) out.rows2 = output_tensor(api, context, kRows2, {batch * rows, shape.width2});
     out.index = give<int64_t>(api, context, kIndex, {batch, count});
     out.keep = give<uint8_t>(api, context, kKeep, {batch, count});
     out.patch = give<int64_t>(api, context, kPatchOut, {batch, count + more});

@@ -10,9 +10,25 @@
 
 namespace vitprune {
 
-// In the order of site_operator.h.
-constexpr ONNXTensorElementDataType kSiteInputs[] = {kFloat, kBool, kFloat, kFloat, kFloat, kFloat, kFloat, kInt64, kFloat};
-constexpr ONNXTensorElementDataType kSiteOutputs[] = {kFloat, kFloat, kInt64, kBool, kInt64, kInt64, kInt32, kFloat, kInt64, kFloat};
+// Types of inputs and outputs in the order of site_operator.h, where x (and rows) and h (and rows2) have these; those of query, key and
+// value are seen when a node runs. An operator is registered for every pair: the runtime derives the types of outputs from it.
+template <ONNXTensorElementDataType kX, ONNXTensorElementDataType kH>
+struct SiteTypes {
+    static constexpr ONNXTensorElementDataType kInputs[] = {kX, kBool, kAny, kAny, kAny, kFloat, kH, kInt64, kFloat};
+    static constexpr ONNXTensorElementDataType kOutputs[] = {kX, kH, kInt64, kBool, kInt64, kInt64, kInt32, kFloat, kInt64, kFloat};
+};
+
+// Calls add(SiteTypes) for every pair that a graph can have: float32 beside at most one half type.
+template <typename Add>
+void for_site_types(const Add& add) {
+    add(SiteTypes<kFloat, kFloat>());
+    add(SiteTypes<kFloat, kHalf>());
+    add(SiteTypes<kFloat, kBfloat16>());
+    add(SiteTypes<kHalf, kFloat>());
+    add(SiteTypes<kHalf, kHalf>());
+    add(SiteTypes<kBfloat16, kFloat>());
+    add(SiteTypes<kBfloat16, kBfloat16>());
+}
 
 SiteParameters read_site(const OrtApi& api, const OrtKernelInfo* info);
 

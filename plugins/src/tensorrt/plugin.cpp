@@ -4,6 +4,7 @@
 #include <new>
 
 #include "cuda/launch.h"
+#include "tensorrt/element_types.h"
 #include "tensorrt/shapes.h"
 
 namespace vitprune {
@@ -13,13 +14,6 @@ using namespace nvinfer1;
 
 constexpr int32_t kCountOutput = 2;
 constexpr DataType kOutputTypes[] = {DataType::kINT64, DataType::kBOOL, DataType::kINT64, DataType::kFLOAT};
-
-bool is_element(DataType type) { return type == DataType::kFLOAT || type == DataType::kHALF || type == DataType::kBF16; }
-
-int32_t element_dtype(DataType type) {
-    if (type == DataType::kFLOAT) return VP_FLOAT32;
-    return type == DataType::kHALF ? VP_FLOAT16 : VP_BFLOAT16;
-}
 
 }  // namespace
 

@@ -11,14 +11,14 @@ using nvinfer1::PluginField;
 using nvinfer1::PluginFieldType;
 
 constexpr SiteTensorKind kInputs[] = {
-    {"x", DataType::kFLOAT},     {"valid", DataType::kBOOL},  {"query", DataType::kFLOAT},
-    {"key", DataType::kFLOAT},   {"value", DataType::kFLOAT}, {"score", DataType::kFLOAT},
-    {"h", DataType::kFLOAT},     {"patch", DataType::kINT64}, {"theta", DataType::kFLOAT},
+    {"x", DataType::kFLOAT, true},   {"valid", DataType::kBOOL},        {"query", DataType::kFLOAT, true},
+    {"key", DataType::kFLOAT, true}, {"value", DataType::kFLOAT, true}, {"score", DataType::kFLOAT},
+    {"h", DataType::kFLOAT, true},   {"patch", DataType::kINT64},       {"theta", DataType::kFLOAT},
 };
 constexpr SiteTensorKind kOutputs[] = {
-    {"rows", DataType::kFLOAT},  {"rows2", DataType::kFLOAT}, {"index", DataType::kINT64}, {"keep", DataType::kBOOL},
-    {"patch", DataType::kINT64}, {"kept", DataType::kINT64},  {"mask", DataType::kINT32},  {"score_kept", DataType::kFLOAT},
-    {"bias", DataType::kFLOAT},  {"score", DataType::kFLOAT}, {"count", DataType::kINT64},
+    {"rows", DataType::kFLOAT, true}, {"rows2", DataType::kFLOAT, true}, {"index", DataType::kINT64}, {"keep", DataType::kBOOL},
+    {"patch", DataType::kINT64},      {"kept", DataType::kINT64},        {"mask", DataType::kINT32},  {"score_kept", DataType::kFLOAT},
+    {"bias", DataType::kFLOAT},       {"score", DataType::kFLOAT},       {"count", DataType::kINT64},
 };
 
 // Names behind each other, each from the table and behind the one before it there; false for anything else.

@@ -18,6 +18,7 @@ enum class SiteOutput : int32_t { kRows, kRows2, kIndex, kKeep, kPatch, kKept, k
 struct SiteTensorKind {
     const char* name;
     nvinfer1::DataType type;
+    bool any_float = false;  // float32, float16 or bfloat16, as the network has it; rows are of x's type, rows2 of h's
 };
 const SiteTensorKind& kind_of(SiteInput role);
 const SiteTensorKind& kind_of(SiteOutput role);

@@ -4,6 +4,7 @@
 #include <new>
 
 #include "cuda/site_launch.h"
+#include "tensorrt/element_types.h"
 #include "tensorrt/shapes.h"
 #include "tensorrt/site_shapes.h"
 
@@ -16,6 +17,13 @@ DimsExprs dims_of(std::initializer_list<const IDimensionExpr*> list) {
     DimsExprs dims{};
     for (const IDimensionExpr* one : list) dims.d[dims.nbDims++] = one;
     return dims;
+}
+
+// Type of an output, type(role) being that of an input.
+template <typename Type>
+DataType output_type(SiteOutput role, const Type& type) {
+    if (role == SiteOutput::kRows) return type(SiteInput::kX);
+    return role == SiteOutput::kRows2 ? type(SiteInput::kH) : kind_of(role).type;
 }
 
 }  // namespace
@@ -37,9 +45,12 @@ const char* SitePlugin::getPluginNamespace() const noexcept { return kNamespace;
 
 int32_t SitePlugin::getNbOutputs() const noexcept { return static_cast<int32_t>(config_.outputs.size()); }
 
-int32_t SitePlugin::getOutputDataTypes(DataType* outputs, int32_t output_count, const DataType*, int32_t) const noexcept {
-    if (output_count != getNbOutputs()) return refuse("wrong number of tensors");
-    for (int32_t i = 0; i < output_count; ++i) outputs[i] = kind_of(config_.outputs[i]).type;
+int32_t SitePlugin::getOutputDataTypes(DataType* outputs, int32_t output_count, const DataType* inputs,
+                                       int32_t input_count) const noexcept {
+    const int32_t known = static_cast<int32_t>(config_.inputs.size());
+    if (output_count != getNbOutputs() || input_count != known) return refuse("wrong number of tensors");
+    const auto type = [&](SiteInput role) { return inputs[position_of(config_.inputs, role)]; };
+    for (int32_t i = 0; i < output_count; ++i) outputs[i] = output_type(config_.outputs[i], type);
     return 0;
 }
 
@@ -79,10 +90,13 @@ int32_t SitePlugin::getOutputShapes(const DimsExprs* inputs, int32_t input_count
 bool SitePlugin::supportsFormatCombination(int32_t position, const DynamicPluginTensorDesc* tensors, int32_t input_count,
                                            int32_t) noexcept {
     const PluginTensorDesc& own = tensors[position].desc;
-    const bool entering = position < input_count;
-    const DataType type =
-        entering ? kind_of(config_.inputs[position]).type : kind_of(config_.outputs[position - input_count]).type;
-    return own.format == TensorFormat::kLINEAR && own.type == type;
+    if (own.format != TensorFormat::kLINEAR) return false;
+    if (position >= input_count) {
+        const auto type = [&](SiteInput role) { return tensors[position_of(config_.inputs, role)].desc.type; };
+        return own.type == output_type(config_.outputs[position - input_count], type);
+    }
+    const SiteTensorKind& kind = kind_of(config_.inputs[position]);
+    return kind.any_float ? is_element(own.type) : own.type == kind.type;
 }
 
 int32_t SitePlugin::configurePlugin(const DynamicPluginTensorDesc* inputs, int32_t, const DynamicPluginTensorDesc*, int32_t) noexcept {
@@ -114,6 +128,10 @@ int32_t SitePlugin::enqueue(const PluginTensorDesc* input_descriptions, const Pl
         return position < 0 ? nullptr : inputs[position];
     };
     const auto floats = [&read](SiteInput role) { return static_cast<const float*>(read(role)); };
+    const auto typed = [&](SiteInput role) {
+        const int32_t position = position_of(config_.inputs, role);
+        return position < 0 ? Typed() : Typed(inputs[position], element_dtype(input_descriptions[position].type));
+    };
     const auto written = [&](SiteOutput role) {
         const int32_t position = position_of(config_.outputs, role);
         return position < 0 ? nullptr : outputs[position];
@@ -121,18 +139,18 @@ int32_t SitePlugin::enqueue(const PluginTensorDesc* input_descriptions, const Pl
     const auto integers = [&written](SiteOutput role) { return static_cast<int64_t*>(written(role)); };
     const auto reals = [&written](SiteOutput role) { return static_cast<float*>(written(role)); };
     SiteInputs in{};
-    in.x = floats(SiteInput::kX);
-    in.h = floats(SiteInput::kH);
-    in.query = floats(SiteInput::kQuery);
-    in.key = floats(SiteInput::kKey);
-    in.value = floats(SiteInput::kValue);
+    in.x = typed(SiteInput::kX);
+    in.h = typed(SiteInput::kH);
+    in.query = typed(SiteInput::kQuery);
+    in.key = typed(SiteInput::kKey);
+    in.value = typed(SiteInput::kValue);
     in.score = floats(SiteInput::kScore);
     in.theta = floats(SiteInput::kTheta);
     in.valid = static_cast<const uint8_t*>(read(SiteInput::kValid));
     in.patch = static_cast<const int64_t*>(read(SiteInput::kPatch));
     SiteOutputs out{};
-    out.rows = reals(SiteOutput::kRows);
-    out.rows2 = reals(SiteOutput::kRows2);
+    out.rows = written(SiteOutput::kRows);
+    out.rows2 = written(SiteOutput::kRows2);
     out.index = integers(SiteOutput::kIndex);
     out.keep = static_cast<uint8_t*>(written(SiteOutput::kKeep));
     out.patch = integers(SiteOutput::kPatch);

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// PruneSite as a TensorRT plugin (IPluginV3): types and shapes are those of VpPruneSiteTensors, but rows2 is [B,M,C2] and bias
+// PruneSite as a TensorRT plugin (IPluginV3): types and shapes are those of VpPruneSiteTensors, those of x, h, query, key and value
+// as the network has them (a strongly typed one; else the builder may take a half type for any of them), but rows2 is [B,M,C2] and bias
 // [B,1,1,M], as attention adds it to its logits; query may also be [B,1,H*D]. Which of the tensors a node has, its attributes say
 // (site_fields.h). Without padding count is a size tensor, and an output that must be there.
 #pragma once

@@ -13,6 +13,7 @@
 #include "cuda/packed_attention.cu"
 #include "cuda/prune_site.cu"
 #include "cuda/site_entry.cpp"
+#include "cuda/site_gather.cu"
 #include "cuda/token_sample.cu"
 #include "cuda/token_score.cu"
 

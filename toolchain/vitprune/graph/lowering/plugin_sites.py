@@ -14,8 +14,9 @@ from vitprune.graph import held, types
 from vitprune.graph.lowering.pruning import INPUTS, KIND, as_gathered, entering, written
 from vitprune.graph.lowering.sampling import without_sampling
 from vitprune.graph.lowering.scoring import rounds_inside
+from vitprune.graph.lowering.typed_sites import ANY, before_rounding, element, widened_behind
 from vitprune.graph.outlines import Outline, stored
-from vitprune.graph.types import Graph, Node
+from vitprune.graph.types import Graph, Node, Tensor
 from vitprune.ops.token_sample import DOMAIN, NAME
 
 OUTPUTS = {
@@ -28,8 +29,8 @@ VALUED = ("per_head", "pooled", "head_share")  # forms of a score that read valu
 def with_plugin_sites(model: onnx.ModelProto) -> tuple[onnx.ModelProto, int]:
     """A model whose dropping sites are one `vitprune::PruneSite` each, and how many there are.
 
-    Halting and merging stay plain nodes, and so does a site inside of which something is rounded to a half type or quantised. Where
-    TokenSample nodes are left, so is their function.
+    Rows, queries, keys and values have the types that the graph has for them. Halting and merging stay plain nodes, and so does a site
+    inside of which something is rounded to a half type or quantised. Where TokenSample nodes are left, so is their function.
 
     Args:
         model: written by vitprune; not changed.
@@ -41,7 +42,7 @@ def with_plugin_sites(model: onnx.ModelProto) -> tuple[onnx.ModelProto, int]:
     for number, told in enumerate(stored(model)):
         if told.kind != KIND:
             continue
-        one = as_gathered(told, graph.tensors())
+        one = before_rounding(as_gathered(told, graph.tensors()), graph.tensors())
         if not rounds_inside(one, graph.tensors(), set()):
             made += _put(graph, one, f"vitprune/plugin_site{number}")
     graph.cleanup(remove_unused_graph_inputs=False)
@@ -61,19 +62,30 @@ def with_plugin_sites(model: onnx.ModelProto) -> tuple[onnx.ModelProto, int]:
 def _put(graph: Graph, one: Outline, name: str) -> list[tuple[Node, list[str], list[str]]]:
     """Put the node of one site into a graph; with the roles of its inputs and outputs. Nothing where it cannot take the nodes' place."""
     tensors = graph.tensors()
-    inputs = entering(one, tensors)
-    if inputs is None or one.outputs.get("rows") not in tensors:
+    inputs = entering(one, tensors, ANY)
+    if inputs is None or one.outputs.get("rows") not in tensors or _turns(one, inputs, tensors):
         return []
+    whole = widened_behind(graph, one, inputs["x"], name)
+    if whole is None:
+        return []
+    one, tensors = whole, graph.tensors()
     unread = {"value"} if one.attributes["form"] not in VALUED else set()
     unread |= {"h"} if one.outputs.get("rows2") not in tensors else set()
     reads = [role for role in INPUTS if role in inputs and role not in unread]
     counted = () if one.attributes["pad_to_capacity"] else ("count",)
-    kinds = {role: kind for role, kind in OUTPUTS.items() if one.outputs.get(role) in tensors or role in counted}
+    own = OUTPUTS | {"rows": inputs["x"].dtype} | ({"rows2": inputs["h"].dtype} if "h" in inputs else {})
+    kinds = {role: kind for role, kind in own.items() if one.outputs.get(role) in tensors or role in counted}
     found = written(one, tensors, name, kinds)
     attributes = {**one.attributes, "plugin_version": "1", "plugin_namespace": DOMAIN}
     node = types.node(KIND, name, [inputs[role] for role in reads], list(found.values()), domain=DOMAIN, attrs=attributes)
     graph.nodes.append(node)
     return [(node, reads, list(kinds))]
+
+
+def _turns(one: Outline, inputs: dict[str, Tensor], tensors: dict[str, Tensor]) -> bool:
+    """Whether the second rows have another type than what they are gathered from."""
+    second = tensors.get(one.outputs.get("rows2", ""))
+    return second is not None and "h" in inputs and element(second.dtype) != element(inputs["h"].dtype)
 
 
 def _name_tensors(graph: Graph, node: Node, inputs: list[str], outputs: list[str]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -10,10 +11,12 @@ import onnx
 
 from vitprune.graph import types
 from vitprune.graph.lowering.scoring import native_scores, rounds_inside
+from vitprune.graph.lowering.typed_sites import TYPED, element
 from vitprune.graph.outlines import Outline, stored
 from vitprune.graph.types import Graph, Node, Shape, Tensor, dims
 from vitprune.ops.sites import KEY_BIAS_ATTENTION, PRUNE_SITE, SAMPLED_MERGE, TOKEN_HALT
 from vitprune.ops.token_sample import DOMAIN
+from vitprune.support.onnx_types import FLOAT
 
 KIND, HALT, SAMPLED = PRUNE_SITE, TOKEN_HALT, SAMPLED_MERGE
 INPUTS = ("x", "valid", "query", "key", "value", "score", "h", "patch", "theta")
@@ -140,8 +143,12 @@ def _replace(graph: Graph, one: Outline, name: str, sites: Sites) -> None:
     sites.made += 1
 
 
-def entering(one: Outline, tensors: dict[str, Tensor]) -> dict[str, Tensor] | None:
-    """The inputs of a site by role; None where the operator cannot take the place of the nodes."""
+def entering(one: Outline, tensors: dict[str, Tensor], kinds: Collection[int] = (FLOAT,)) -> dict[str, Tensor] | None:
+    """The inputs of a site by role; None where the operator cannot take the place of the nodes.
+
+    Args:
+        kinds: element types that rows, queries, keys and values may have.
+    """
     numbered = any(one.outputs.get(role) in tensors for role in ("patch", "kept"))  # else nobody reads the numbers of patches
     wanted = {role: label for role, label in one.inputs.items() if role != "patch" or numbered}
     found = {role: tensors[label] for role, label in wanted.items() if role in INPUTS and label in tensors}
@@ -149,7 +156,7 @@ def entering(one: Outline, tensors: dict[str, Tensor]) -> dict[str, Tensor] | No
         not one.typed(ATTRIBUTES)
         or len(found) < len(wanted)
         or "x" not in found
-        or any(found[role].dtype != np.float32 for role in DATA if role in found)
+        or any(element(found[role].dtype) not in (kinds if role in TYPED else (FLOAT,)) for role in DATA if role in found)
     ):
         return None
     x, h = found["x"], found.get("h")
