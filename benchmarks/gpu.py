@@ -79,12 +79,14 @@ def library(given: Path | None) -> Any:
 
 
 def kernels(options: argparse.Namespace) -> dict[str, Any]:
-    """PruneSite's kernels against the host twin; with compute-sanitizer, where it is, the same again under it."""
-    from gpu_kernels import against_twin
+    """Kernels of PruneSite and of the merging sites against the host twin; with compute-sanitizer, where it is, the same again under it."""
+    import gpu_kernels
+    import gpu_merging
 
     raw = library(options.library)
     sizes = (1, 5, 33, 70) if options.quick else (1, 5, 33, 196, 577, 1369, 4096)
-    found = against_twin(raw, raw, "cuda", sizes)
+    pruned, merged = (part.against_twin(raw, raw, "cuda", sizes) for part in (gpu_kernels, gpu_merging))
+    found = {"cases": pruned["cases"] + merged["cases"], "unequal": pruned["unequal"] + merged["unequal"]}
     return {**found, "sanitizer": "" if options.sanitized else sanitizer(options)}
 
 
@@ -108,12 +110,24 @@ def site_times(options: argparse.Namespace) -> dict[str, Any]:
     return {"rows": gpu_kernels.site_times(library(options.library), "cuda", tokens, batches, options.repeats)}
 
 
+def merge_times(options: argparse.Namespace) -> dict[str, Any]:
+    """Microseconds of the merging sites of DeiT-S for 197 to 4,097 tokens, batch 1 to 64."""
+    import gpu_merging
+
+    tokens, batches = (TOKENS[:1], BATCHES[:2]) if options.quick else (TOKENS, BATCHES)
+    return {"rows": gpu_merging.merge_times(library(options.library), "cuda", tokens, batches, options.repeats)}
+
+
 def capture(options: argparse.Namespace) -> dict[str, Any]:
-    """A padded site in a CUDA graph, replayed with other scores."""
-    from gpu_kernels import captured
+    """Padded sites in a CUDA graph, replayed with other inputs."""
+    import gpu_kernels
+    import gpu_merging
 
     raw = library(options.library)
-    return {"rows": [{"batch": batch, **captured(raw, raw, batch, 197)} for batch in (1, 8)]}
+    rows = [{"kind": "prune", "batch": batch, **gpu_kernels.captured(raw, raw, batch, 197)} for batch in (1, 8)]
+    for kind in gpu_merging.KINDS:
+        rows += [{"kind": kind, "batch": batch, **gpu_merging.captured(raw, raw, kind, batch, 197)} for batch in (1, 8)]
+    return {"rows": rows}
 
 
 def packed(options: argparse.Namespace) -> dict[str, Any]:
@@ -150,7 +164,7 @@ def end_to_end(options: argparse.Namespace) -> dict[str, Any]:
 
 
 PARTS: dict[str, Part] = {
-    "kernels": kernels, "site_times": site_times, "capture": capture, "packed": packed, "end_to_end": end_to_end,
+    "kernels": kernels, "site_times": site_times, "merge_times": merge_times, "capture": capture, "packed": packed, "end_to_end": end_to_end,
 }  # fmt: skip
 
 

@@ -74,7 +74,7 @@ class Site:
         }  # fmt: skip
         if arrays["h"] is None:
             room.pop("rows2")
-        self.read = {name: _on(device, value) for name, value in arrays.items() if value is not None}
+        self.read = {name: on_device(device, value) for name, value in arrays.items() if value is not None}
         self.held = {name: torch.zeros(batch * size, dtype=kind, device=device) for name, (size, kind) in room.items()}
         self.count, needed = torch.zeros(1, dtype=torch.int64, device=device), ctypes.c_size_t()
         assert raw.vp_prune_site_workspace(ctypes.byref(attributes), ctypes.byref(sizes), ctypes.byref(needed)) == 0
@@ -102,7 +102,8 @@ def _bits(array: np.ndarray | None) -> torch.dtype:
     return torch.float32 if array is None or array.dtype == np.float32 else torch.int16
 
 
-def _on(device: str, array: np.ndarray) -> torch.Tensor:
+def on_device(device: str, array: np.ndarray) -> torch.Tensor:
+    """A copy of an array; bools as bytes, half types as their bits."""
     values = np.ascontiguousarray(array)
     seen = {np.dtype(np.bool_): np.uint8, DTYPES[1]: np.int16, DTYPES[2]: np.int16}
     return torch.from_numpy(values.view(seen.get(values.dtype, values.dtype))).to(device)
@@ -179,7 +180,7 @@ def captured(raw: Any, twin: Any, batch: int, tokens: int) -> dict[str, Any]:
     for seed in range(1, 4):
         other = deit_site(batch, tokens, padded=True, seed=seed)
         for name, tensor in call.read.items():
-            tensor.copy_(_on("cuda", other["arrays"][name]))
+            tensor.copy_(on_device("cuda", other["arrays"][name]))
         graph.replay()
         torch.cuda.synchronize()
         wanted, found = run(twin.vp_prune_site_cpu, other)[2], call.written()[1]

@@ -392,6 +392,16 @@ def profiles(path: Path) -> list[str]:
     return [*lines, ""]
 
 
+def _times(what: str, rows: list[dict[str, Any]]) -> list[str]:
+    """Microseconds by tokens and batch."""
+    batches = sorted({row["batch"] for row in rows})
+    lines = [f"| tokens, us of {what} at batch | {' | '.join(map(str, batches))} |", "|---|" + "---|" * len(batches)]
+    for tokens in sorted({row["tokens"] for row in rows}):
+        cells = {row["batch"]: row["us"] for row in rows if row["tokens"] == tokens}
+        lines.append(f"| {tokens} | {' | '.join(str(cells.get(batch, '–')) for batch in batches)} |")
+    return [*lines, ""]
+
+
 def gpu(path: Path) -> list[str]:
     """Section of `gpu.py`; says that nothing was run while there is no file."""
     lines = ["## On a GPU (gpu.json)", ""]
@@ -420,17 +430,15 @@ def gpu(path: Path) -> list[str]:
         ]
     if "capture" in shown:
         rows = ", ".join(
-            f"batch {row['batch']}: {'equal' if row['replays_equal'] else 'DIFFERENT'}" for row in shown["capture"]["rows"]
+            f"{row['kind']}, batch {row['batch']}: {'equal' if row['replays_equal'] else 'DIFFERENT'}"
+            for row in shown["capture"]["rows"]
         )
-        lines += [f"A padded site in a CUDA graph, replayed with other scores, against the twin: {rows}.", ""]
+        lines += [f"Padded sites in a CUDA graph, replayed with other inputs, against the twin: {rows}.", ""]
     if "site_times" in shown:
-        rows = shown["site_times"]["rows"]
-        batches = sorted({row["batch"] for row in rows})
-        lines += [f"| tokens, us of a site at batch | {' | '.join(map(str, batches))} |", "|---|" + "---|" * len(batches)]
-        for tokens in sorted({row["tokens"] for row in rows}):
-            cells = {row["batch"]: row["us"] for row in rows if row["tokens"] == tokens}
-            lines.append(f"| {tokens} | {' | '.join(str(cells.get(batch, '–')) for batch in batches)} |")
-        lines.append("")
+        lines += _times("a site", shown["site_times"]["rows"])
+    if "merge_times" in shown:
+        for kind in dict.fromkeys(row["kind"] for row in shown["merge_times"]["rows"]):
+            lines += _times(f"a merging site ({kind})", [row for row in shown["merge_times"]["rows"] if row["kind"] == kind])
     if "packed" in shown:
         lines += [
             "| images | rows | type | packed us | padded us | equal lengths us | rate of equal lengths | largest difference |",

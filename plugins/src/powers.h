@@ -63,12 +63,10 @@ VP_HD double double_of(uint64_t bits) {
 // ln(x) of a positive finite float, within 1e-14 of itself: m in [0.7, 1.42) by its atanh series, up to the power 17.
 VP_HD double logarithm(float x) {
     const uint64_t bits = bits_of(static_cast<double>(x));  // a normal float64, whatever float it is
-    double exponent = static_cast<double>(static_cast<int32_t>(bits >> 52) - 1023);
-    double m = double_of((bits & 0xfffffffffffffull) | 0x3ff0000000000000ull);
-    if (m > 1.4142135623730951) {
-        m = mul(m, 0.5);
-        exponent = add(exponent, 1.0);
-    }
+    const double whole = double_of((bits & 0xfffffffffffffull) | 0x3ff0000000000000ull);
+    const bool high = whole > 1.4142135623730951;
+    const double m = high ? mul(whole, 0.5) : whole;
+    const double exponent = static_cast<double>(static_cast<int32_t>(bits >> 52) - (high ? 1022 : 1023));
     const double s = divide(add(m, -1.0), add(m, 1.0)), q = mul(s, s);
     double p = 1.0 / 17.0;
     p = add(mul(p, q), 1.0 / 15.0);
@@ -82,9 +80,8 @@ VP_HD double logarithm(float x) {
     return add(mul(exponent, 0.69314718055994531), mul(mul(s, 2.0), p));
 }
 
-// e^x as a float: 0 and infinity beyond what a float holds.
+// e^x as a float: 0 and infinity beyond what a float holds; x is a number.
 VP_HD float exponential(double x) {
-    if (x != x) return static_cast<float>(x);
     const double bounded = x < -104.0 ? -104.0 : x > 89.0 ? 89.0 : x;  // e^-104 rounds to 0, e^89 to infinity
     const double n = rint(mul(bounded, 1.4426950408889634));
     const double r = add(add(bounded, mul(n, -0.693147180369123816490)), mul(n, -1.90821492927058770002e-10));
@@ -100,23 +97,25 @@ VP_HD float exponential(double x) {
     p = add(mul(p, r), 0.5);
     p = add(mul(p, r), 1.0);
     p = add(mul(p, r), 1.0);
-    return static_cast<float>(mul(p, double_of(static_cast<uint64_t>(static_cast<int64_t>(n) + 1023) << 52)));
+    return static_cast<float>(mul(p, double_of(static_cast<uint64_t>(static_cast<int32_t>(n) + 1023) << 52)));
 }
 
 }  // namespace wide
 
 // ln(x): -infinity of 0, NaN of what is negative.
 VP_HD float natural_log(float x) {
+    if (x == 1.0f) return 0.0f;  // as most sizes are
     if (!(x > 0.0f)) return x == 0.0f ? -kInfinity : kNotANumber;
     return x == kInfinity ? x : static_cast<float>(wide::logarithm(x));
 }
 
-// x^power of x >= 0; NaN of what is negative.
+// x^power of x >= 0 and a power that is no NaN and not 0; NaN of what is negative. Without a branch, so that a loop over it becomes vector
+// code.
 VP_HD float power_of(float x, float power) {
-    if (!(x >= 0.0f)) return kNotANumber;
-    if (power == 0.0f) return 1.0f;
-    const double log = x == 0.0f ? -kInfinity : x == kInfinity ? kInfinity : wide::logarithm(x);
-    return wide::exponential(wide::mul(log, power));
+    const bool inside = x > 0.0f && x < kInfinity;
+    const float computed = wide::exponential(wide::mul(wide::logarithm(inside ? x : 1.0f), power));
+    const float beyond = (x > 0.0f) == (power > 0.0f) ? kInfinity : 0.0f;  // of 0 and infinity
+    return inside ? computed : x >= 0.0f ? beyond : kNotANumber;
 }
 
 }  // namespace vitprune

@@ -134,7 +134,8 @@ def test_report_says_not_run_and_shows_a_stored_run(tmp_path: Path) -> None:
     device["clocks"] = {"sm_mhz": "1 MHz", "memory_mhz": "", "power_limit": ""}
     row = {"runtime": "tensorrt", "case": "topk", "batch": 1, "mode": "fp16", "cuda_graph": True}
     parts = {
-        "kernels": {"cases": 4, "unequal": [], "sanitizer": "exit 0"}, "capture": {"rows": [{"batch": 1, "captured": True, "replays_equal": True}]},
+        "kernels": {"cases": 4, "unequal": [], "sanitizer": "exit 0"}, "capture": {"rows": [{"kind": "pair", "batch": 1, "captured": True, "replays_equal": True}]},
+        "merge_times": {"rows": [{"kind": kind, "tokens": 577, "batch": 4, "us": us, "bytes_read": 1} for kind, us in (("pair", 7.5), ("ward", 9.5))]},
         "site_times": {"rows": [{"tokens": 197, "batch": 1, "us": 4.5, "bytes_read": 1}]}, "packed": {"failed": "RuntimeError: x"},
         "end_to_end": {
             "rows": [{**row, "ms": {"dense": 1.0, "pruned": 0.5}, "ratio": 0.5, "memory_mib": {"dense": 2, "pruned": 1}}, {**row, "failed": "E"}],
@@ -147,6 +148,9 @@ def test_report_says_not_run_and_shows_a_stored_run(tmp_path: Path) -> None:
         "GPU X",
         "not held",
         "| 197 | 4.5 |",
+        "us of a merging site (pair) at batch | 4 |",
+        "| 577 | 9.5 |",
+        "pair, batch 1: equal",
         "packed: failed: RuntimeError: x",
         "| 1.0 | 0.5 | 0.50 | 2, 1 MiB |",
         "torch: not run",

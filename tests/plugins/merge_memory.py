@@ -148,43 +148,46 @@ def _sampled(rng: Any, attributes: Attributes, arrays: Any, sizes: tuple[int, ..
     attributes.site = SiteAttributes(sample, form.encode(), b"nothing", heads, prefix, patches)
 
 
-def run(
-    function: Any, one: dict[str, Any], workspace: Any = None, room: int | None = None
-) -> tuple[int, int, dict[str, np.ndarray]]:
-    """Status, K and what was written, every output as [B,...] of K.
-
-    `workspace`: the function that tells its size, for kernels; `room`: slots that outputs have room for, the largest K if None.
-    """
-    sizes, attributes, arrays = one["sizes"], one["attributes"], one["arrays"]
-    batch, slots = sizes.batch, max(sizes.patches, attributes.most) if room is None else room
+def written(one: dict[str, Any], room: int | None = None) -> dict[str, tuple[int, Any]]:
+    """Elements and type of every output with `room` slots per image, the largest K if None."""
+    sizes, attributes = one["sizes"], one["attributes"]
+    slots = max(sizes.patches, attributes.most) if room is None else room
     tokens = attributes.prefix_tokens + slots
     held = {
         "rows": (tokens * sizes.width, np.float32), "size_out": (tokens, np.float32), "bias_out": (tokens, np.float32),
         "index": (slots, np.int64), "keep": (slots, np.bool_), "group_out": (sizes.originals, np.int64), "patch_out": (slots, np.int64),
         "kept": (slots, np.int64), "score_out": (sizes.patches, np.float32),
     }  # fmt: skip
-    if arrays["group"] is None:
-        held.pop("group_out")
-    if attributes.kind != b"sampled":
-        held.pop("score_out")
-    written = {name: np.zeros(batch * size, dtype) for name, (size, dtype) in held.items() if name not in one.get("without", ())}
-    read = {name: np.ascontiguousarray(value) for name, value in arrays.items() if value is not None}
-    tensors = Tensors(**{name: value.ctypes.data for name, value in (read | written).items()})
+    absent = {*one.get("without", ()), *([] if attributes.kind == b"sampled" else ["score_out"])}
+    absent |= {"group_out"} if one["arrays"]["group"] is None else set()
+    return {name: (sizes.batch * size, dtype) for name, (size, dtype) in held.items() if name not in absent}
+
+
+def run(
+    function: Any, one: dict[str, Any], workspace: Any = None, room: int | None = None
+) -> tuple[int, int, dict[str, np.ndarray]]:
+    """Status, K and what was written, every output as [B,...] of K.
+
+    `workspace`: the function that tells its size, for kernels; `room` as in `written`.
+    """
+    held = {name: np.zeros(size, dtype) for name, (size, dtype) in written(one, room).items()}
+    read = {name: np.ascontiguousarray(value) for name, value in one["arrays"].items() if value is not None}
+    tensors = Tensors(**{name: value.ctypes.data for name, value in (read | held).items()})
     count, needed = ctypes.c_int64(), ctypes.c_size_t()
-    references = [ctypes.byref(part) for part in (attributes, sizes, tensors)]
+    references = [ctypes.byref(part) for part in (one["attributes"], one["sizes"], tensors)]
     if workspace is None:
         status = function(*references, ctypes.byref(count))
     else:
         assert workspace(references[0], references[1], ctypes.byref(needed)) == 0
         memory = np.full(needed.value, 0xA5, np.uint8)
         status = function(*references, memory.ctypes.data_as(ctypes.c_void_p), needed, ctypes.byref(count), None)
-    return status, count.value, cut(written, one, count.value)
+    return status, count.value, cut(held, one, count.value)
 
 
-def cut(written: dict[str, np.ndarray], one: dict[str, Any], k: int) -> dict[str, np.ndarray]:
+def cut(held: dict[str, np.ndarray], one: dict[str, Any], k: int) -> dict[str, np.ndarray]:
     """Of outputs with room for the largest K what belongs to this one, as [B,...]."""
     sizes, tokens = one["sizes"], one["attributes"].prefix_tokens + k
     lengths = {
         "rows": tokens * sizes.width, "size_out": tokens, "bias_out": tokens, "group_out": sizes.originals, "score_out": sizes.patches,
     }  # fmt: skip
-    return {name: value.ravel()[: sizes.batch * lengths.get(name, k)].reshape(sizes.batch, -1) for name, value in written.items()}
+    return {name: value.ravel()[: sizes.batch * lengths.get(name, k)].reshape(sizes.batch, -1) for name, value in held.items()}

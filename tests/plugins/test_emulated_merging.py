@@ -12,7 +12,7 @@ import pytest
 from merge_memory import KINDS, OUTPUTS, Attributes, merging, run
 from site_memory import Sample
 
-from vitprune.plugins import PluginLibrary, find_sources
+from vitprune.plugins import BuildReport, PluginLibrary, find_sources
 
 NO_ROOM = 20
 
@@ -54,6 +54,17 @@ def test_kernels_and_twin_agree_on_every_bit(kind: str, seed: int, emulated: cty
             seen.add("everyone")
     assert seen >= {"joins", "stays", "pads", "full"}
     assert seen >= {"pair": set(), "ward": {"loses", "everyone"}, "sampled": {"everyone"}}[kind]
+
+
+def test_a_processor_without_vectors_decides_alike(library: PluginLibrary, report: BuildReport) -> None:
+    """Cosines are one chain of fused products in every form of the host."""
+    plain = ctypes.CDLL(str(report.library.with_name("libplain_host.so")))
+    for number, one in enumerate(settings("sampled", 9)):
+        status, count, wanted = run(library.raw.vp_merge_cpu, one)
+        again, other, found = run(plain.vp_merge_cpu, one)
+        assert (status, count) == (again, other)
+        for name, value in wanted.items():
+            np.testing.assert_array_equal(value, found[name], err_msg=f"{name}: setting {number}")
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -164,9 +164,10 @@ template <int Count>
 }
 
 // The form of a function for the widest vectors that this processor has: the library is built once and must run on all of them.
+// With VP_PLAIN_TILES it is the plain one, for tests.
 template <typename Function>
 Function* widest(Function* plain, [[maybe_unused]] Function* avx2, [[maybe_unused]] Function* avx512) {
-#if defined(__x86_64__)
+#if defined(__x86_64__) && !defined(VP_PLAIN_TILES)
     const bool two = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
     const bool five = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
     return two && five ? avx512 : two ? avx2 : plain;

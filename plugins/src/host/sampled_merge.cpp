@@ -36,12 +36,15 @@ struct Cosines {
 // processor can; an x86 without it gets there by the library's function.
 #if defined(__x86_64__)
 void multiply_plain(const Cosines& one) {
+    constexpr int64_t step = tiles::kStep<8>;
     for (int64_t r = 0; r < one.count; ++r) {
-        float* out = one.out + r * one.columns;
-        std::fill(out, out + one.columns, 0.0f);
-        for (int64_t c = 0; c < one.width; ++c) {
-            const float factor = one.rows[r * one.width + c];
-            for (int64_t k = 0; k < one.columns; ++k) out[k] = fused(factor, one.across[c * one.columns + k], out[k]);
+        const float* panel = one.across;
+        for (int64_t first = 0; first < one.columns; first += step, panel += one.width * step) {
+            float* out = one.out + r * one.columns + first;
+            std::fill(out, out + step, 0.0f);
+            for (int64_t c = 0; c < one.width; ++c) {
+                for (int64_t k = 0; k < step; ++k) out[k] = fused(one.rows[r * one.width + c], panel[c * step + k], out[k]);
+            }
         }
     }
 }

@@ -10,17 +10,19 @@ namespace {
 
 constexpr float kNone = kNoDamage;
 
+VP_WIDE void weigh(const WardParameters& parameters, const float* size, const float* received, int64_t count, float* mass) {
+    for (int64_t n = 0; n < count; ++n) mass[n] = ward_mass(parameters, size[n], received[n]);
+}
+
 // Sizes times the importance (attention per patch, 1 = average) to the power.
 std::vector<float> masses(const WardParameters& parameters, const MergeImage& image, const Attention& attention) {
-    std::vector<float> mass(image.patches);
+    std::vector<float> size(image.patches), received(image.patches), mass(image.patches);
+    for (int64_t slot = 0; slot < image.patches; ++slot) size[slot] = image.size_of(slot);
+    if (parameters.power == 0.0f) return size;
     for (int64_t slot = 0; slot < image.patches; ++slot) {
-        const float size = image.size_of(slot);
-        mass[slot] = size;
-        if (parameters.power == 0.0f) continue;
-        float received = 0.0f;
-        for (int64_t head = 0; head < attention.heads; ++head) received = add(received, attention.values[slot * attention.heads + head]);
-        mass[slot] = ward_mass(parameters, size, received);
+        for (int64_t head = 0; head < attention.heads; ++head) received[slot] = add(received[slot], attention.values[slot * attention.heads + head]);
     }
+    weigh(parameters, size.data(), received.data(), image.patches, mass.data());
     return mass;
 }
 

@@ -28,20 +28,48 @@ void insist(const OrtApi& api, bool sane, const char* message) {
     if (!sane) fail(api, ORT_INVALID_ARGUMENT, message);
 }
 
+// The inputs of a node, each asked for once.
+class Views {
+public:
+    Views(const OrtApi& api, OrtKernelContext* context) : api_(api) {
+        const Inputs reader(api, context);
+        for (size_t n = 0; n < all_.size(); ++n) {
+            if (reader.has(n)) all_[n] = input_tensor(api, context, n);
+        }
+    }
+
+    bool has(size_t index) const { return index < all_.size() && all_[index].type != ONNX_TENSOR_ELEMENT_DATA_TYPE_UNDEFINED; }
+
+    const Dims& dims(size_t index) const { return has(index) ? all_[index].dims : none_; }
+
+    template <typename Value, size_t kRank>
+    const Value* take(size_t index, const int64_t (&shape)[kRank], const char* what) const {
+        if (!has(index)) return nullptr;
+        const Dims& found = all_[index].dims;
+        if (!std::equal(found.begin(), found.end(), shape, shape + kRank)) fail(api_, ORT_INVALID_ARGUMENT, std::string(what) + " has a wrong shape");
+        return static_cast<const Value*>(all_[index].data);
+    }
+
+private:
+    const OrtApi& api_;
+    std::array<TensorView, 11> all_{};
+    Dims none_;
+};
+
 // Sizes of a node's inputs, as far as they are needed to take them.
-VpMergeSizes sizes_of(const OrtApi& api, const Inputs& reader, const MergeNode& node, const Places& at) {
+VpMergeSizes sizes_of(const OrtApi& api, const Views& reader, const MergeNode& node, const Places& at) {
     const MergeParameters& parameters = node.parameters;
-    const Dims x = reader.dims(0);
+    const Dims& x = reader.dims(0);
     insist(api, x.size() == 3 && x[1] > parameters.prefix, "x must be [batch, tokens, width]");
     VpMergeSizes sizes{x[0], x[1] - parameters.prefix, x[2], 0, 0, 0};
-    const Dims grouped = reader.dims(at.group);
+    const Dims& grouped = reader.dims(at.group);
     if (reader.has(at.group)) {
         insist(api, grouped.size() == 2 && grouped[0] == x[0], "group must be [batch, patches]");
         sizes.originals = grouped[1];
         const bool enough = reader.has(at.patch) || sizes.originals >= sizes.patches;
         insist(api, enough, "group has fewer patches than there are slots");
     }
-    const Dims metric = reader.dims(at.metric), query = reader.dims(at.query), attention = reader.dims(at.attention);
+    const Dims &metric = reader.dims(at.metric), &query = reader.dims(at.query), &attention = reader.dims(at.attention);
     if (parameters.kind == MergeKind::kPair) {
         insist(api, metric.size() == 3, "metric must be [batch, tokens, depth]");
         sizes.depth = metric[2];
@@ -96,26 +124,28 @@ MergeNode::MergeNode(const OrtApi& api, const OrtKernelInfo* info, MergeKind kin
 }
 
 MergeTensors::MergeTensors(const OrtApi& api, OrtKernelContext* context, const MergeNode& node) {
-    const Inputs reader(api, context);
+    const Views reader(api, context);
     const MergeKind kind = node.parameters.kind;
     const Places& at = kPlaces[static_cast<int32_t>(kind)];
     const VpMergeSizes sizes = sizes_of(api, reader, node, at);
     check_own(api, check_merge_shape(node.parameters, sizes, shape));
     const int64_t batch = shape.batch, patches = shape.patches, tokens = shape.tokens(), row = static_cast<int64_t>(shape.heads) * shape.depth;
     const int64_t members_a = members_of(first_of_a(shape.prefix), shape.patches);
-    const Dims images{batch, patches}, rows{batch, tokens}, wide{batch, tokens, kind == MergeKind::kPair ? shape.depth : row};
+    const int64_t images[]{batch, patches}, rows[]{batch, tokens}, wide[]{batch, tokens, kind == MergeKind::kPair ? shape.depth : row};
     in.x = reader.take<float>(0, {batch, tokens, shape.width}, "x");
     in.products = reader.take<float>(at.products, {batch, members_a, patches - members_a}, "products");
     in.metric = reader.take<float>(at.metric, wide, "metric");
     in.gram = reader.take<float>(at.gram, {batch, patches, patches}, "gram");
     const bool asks = reader.has(at.query), once = kind == MergeKind::kSampled && reader.dims(at.query).size() != 3;
-    in.query = reader.take<float>(at.query, once ? Dims{batch, row} : kind == MergeKind::kWard ? wide : Dims{batch, 1, row}, "query");
+    const int64_t asking[]{batch, kind == MergeKind::kWard ? tokens : 1, row};
+    in.query = once ? reader.take<float>(at.query, {batch, row}, "query") : reader.take<float>(at.query, asking, "query");
     if (kind == MergeKind::kWard && asks) insist(api, reader.has(at.key), "a query needs keys");
     if (kind != MergeKind::kWard || asks) {  // without a query nobody reads them
         in.key = reader.take<float>(at.key, wide, "key");
         in.bias = reader.take<float>(at.bias, rows, "bias");
     }
-    if (!asks) in.attention = reader.take<float>(at.attention, shape.heads > 0 ? Dims{batch, tokens, shape.heads} : images, "attention");
+    if (!asks && shape.heads > 0) in.attention = reader.take<float>(at.attention, {batch, tokens, shape.heads}, "attention");
+    if (!asks && shape.heads == 0) in.attention = reader.take<float>(at.attention, images, "attention");
     in.value = reader.take<float>(at.value, wide, "value");
     in.score = reader.take<float>(at.score, images, "score");
     in.size = reader.take<float>(at.size, rows, "size");
