@@ -13,7 +13,7 @@ from vitprune.bundle import Bundle, open_bundle
 from vitprune.cli import run as cli
 from vitprune.exporting.inspecting import launches
 from vitprune.graph import skeletons
-from vitprune.graph.launches import Launches, by_block, executed
+from vitprune.graph.launches import Launches, by_block, executed, with_plugins
 from vitprune.methods.base import BlockTokens, Geometry
 from vitprune.methods.cost import dense_blocks
 from vitprune.preflight import launch_model
@@ -99,6 +99,42 @@ def test_a_plugin_saves_kernels(exported: Any) -> None:
     assert sum((one.total - other.total for one, other in zip(native, dense, strict=True)), 0) <= 3 * 2 + 4
 
 
+def test_sites_as_plugin_nodes_are_counted_beside_plain_ones(exported: Any) -> None:
+    """Two launches and a memset a site in the place of its nodes, in the blocks of the sites alone; nothing for builders without plugins."""
+    found = kernels(exported, "jetson-orin", module="agx-64")
+    plain, plugin = found["pruned"], found["plugin"]
+    assert plugin["sites"] == 2
+    assert plugin["pruned"]["attention"] == plain["attention"] == 4
+    nodes = by_block(executed(onnx.load(str(exported / "model.onnx")), "sampling"), 4, True)
+    graph, made = with_plugins(onnx.load(str(exported / "model.onnx")))
+    counted = by_block(graph, 4, True)
+    dense = by_block(executed(dense_graph(exported), "nodes"), 4, True)
+    assert made == 2
+    assert sum(counted, Launches()).total == sum(plugin["pruned"].values()) < sum(plain.values())
+    assert counted[:2] == nodes[:2] == dense[:2]
+    for block in (1, 2):
+        glue = counted[block + 1].glue - dense[block + 1].glue
+        assert 3 <= glue < nodes[block + 1].glue - dense[block + 1].glue, block
+    model, other = found["model"], plugin["model"]
+    kernel = targets.load("jetson-orin").launch.kernel_us
+    fewer = sum(plain.values()) - sum(plugin["pruned"].values())
+    assert other["what"] == "modelled, not measured"
+    assert model["pruned"]["launching_ms"] - other["pruned"]["launching_ms"] == pytest.approx(fewer * kernel / 1e3)
+    assert model["pruned"]["copying_ms"] == other["pruned"]["copying_ms"] > 0
+    for target in ("rtx", "onnxruntime-cpu"):
+        assert kernels(exported, target)["plugin"] is None
+
+
+def test_a_given_score_needs_no_memset(exported: Any) -> None:
+    graph, _ = with_plugins(onnx.load(str(exported / "model.onnx")))
+    before = sum(by_block(graph, 4, True), Launches())
+    for node in graph.graph.node:
+        for attribute in node.attribute:
+            if node.op_type == "PruneSite" and attribute.name == "form":
+                attribute.s = b"given"
+    assert before.glue - sum(by_block(graph, 4, True), Launches()).glue == 2
+
+
 def dense_graph(folder: Any) -> onnx.ModelProto:
     return skeletons.fleshed(onnx.load_model(folder / skeletons.SKELETON), onnx.load(str(folder / "model.onnx")))
 
@@ -162,6 +198,32 @@ def test_check_warns_where_launches_eat_the_gain(bundle: Bundle) -> None:
     assert not [one for one in look(bundle, "rtx", None) if one.rule == "VP419"]
 
 
+def test_check_names_the_option_where_it_turns_the_verdict(bundle: Bundle) -> None:
+    """With work that weighs just so much that pruning loses by the launches of plain sites, and wins by those of plugin nodes."""
+    loses = next(one for one in look(bundle, batch=(1, 1, 8)) if one.rule == "VP419")
+    assert "--sites plugin" not in loses.mend  # there even the plugin's launches are too many
+    found = kernels(bundle.path, "jetson-orin", module="agx-64")
+    plain, plugin = found["model"], found["plugin"]["model"]
+    target = targets.load("jetson-orin")
+
+    def told(gbs: float) -> Any:
+        module = target.modules["agx-64"].model_copy(update={"speed": Speed(memory_gbs=gbs, tera_ops={"fp32": 1e6})})
+        changed = target.model_copy(update={"modules": {"agx-64": module}})
+        return next(one for one in look(bundle, changed, batch=(1, 1, 8)) if one.rule == "VP419")
+
+    # What pruning costs in launches and waits, by either form; what it saves in bytes at a bandwidth: between the two the option decides.
+    speed = target.modules["agx-64"].speed
+    saved = (plain["dense"]["moving_ms"] - plain["pruned"]["moving_ms"]) * speed.memory_gbs
+    lost = [sum(one[which][part] * sign for which, sign in (("pruned", 1), ("dense", -1)) for part in ("launching_ms", "copying_ms"))
+            for one in (plain, plugin)]  # fmt: skip
+    between = told(2 * saved / sum(lost))
+    assert between.warning
+    assert "pruning loses on agx-64" in between.text
+    assert between.mend.startswith("build-engine --sites plugin, with which pruning wins on agx-64: modelled, not measured")
+    assert not told(0.9 * saved / max(lost)).warning
+    assert "--sites plugin" not in told(1.1 * saved / min(lost)).mend
+
+
 def test_inspect_prints_and_writes_the_model(bundle: Bundle, capsys: pytest.CaptureFixture[str]) -> None:
     options = ["inspect", str(bundle.path), "--target", "jetson-orin", "--module", "agx-64", "--batch", "2"]
     assert cli(options) == 0
@@ -169,7 +231,10 @@ def test_inspect_prints_and_writes_the_model(bundle: Bundle, capsys: pytest.Capt
     assert "glue" in shown.out + shown.err
     assert "modelled, not measured" in " ".join((shown.out + shown.err).split())
     assert cli([*options, "--json"]) == 0
-    model = json.loads(capsys.readouterr().out)["launches"]["model"]
+    assert "with --sites plugin (2 sites as plugin nodes)" in " ".join((shown.out + shown.err).split())
+    launched = json.loads(capsys.readouterr().out)["launches"]
+    model = launched["model"]
+    assert launched["plugin"]["model"]["ratio"] < model["ratio"]
     assert cli(["check", str(bundle.path), "-t", "jetson-orin", "--module", "agx-64", "--batch", "1"]) == 0
     assert "warning: VP419: pruning loses" in " ".join(capsys.readouterr().err.split())
     assert model["what"] == "modelled, not measured"

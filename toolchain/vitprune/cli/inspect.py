@@ -106,6 +106,11 @@ def _launches(found: dict[str, Any]) -> None:
     if found["model"]:
         where = " ".join(filter(None, (found["target"], found["module"])))
         console.info(f"on {console.plain(where)}, {found['model']['text']}")
+    if plugin := found["plugin"]:
+        less = ", ".join(f"{count} {name}" for name, count in plugin["pruned"].items())
+        modelled = f"; {plugin['model']['text']}" if plugin["model"] else ""
+        sites = f"{plugin['sites']} {'site' if plugin['sites'] == 1 else 'sites'}"
+        console.info(f"with --sites plugin ({sites} as plugin nodes): {less}{modelled}")
 
 
 def _place(block: int) -> str:

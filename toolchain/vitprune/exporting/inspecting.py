@@ -54,22 +54,33 @@ def launches(bundle: Bundle, choice: Choice, batch: int = 1) -> dict[str, Any]:
 
     Returns:
         JSON-ready: target, module, unknown (why nothing was counted, else ""), blocks (block -1 is what stands before them; norm and head
-        count with the last), dense and pruned (sums), model (None without constants of the module).
+        count with the last), dense and pruned (sums), model (None without constants of the module), plugin (None where no site can be a
+        plugin node: sites, how many are one with `--sites plugin`; pruned and model, as they are then).
     """
     target, module = choice.target, choice.module
     answer: dict[str, Any] = {"target": target.name, "module": choice.module_name, "unknown": "", "blocks": [], "model": None}
-    answer |= {"dense": None, "pruned": None}
+    answer |= {"dense": None, "pruned": None, "plugin": None}
     try:
         counted = launch_model.count(bundle, None, target.backend)
+        plugins = launch_model.with_plugins(bundle, None, counted, target.backend)
     except ValueError as error:
         return {**answer, "unknown": str(error)}
     pairs = list(zip(counted.dense, counted.pruned, strict=True))
     answer["blocks"] = [{"block": i - 1, "dense": asdict(one), "pruned": asdict(other)} for i, (one, other) in enumerate(pairs)]
     for name, parts in (("dense", counted.dense), ("pruned", counted.pruned)):
         answer[name] = asdict(sum(parts[1:], parts[0]))
-    if target.launch is not None and module is not None and module.speed is not None:
-        made = launch_model.estimate(bundle, counted, target.launch, module.speed, batch)
-        answer["model"] = None if made is None else {**made.document(), "text": made.text()}
+
+    def modelled(one: launch_model.Counted) -> dict[str, Any] | None:
+        if target.launch is None or module is None or module.speed is None:
+            return None
+        made = launch_model.estimate(bundle, one, target.launch, module.speed, batch)
+        return None if made is None else {**made.document(), "text": made.text()}
+
+    answer["model"] = modelled(counted)
+    if plugins is not None:
+        other, made = plugins
+        pruned = asdict(sum(other.pruned[1:], other.pruned[0]))
+        answer["plugin"] = {"sites": made, "pruned": pruned, "model": modelled(other)}
     return answer
 
 

@@ -14,7 +14,8 @@ from typing import Literal
 import onnx
 
 from vitprune.graph.lowering.onnxruntime import specialise
-from vitprune.ops.sites import KEY_BIAS_ATTENTION
+from vitprune.graph.lowering.plugin_sites import with_plugin_sites
+from vitprune.ops.sites import KEY_BIAS_ATTENTION, PAIR_MERGE, PRUNE_SITE, SAMPLED_MERGE, WARD_MERGE
 from vitprune.ops.token_sample import DOMAIN, NAME
 
 Sites = Literal["nodes", "sampling", "one operator"]
@@ -27,6 +28,12 @@ BY_ELEMENT = {
     "Less", "LessOrEqual", "Log", "Max", "Min", "Mod", "Mul", "Neg", "Not", "Or", "Pow", "QuantizeLinear", "Reciprocal", "Relu", "Round",
     "Sigmoid", "Sqrt", "Sub", "Tanh", "Where",
 }  # fmt: skip
+PLUGINS = (
+    PRUNE_SITE,
+    PAIR_MERGE,
+    WARD_MERGE,
+    SAMPLED_MERGE,
+)  # operators that make a whole site in two launches (plugins/src/cuda)
 _OF_BLOCK = re.compile(r"vitprune/block(\d+)/")
 
 
@@ -64,6 +71,16 @@ def executed(model: onnx.ModelProto, sites: Sites) -> onnx.ModelProto:
     return specialise(model, keep_outputs=True, native=sites == "one operator")[0]
 
 
+def with_plugins(model: onnx.ModelProto) -> tuple[onnx.ModelProto, int]:
+    """The graph as TensorRT gets it with `--sites plugin`, fused like the others, and how many sites are a plugin node in it.
+
+    Args:
+        model: a pruned model written by vitprune; not changed.
+    """
+    lowered, made = with_plugin_sites(model)
+    return executed(lowered, "sampling"), made
+
+
 def by_block(graph: onnx.ModelProto, depth: int, fused: bool) -> list[Launches]:
     """Launches of a graph of `executed`: before the blocks, of every block; norm and head behind them count with the last one.
 
@@ -83,7 +100,7 @@ def by_block(graph: onnx.ModelProto, depth: int, fused: bool) -> list[Launches]:
     made = {name for node in nodes if _launched(node, host, set(), False) for name in node.output}
     for node in nodes:
         if _launched(node, host, made, fused):
-            counted[min(places[node.output[0]], depth - 1) + 1] += _one(node)
+            counted[min(places[node.output[0]], depth - 1) + 1] += _one(node, fused)
     without = [number for number, found in enumerate(counted[1:]) if not found.attention]
     if without:
         raise ValueError(f"block {without[0]} has no attention that a runtime would fuse")
@@ -97,10 +114,18 @@ def _launched(node: onnx.NodeProto, host: set[str], made: set[str], fused: bool)
     return not (fused and node.op_type in BY_ELEMENT and any(name in made for name in node.input))
 
 
-def _one(node: onnx.NodeProto) -> Launches:
+def _one(node: onnx.NodeProto, built: bool) -> Launches:
+    if built and node.domain == DOMAIN and node.op_type in PLUGINS:
+        return Launches(glue=2 + _clears(node))
     if node.op_type in PRODUCTS:
         return Launches(products=1)
     return Launches(attention=1) if node.op_type in ATTENTION else Launches(glue=1)
+
+
+def _clears(node: onnx.NodeProto) -> bool:
+    """Whether a plugin clears some memory before its kernels: PruneSite does not where the score is given."""
+    form = next((attribute.s for attribute in node.attribute if attribute.name == "form"), b"")
+    return node.op_type != PRUNE_SITE or form != b"given"
 
 
 def _from_shapes(graph: onnx.ModelProto) -> set[str]:

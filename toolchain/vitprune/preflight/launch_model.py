@@ -7,7 +7,7 @@ kernels that score and select can eat what fewer tokens save.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -192,6 +192,36 @@ class Counted:
         return sum(part.total for part in parts)
 
 
+def with_plugins(bundle: Bundle, model: onnx.ModelProto | None, counted: Counted, backend: str) -> tuple[Counted, int] | None:
+    """The same with sites as plugin nodes (`build-engine --sites plugin`), and how many sites are one; None where none is.
+
+    Args:
+        model: the bundle's, read here where it is None. counted: of `count`, with sites as plain nodes.
+        backend: only TensorRT's builder takes plugins.
+
+    Raises:
+        ValueError: the graph cannot be lowered, and why.
+    """
+    from vitprune.graph.launches import by_block, with_plugins
+    from vitprune.support import onnx_weights
+    from vitprune.support.onnx_file import read_model
+
+    model = read_model(bundle.model_path) if model is None else model
+    if backend != "tensorrt" or onnx_weights.any_elsewhere(model):
+        return None
+    try:
+        graph, made = with_plugins(model)
+    except Exception as error:
+        raise _no_lowering(error) from error
+    depth = int(bundle.manifest.model["geometry"]["depth"])
+    return (replace(counted, pruned=by_block(graph, depth, True)), made) if made else None
+
+
+def _no_lowering(error: Exception) -> ValueError:
+    """A bundle's files may hold anything, and a count is not worth an end."""
+    return ValueError(f"the graph cannot be lowered: {first_line(error)[:160]}")
+
+
 class Uncounted(ValueError):
     """A bundle of a kind that this model does not count."""
 
@@ -224,8 +254,8 @@ def count(bundle: Bundle, model: onnx.ModelProto | None, backend: str) -> Counte
         model = read_model(bundle.model_path) if model is None else model
         dense = skeletons.fleshed(read_model(bundle.path / skeletons.SKELETON), model)
         graphs = [executed(one, sites) for one in (dense, model)]
-    except Exception as error:  # a bundle's files may hold anything, and a count is not worth an end
-        raise ValueError(f"the graph cannot be lowered: {first_line(error)[:160]}") from error
+    except Exception as error:
+        raise _no_lowering(error) from error
     follows_data = bundle.recipe.graph.shapes != "padded" and bool(ragged.stored(model)[1])
     copies = sum(not site["bypass"] for site in bundle.manifest.sites) if follows_data else 0
     counted = [by_block(one, depth, fused) for one in graphs]
