@@ -3,7 +3,8 @@ graph, the surgery in it alone, TensorRT-RTX build, validate.
 
     python benchmarks/toolchain.py --out benchmarks/results/toolchain.json
 
-Each command is a process of its own, so imports are included. Medians of a few runs; the load of the machine is stored beside them.
+Each command is a process of its own, so imports are included. Medians of a few runs, of seconds on the wall and of CPU seconds (its own
+and its children's, user and system); the load of the machine is stored beside them. Where others compute, the wall says how many they are.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import argparse
 import json
 import os
 import platform
+import resource
 import statistics
 import subprocess
 import sys
@@ -39,14 +41,21 @@ print(time.process_time() - began)
 """
 
 
-def seconds(*arguments: str) -> float:
-    """Wall seconds of one vitprune command; fails when the command does."""
-    began = time.perf_counter()
+def cpu() -> float:
+    """CPU seconds of all children so far."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
+def seconds(*arguments: str) -> tuple[float, float]:
+    """Wall and CPU seconds of one vitprune command; fails when the command does."""
+    began, before = time.perf_counter(), cpu()
     subprocess.run([sys.executable, "-m", "vitprune", *arguments, "--quiet"], check=True)
-    return time.perf_counter() - began
+    return time.perf_counter() - began, cpu() - before
 
 
-def one_run(recipe: str) -> dict[str, float]:
+def one_run(recipe: str) -> dict[str, tuple[float, float]]:
+    """Wall and CPU seconds by command."""
     with tempfile.TemporaryDirectory() as folder:
         os.environ["VITPRUNE_CACHE"] = str(Path(folder, "cache"))
         out, dense = str(Path(folder, "out")), str(Path(folder, "dense.onnx"))
@@ -55,7 +64,7 @@ def one_run(recipe: str) -> dict[str, float]:
         done = subprocess.run([sys.executable, "-c", SURGERY, recipe, dense], check=True, capture_output=True, text=True)
         return times | {
             "rewrite": seconds("rewrite", dense, "-r", recipe, "-o", str(Path(folder, "rewritten"))),
-            "surgery alone (CPU)": float(done.stdout.split()[-1]),
+            "surgery alone (CPU)": (float(done.stdout.split()[-1]),) * 2,
             "build-engine --target rtx": seconds("build-engine", out, "--target", "rtx"),
             "validate": seconds("validate", out),
         }
@@ -67,14 +76,16 @@ def main() -> None:
     parser.add_argument("--recipe", default="ats_deit_small")
     parser.add_argument("--runs", type=int, default=3)
     args = parser.parse_args()
-    load = os.getloadavg()[0]
+    loads = [os.getloadavg()[0]]
     runs = []
     for _ in range(args.runs):
         runs.append(one_run(args.recipe))
+        loads.append(os.getloadavg()[0])
         print(json.dumps(runs[-1]), flush=True)
-    median = {name: round(statistics.median(run[name] for run in runs), 2) for name in runs[0]}
+    wall, used = ({name: round(statistics.median(run[name][which] for run in runs), 2) for name in runs[0]} for which in range(2))
     document = {
-        "model": MODEL, "recipe": args.recipe, "runs": args.runs, "load_before": round(load, 2), "median_seconds": median,
+        "model": MODEL, "recipe": args.recipe, "runs": args.runs, "load_before": round(loads[0], 2), "load_most": round(max(loads), 2),
+        "median_seconds": wall, "median_cpu_seconds": used,
         "machine": {"cpu": platform.processor() or platform.machine(), "cores": os.cpu_count()},
     }  # fmt: skip
     args.out.parent.mkdir(parents=True, exist_ok=True)

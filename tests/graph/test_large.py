@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import mmap
 import shutil
 from pathlib import Path
 
@@ -233,3 +234,32 @@ def _private() -> int:
     """Bytes of this process that are no file's."""
     line = next(one for one in Path("/proc/self/status").read_text().splitlines() if one.startswith("RssAnon"))
     return int(line.split()[1]) * 1024
+
+
+@pytest.mark.skipif(not hasattr(mmap, "MADV_DONTNEED"), reason="the system takes no advice on memory")
+def test_what_was_looked_at_is_given_back_and_can_be_looked_at_again(tmp_path):
+    array = np.random.default_rng(0).standard_normal(1 << 21).astype(np.float32)  # 8 MiB
+    tensor = TensorProto(name="w", data_type=TensorProto.FLOAT, dims=array.shape)
+    onnx_weights.Spill(tmp_path / "weights").keep(tensor, array)
+    found = onnx_weights.values(tensor)
+    before = mapped_mib(tmp_path / "weights")
+    assert before == 0
+    np.testing.assert_array_equal(found, array)
+    assert mapped_mib(tmp_path / "weights") == 8
+    onnx_weights.let_go()
+    assert mapped_mib(tmp_path / "weights") == 0
+    np.testing.assert_array_equal(found, array)
+
+
+def mapped_mib(path: Path) -> int:
+    """MiB of a mapped file that are in this process's memory."""
+    lines = Path("/proc/self/smaps").read_text().splitlines()
+    start = next(number for number, line in enumerate(lines) if line.endswith(str(path)))
+    return int(next(line.split()[1] for line in lines[start:] if line.startswith("Rss:"))) >> 10
+
+
+def test_a_session_has_the_memory_for_itself(dense, lowered, monkeypatch):
+    asked = []
+    monkeypatch.setattr(onnx_weights, "let_go", lambda: asked.append("once"))
+    make_session(onnx_weights.load(dense))
+    assert asked == ["once"]

@@ -49,7 +49,8 @@ def make_session(
     Args:
         path: model file, serialised model or model; weights that a model has in files are mapped, and used where they lie.
         threads: intra-op threads, 0 = ONNX Runtime's choice.
-        spin: let idle threads spin; off where several sessions are timed side by side.
+        spin: let idle threads spin; off where several sessions are timed side by side, and where one runs a few times only: a
+            rewrite's references are dozens of sessions, whose idle threads took a third of its CPU time.
         providers: execution providers, best first.
         library: native library with operators of the model; its code runs when it is loaded.
 
@@ -104,6 +105,7 @@ def _in_memory(model: onnx.ModelProto) -> tuple[bytes, str]:
     if not onnx_weights.any_elsewhere(model):
         return model.SerializeToString(), ""
     bare, folder = onnx_weights.below_one_folder(model)
+    onnx_weights.let_go()  # what the surgery looked at would be in memory twice
     return bare.SerializeToString(), str(folder)
 
 

@@ -77,7 +77,7 @@ def _given_back(bundle: Bundle) -> onnx.ModelProto:
 
 def _logits(model: onnx.ModelProto, pixels: NDArray[np.float32], bundle: Bundle) -> NDArray[np.float32]:
     try:
-        session = make_session(emulated(model))
+        session = make_session(emulated(model), spin=False)
         logits: NDArray[np.float32] = parity.run(session, pixels, bundle.recipe.graph.static_batch)[0]
         return logits
     except Exception as error:

@@ -73,7 +73,7 @@ def check_front(
 
 
 def _run(model: onnx.ModelProto, images: NDArray[Any], batch: int | None, outputs: list[str]) -> NDArray[Any]:
-    session = make_session(model)
+    session = make_session(model, spin=False)
     name, size = session.get_inputs()[0].name, batch or 8
     parts = []
     for start in range(0, len(images), size):

@@ -32,7 +32,7 @@ def compare_given(
     """
     kinds = sorted({HALF[kind] for kind in types(given).values()})
     try:
-        session = make_session(given.SerializeToString())
+        session = make_session(given.SerializeToString(), spin=False)
     except LoadError as error:
         return {"types": kinds, "compared": False, "why": error.cause}
     size = batch or 8

@@ -64,7 +64,7 @@ def check_layers(
     import torch
 
     probed, places = _probed(emulated(model))
-    session = make_session(probed.SerializeToString())
+    session = make_session(probed.SerializeToString(), spin=False)
     wanted = [name for place in places for name in place[2:]]
     found = dict(zip(wanted, session.run(wanted, dict(feeds)), strict=True))
     worst: dict[str, float] = {}

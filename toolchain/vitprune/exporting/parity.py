@@ -134,7 +134,7 @@ def check(
     from vitprune.validation.following import follow
     from vitprune.validation.precision import decides_unseen, gates_in_force
 
-    session = make_session(emulated(model))
+    session = make_session(emulated(model), spin=False)
     heads = head_shapes(model) if recipe.output.features else {}
     blocks = [int(name.removeprefix("kept_")) for name in arrays if name.startswith("kept_")]
     logits, *kept = run(session, arrays["images"], recipe.graph.static_batch)

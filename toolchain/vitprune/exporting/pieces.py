@@ -11,6 +11,7 @@ from torch import Tensor
 
 from vitprune.backends.onnxruntime import make_session
 from vitprune.graph import held
+from vitprune.graph.sorting import toposort
 from vitprune.support.onnx_weights import Spill
 
 
@@ -22,7 +23,7 @@ class Parts:
     """
 
     def __init__(self, graph: gs.Graph, spill: Spill | None = None) -> None:
-        graph.toposort()
+        toposort(graph)
         self.spill = spill
         self.tensors = graph.tensors()
         self._versions = {"opset": graph.opset, "import_domains": graph.import_domains, "ir_version": graph.ir_version}
@@ -49,7 +50,7 @@ class Piece:
     def __init__(self, parts: Parts, inputs: Sequence[str], *outputs: str) -> None:
         self.inputs = list(inputs)
         self.batch = int(parts.tensors[inputs[0]].shape[0])
-        self.session = make_session(held.rebuilt(parts.between(inputs, outputs), parts.spill))
+        self.session = make_session(held.rebuilt(parts.between(inputs, outputs), parts.spill), spin=False)
 
     def __call__(self, *values: Tensor) -> Tensor:
         """The one output; see `every`."""

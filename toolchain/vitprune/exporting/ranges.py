@@ -157,7 +157,7 @@ def _factors(
     """Letters of the layers whose channels are uneven."""
     places = smoothing.sites(model, plan.maps(model))
     probed, outputs = smoothing.probed(model, places)
-    session = make_session(probed.SerializeToString())
+    session = make_session(probed.SerializeToString(), spin=False)
     most: dict[str, NDArray[Any]] = {}
     for feed in feeds:
         for (_, layer), seen in zip(outputs.items(), session.run(list(outputs), feed), strict=True):

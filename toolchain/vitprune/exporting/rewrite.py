@@ -109,8 +109,8 @@ def _rewritten(
         pruned, anatomy, notes = surgery.rewrite(source, recipe)
     report("checking the canonical graph against the dense one")
     batch, names = recipe.graph.static_batch, [output.name for output in taken.model.graph.output]
-    dense_logits = parity.run(make_session(dense), inputs.pixels, batch, names)[0]
-    canonical = parity.run(make_session(surgery.canonical(source, recipe)), inputs.pixels, batch)[0]
+    dense_logits = parity.run(make_session(dense, spin=False), inputs.pixels, batch, names)[0]
+    canonical = parity.run(make_session(surgery.canonical(source, recipe), spin=False), inputs.pixels, batch)[0]
     difference = float(np.abs(canonical - dense_logits).max())
     limit = 1e-5 * max(1.0, float(np.abs(dense_logits).max()))
     if not difference <= limit:
@@ -180,7 +180,7 @@ def _own_results(
     pruned: onnx.ModelProto, inputs: Images, dense_logits: NDArray[Any], recipe: Recipe, anatomy: Anatomy
 ) -> dict[str, NDArray[Any]]:
     """ONNX Runtime's own results of the pruned graph, for families without a reference from the graph."""
-    logits, *kept = parity.run(make_session(pruned), inputs.pixels, recipe.graph.static_batch)
+    logits, *kept = parity.run(make_session(pruned, spin=False), inputs.pixels, recipe.graph.static_batch)
     sites = methods.get(recipe.prune.method).sites(recipe.prune, surgery.geometry(anatomy))
     arrays: dict[str, NDArray[Any]] = {"images": inputs.pixels, "logits": logits, "dense_logits": dense_logits}
     return arrays | {f"kept_{site.block}": rows for site, rows in zip(sites, kept, strict=True)}

@@ -17,6 +17,7 @@ from vitprune.graph.passes.base import GraphPass, Surgery, run_all
 from vitprune.graph.precision import audit
 from vitprune.graph.precision import passes as precision
 from vitprune.graph.reading import Source, source_of
+from vitprune.graph.sorting import toposort
 from vitprune.graph.types import Graph
 from vitprune.methods.base import Geometry, Method
 from vitprune.ops.token_sample import DOMAIN
@@ -188,7 +189,8 @@ def finish(surgery: Surgery) -> onnx.ModelProto:
         ExportError: VP325 when the result is not valid ONNX or holds an operator that runtimes refuse.
     """
     opset = surgery.graph.opset
-    surgery.graph.cleanup(remove_unused_graph_inputs=False).toposort()
+    surgery.graph.cleanup(remove_unused_graph_inputs=False)
+    toposort(surgery.graph)
     result, weights = held.exported(surgery.graph)
     del result.opset_import[:]
     result.opset_import.append(onnx.helper.make_opsetid("", opset))

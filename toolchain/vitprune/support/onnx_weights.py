@@ -153,6 +153,13 @@ def values(tensor: onnx.TensorProto) -> np.ndarray:
     return np.frombuffer(mapped, kind, math.prod(tensor.dims), offset - start).reshape(tuple(tensor.dims))
 
 
+def let_go() -> None:
+    """Give back the memory of mapped weights that were looked at; whoever looks again reads them from their files again."""
+    for mapped in list(_mapped.values()):
+        if hasattr(mapped, "madvise"):
+            mapped.madvise(mmap.MADV_DONTNEED)
+
+
 def save(model: onnx.ModelProto, path: Path, aside: int | None = None) -> None:
     """Write a model; weights that are larger than a message holds go to a file beside it, `<name>.data`, piece by piece.
 

@@ -41,6 +41,7 @@ from vitprune.graph.anatomy.walking import (
     only_consumer,
     tensor_named,
 )
+from vitprune.graph.sorting import toposort
 from vitprune.support.attention import PositionBias, Rotation
 
 NORM_PARTS = {"LayerNormalization", "ReduceMean", "Sub", "Pow", "Mul", "Add", "Sqrt", "Div", "Reciprocal"} | PASS_THROUGH
@@ -213,7 +214,7 @@ def find(model: onnx.ModelProto, features: bool = False) -> Anatomy:
             the blocks reads more than their outputs.
     """
     graph = static_copy(model)
-    graph.toposort()
+    toposort(graph)
     softmaxes = [
         node for node in graph.nodes
         if node.op == "Softmax" and over_pairs(node)

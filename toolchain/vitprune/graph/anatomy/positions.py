@@ -15,6 +15,7 @@ from onnx.reference import ReferenceEvaluator
 
 from vitprune.graph import held
 from vitprune.graph.anatomy.static import value_of
+from vitprune.graph.sorting import toposort
 from vitprune.support.attention import Rotation
 
 MOST_NODES = 80
@@ -146,7 +147,8 @@ def function_between(source: Any, result: Any, opset: int) -> Any:
     copy.inputs, copy.outputs = [tensors[source.name]], [tensors[result.name]]
     copy.inputs[0].dtype = copy.inputs[0].dtype or np.float32
     copy.outputs[0].dtype = copy.outputs[0].dtype or np.float32
-    copy.cleanup(remove_unused_graph_inputs=False).toposort()
+    copy.cleanup(remove_unused_graph_inputs=False)
+    toposort(copy)
     evaluator: Any = ReferenceEvaluator(held.rebuilt(copy))
     name = copy.inputs[0].name
     return lambda x: evaluator.run(None, {name: x})[0]

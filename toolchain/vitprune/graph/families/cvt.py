@@ -24,6 +24,7 @@ from vitprune.graph.anatomy.static import scalar_of, static_copy, value_of
 from vitprune.graph.families.base import Family
 from vitprune.graph.passes.base import Surgery
 from vitprune.graph.passes.outputs import Outputs
+from vitprune.graph.sorting import toposort
 from vitprune.methods.base import BlockTokens
 from vitprune.methods.cost import block_macs
 
@@ -191,7 +192,7 @@ def _is_last_stage(softmax: gs.Node) -> bool:
 
 def _attentions(graph: gs.Graph) -> list[gs.Node]:
     """Softmax nodes of the last stage, in order."""
-    graph.toposort()
+    toposort(graph)
     return [n for n in graph.nodes if n.op == "Softmax" and len(n.outputs[0].shape or ()) == 4 and _is_last_stage(n)]
 
 

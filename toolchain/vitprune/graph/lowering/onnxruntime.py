@@ -19,6 +19,7 @@ from vitprune.graph.lowering.merging import native_merging
 from vitprune.graph.lowering.packed import pack
 from vitprune.graph.lowering.pruning import Sites, native_sites
 from vitprune.graph.lowering.sampling import without_sampling
+from vitprune.graph.sorting import toposort
 from vitprune.graph.types import Graph, is_constant, redirect
 from vitprune.ops.function import Valid, function
 from vitprune.ops.token_sample import DOMAIN, NAME
@@ -57,7 +58,8 @@ def specialise(
     if packed:
         facts["packed"] = pack(graph, model)
     facts["gemm"] = fuse_linear(graph, sites.shapes)
-    graph.cleanup(remove_unused_graph_inputs=False).toposort()
+    graph.cleanup(remove_unused_graph_inputs=False)
+    toposort(graph)
     facts["sites"], facts["merging"], facts["halting"] = sites.made, merging, sites.halts
     facts["scores"] = sites.scores
     facts["native"] = sum(node.domain == DOMAIN for node in graph.nodes)

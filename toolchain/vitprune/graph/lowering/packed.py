@@ -20,6 +20,7 @@ from vitprune.graph.lowering.layouts import Layout
 from vitprune.graph.lowering.linear import bias_of
 from vitprune.graph.lowering.row_wise import by_rows, constant_axes
 from vitprune.graph.ragged import Ragged, stored
+from vitprune.graph.sorting import toposort
 from vitprune.graph.types import Graph, Node, Tensor, dims, given, redirect
 from vitprune.ops.packed_attention import NAME
 from vitprune.ops.token_sample import DOMAIN
@@ -46,7 +47,7 @@ def pack(graph: Graph, model: onnx.ModelProto) -> dict[str, int]:
     """
     prefix, places = stored(model)
     packing = _Packing(graph, prefix)
-    graph.toposort()
+    toposort(graph)
     tensors = graph.tensors()
     wanted = {one.tokens: one for one in places if one.tokens in tensors and (not one.keep or one.keep in tensors)}
     if any(one.keep for one in wanted.values()):
@@ -55,7 +56,8 @@ def pack(graph: Graph, model: onnx.ModelProto) -> dict[str, int]:
         for node in list(graph.nodes):
             packing.step(node, wanted, tensors)
         packing.finish()
-        graph.cleanup(remove_unused_graph_inputs=False).toposort()
+        graph.cleanup(remove_unused_graph_inputs=False)
+        toposort(graph)
         packing.counts["unpacked"] = sum(
             node.name.startswith("packed/") and node.name.endswith("/padded") for node in graph.nodes
         )

@@ -16,6 +16,7 @@ from vitprune.graph.lowering.sampling import without_sampling
 from vitprune.graph.lowering.scoring import rounds_inside
 from vitprune.graph.lowering.typed_sites import ANY, before_rounding, element, widened_behind
 from vitprune.graph.outlines import Outline, stored
+from vitprune.graph.sorting import toposort
 from vitprune.graph.types import Graph, Node, Tensor
 from vitprune.ops.token_sample import DOMAIN, NAME
 
@@ -48,7 +49,7 @@ def with_plugin_sites(model: onnx.ModelProto) -> tuple[onnx.ModelProto, int]:
     graph.cleanup(remove_unused_graph_inputs=False)
     for node, inputs, outputs in made:
         _name_tensors(graph, node, inputs, outputs)
-    graph.toposort()
+    toposort(graph)
     result = held.rebuilt(graph)
     kept = {entry.domain: entry.version for entry in model.opset_import}
     del result.opset_import[:]

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from vitprune.graph import held
 from vitprune.graph.anatomy.static import static_copy, value_of
+from vitprune.graph.sorting import toposort
 
 CHANNELS_FIRST, CHANNELS_LAST = "NCHW", "NHWC"
 TO_FIRST = [0, 3, 1, 2]
@@ -103,7 +104,8 @@ def taken_off(model: onnx.ModelProto) -> tuple[onnx.ModelProto, Front | None]:
     behind.dtype = np.float32
     behind.shape = [sizes[place] for place in (TO_FIRST if front.layout == CHANNELS_LAST else range(4))]
     graph.inputs = [behind]
-    graph.cleanup(remove_unused_graph_inputs=False).toposort()
+    graph.cleanup(remove_unused_graph_inputs=False)
+    toposort(graph)
     bare = held.rebuilt(graph)
     bare.ir_version = model.ir_version
     del bare.graph.value_info[:]

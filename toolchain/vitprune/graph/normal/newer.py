@@ -11,6 +11,7 @@ import onnx
 from vitprune.graph import held, types
 from vitprune.graph.emit import FLOAT, Emitter
 from vitprune.graph.normal.writing_out import STANDARD, Writer, given, nothing_else, refused, replace, rms
+from vitprune.graph.sorting import toposort
 from vitprune.graph.types import Node, Tensor, dims
 
 
@@ -28,7 +29,8 @@ def write_out(model: onnx.ModelProto) -> tuple[onnx.ModelProto, dict[str, int]]:
     for node in [node for node in graph.nodes if node.op in _WRITERS and node.domain in STANDARD]:
         replace(graph, node, _WRITERS[node.op], emit.child(node.name))
         counts[node.op] = counts.get(node.op, 0) + 1
-    graph.cleanup(remove_unused_graph_inputs=False).toposort()
+    graph.cleanup(remove_unused_graph_inputs=False)
+    toposort(graph)
     made = held.rebuilt(graph)
     del made.graph.value_info[:]
     made.ir_version = model.ir_version

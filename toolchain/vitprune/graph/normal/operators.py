@@ -14,6 +14,7 @@ from vitprune.graph import held
 from vitprune.graph.emit import FLOAT, Emitter
 from vitprune.graph.normal.attentions import attention, multi_head
 from vitprune.graph.normal.writing_out import CONTRIB, STANDARD, Writer, given, nothing_else, over_root, refused, replace, rms
+from vitprune.graph.sorting import toposort
 from vitprune.graph.types import Node, Tensor, dims
 
 # Of these ONNX Runtime writes some without their domain.
@@ -42,7 +43,8 @@ def expand(model: onnx.ModelProto) -> tuple[onnx.ModelProto, dict[str, int]]:
                 counts[node.op] = counts.get(node.op, 0) + 1
             elif node.op not in _SIMPLE and node.op not in _PRODUCTS:
                 raise refused(node, "it is not one of ONNX's own and not known")
-        graph.cleanup(remove_unused_graph_inputs=False).toposort()
+        graph.cleanup(remove_unused_graph_inputs=False)
+        toposort(graph)
         model = _without_shapes(held.rebuilt(graph), model)
     return _imports_only(model), counts
 

@@ -17,6 +17,7 @@ from vitprune.graph import held
 from vitprune.graph.anatomy.readers import ELEMENTWISE, ROW_NORMS
 from vitprune.graph.anatomy.static import static_copy, value_of
 from vitprune.graph.emit import Emitter
+from vitprune.graph.sorting import toposort
 from vitprune.graph.types import Graph, Node, Tensor, redirect
 
 MOVING = {"Reshape", "Flatten", "Squeeze", "Unsqueeze"}
@@ -41,13 +42,14 @@ def unflatten(model: onnx.ModelProto) -> tuple[onnx.ModelProto, int]:
         return model, 0
     known = _known(model)
     graph = held.imported(model)
-    graph.toposort()
+    toposort(graph)
     joined, members = _joined(graph, known)
     useful = _leading_to_exits(joined, members, known.shapes)
     if not useful:
         return model, 0
     exits = _Writer(graph, joined, known, useful).write(members)
-    graph.cleanup(remove_unused_graph_inputs=False).toposort()
+    graph.cleanup(remove_unused_graph_inputs=False)
+    toposort(graph)
     made = held.rebuilt(graph)
     made.ir_version = model.ir_version
     del made.graph.value_info[:]

@@ -12,6 +12,7 @@ import onnx_graphsurgeon as gs
 
 from vitprune.graph import held
 from vitprune.graph.anatomy.static import scalar_of, static_copy, value_of
+from vitprune.graph.sorting import toposort
 
 STEPS = 8
 
@@ -33,7 +34,8 @@ def unguard(model: onnx.ModelProto) -> tuple[onnx.ModelProto, int]:
         for place, name in enumerate(node.input):
             node.input[place] = guards.get(name, name)
     graph = held.attached(bare, weights)
-    graph.cleanup(remove_unused_graph_inputs=False).toposort()
+    graph.cleanup(remove_unused_graph_inputs=False)
+    toposort(graph)
     made = held.rebuilt(graph)
     made.ir_version = model.ir_version
     del made.graph.value_info[:]

@@ -14,6 +14,7 @@ from vitprune.graph.anatomy.find import Anatomy
 from vitprune.graph.emit import Emitter
 from vitprune.graph.outlines import Outline
 from vitprune.graph.ragged import Ragged
+from vitprune.graph.sorting import toposort
 from vitprune.graph.types import Graph, Shape, Tensor, given, redirect
 from vitprune.methods.base import Method, Site
 from vitprune.recipe import Recipe
@@ -142,7 +143,7 @@ class GraphPass(ABC):
         self._insist("before", self.requires(surgery))
         changed = self.apply(surgery)
         if changed:  # sorting is a quarter of the surgery's time
-            surgery.graph.toposort()
+            toposort(surgery.graph)
         self._insist("after", self.ensures(surgery))
         return changed
 

@@ -96,7 +96,7 @@ def geometry_of(shape: Any, grid: int) -> Geometry:
 
 def _members(graphs: list[onnx.ModelProto], static: int | None) -> list[Member]:
     def wrap(graph: onnx.ModelProto) -> Member:
-        session = make_session(emulated(graph).SerializeToString())
+        session = make_session(emulated(graph).SerializeToString(), spin=False)
         names = [value.name for value in session.get_outputs()]
 
         def run(feeds: Arrays) -> Arrays:
@@ -162,7 +162,7 @@ def _check_single(graph: onnx.ModelProto, arrays: dict[str, NDArray[Any]], recip
     Raises:
         ExportError: VP330.
     """
-    session, gates = make_session(graph.SerializeToString()), recipe.gates(float(np.abs(arrays["logits"]).max()))
+    session, gates = make_session(graph.SerializeToString(), spin=False), recipe.gates(float(np.abs(arrays["logits"]).max()))
     worst, differing = 0.0, 0
     for image, pixels in enumerate(arrays["images"]):
         logits, exits = session.run(None, {"image": pixels[None]})

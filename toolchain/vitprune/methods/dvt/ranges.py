@@ -115,5 +115,5 @@ def handed_on(graph: onnx.ModelProto, feeds: Sequence[Feeds]) -> list[Feeds]:
     names = [value.name for value in graph.graph.output if value.name != "logits"]
     if not names:
         return []
-    session: Any = make_session(graph.SerializeToString())
+    session: Any = make_session(graph.SerializeToString(), spin=False)
     return [{"image": feed["image"], **dict(zip(names, session.run(names, feed), strict=True))} for feed in feeds]
