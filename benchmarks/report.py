@@ -125,15 +125,14 @@ def recipes(path: Path) -> list[str]:
 def toolchain(path: Path) -> list[str]:
     """Section of the commands' own time."""
     document = json.loads(path.read_text())
-    cpu = document["median_cpu_seconds"]
-    times = ", ".join(f"`{name}` {value:.1f} s ({cpu[name]:.1f})" for name, value in document["median_seconds"].items())
+    cpu = {name: f" ({value:.1f})" for name, value in document.get("median_cpu_seconds", {}).items()}  # not in older documents
+    times = ", ".join(f"`{name}` {value:.1f} s{cpu.get(name, '')}" for name, value in document["median_seconds"].items())
+    meanwhile = f" and up to {document['load_most']:.1f} meanwhile" if "load_most" in document else ""
+    meaning = "on the wall (CPU seconds)" if cpu else "on the wall"
     return [
         f"## Seconds of the commands ({path.name})", "",
-        f"{document['model']}, recipe {document['recipe']}, {document['machine']['cores']} cores, load {document['load_before']:.1f} before and up to "
-        f"{document['load_most']:.1f} meanwhile; a process each, imports included, medians of {document['runs']} runs on the wall (CPU seconds): {times}. Goals, on the "
-        "wall of a quiet machine: export 10 s, surgery 2 s, build 5 s. An export is, by CPU time on such a machine: Python, PyTorch, timm and what they import a quarter, torch's exporter "
-        "a third (decomposition 1.4 s, onnxscript's optimiser 1.2, capture and registry 0.6 each), running the models a fifth, files and hashes a tenth, the surgery a "
-        "twentieth. Of the build's CPU time NVIDIA's builder takes nine tenths, at any of its optimisation levels the same.", "",
+        f"{document['model']}, recipe {document['recipe']}, {document['machine']['cores']} cores, load {document['load_before']:.1f} before{meanwhile}; "
+        f"a process each, imports included, medians of {document['runs']} runs {meaning}: {times}. Goals, on the wall of a quiet machine: export 10 s, surgery 2 s, build 5 s. {document.get('note', '')}".rstrip(), "",
     ]  # fmt: skip
 
 
