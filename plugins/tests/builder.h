@@ -49,11 +49,16 @@ public:
     const IDimensionExpr* constant(int64_t value) override { return keep(std::to_string(value), Kind::kConstant, value); }
     const IDimensionExpr* operation(DimensionOperation operation, const IDimensionExpr& a, const IDimensionExpr& b) override {
         const int64_t x = own(a).value(), y = own(b).value();
-        const bool sum = operation == DimensionOperation::kSUM, difference = operation == DimensionOperation::kSUB;
-        if (!sum && !difference && operation != DimensionOperation::kMIN) return nullptr;
-        const int64_t value = sum ? x + y : difference ? x - y : std::min(x, y);
+        const char* name = nullptr;
+        int64_t value = 0;
+        switch (operation) {
+            case DimensionOperation::kSUM: name = "sum", value = x + y; break;
+            case DimensionOperation::kSUB: name = "sub", value = x - y; break;
+            case DimensionOperation::kMIN: name = "min", value = std::min(x, y); break;
+            case DimensionOperation::kFLOOR_DIV: name = "div", value = y > 0 ? x / y : 0; break;
+            default: return nullptr;
+        }
         if (a.isConstant() && b.isConstant()) return constant(value);
-        const char* name = sum ? "sum" : difference ? "sub" : "min";
         const bool sized = depends(a) || depends(b);
         return keep(std::string(name) + "(" + text_of(a) + "," + text_of(b) + ")", sized ? Kind::kOfSizeTensor : Kind::kSymbol, value);
     }

@@ -30,11 +30,17 @@ std::vector<Input> inputs_of(const std::string& name, const std::deque<Argument>
         for (size_t at = 0; argument.name == "inputs" && at <= argument.text.size();) {
             const size_t end = std::min(argument.text.find(',', at), argument.text.size());
             const std::string role = argument.text.substr(at, end - at);
-            if (role == "query") inputs.push_back({DataType::kFLOAT, {"B", "C"}, {4, 384}});
+            if (role == "query" && name != "WardMerge") inputs.push_back({DataType::kFLOAT, {"B", "C"}, {4, 384}});
             else if (role == "valid") inputs.push_back(valid);
             else if (role == "score") inputs.push_back(patches);
             else if (role == "patch") inputs.push_back({DataType::kINT64, {"B", "P"}, {4, 196}});
             else if (role == "theta") inputs.push_back({DataType::kFLOAT, {}, {}});
+            else if (role == "products") inputs.push_back({DataType::kFLOAT, {"B", "A", "A'"}, {4, 98, 98}});
+            else if (role == "gram") inputs.push_back({DataType::kFLOAT, {"B", "P", "P"}, {4, 196, 196}});
+            else if (role == "attention") inputs.push_back({DataType::kFLOAT, {"B", "N", "H"}, {4, 197, 6}});
+            else if (role == "size") inputs.push_back({DataType::kFLOAT, {"B", "N"}, {4, 197}});
+            else if (role == "asked_bias") inputs.push_back({DataType::kFLOAT, {"B", "1", "1", "N"}, {4, 1, 1, 197}});
+            else if (role == "group") inputs.push_back({DataType::kINT64, {"B", "G"}, {4, 196}});
             else inputs.push_back(rows);
             at = end + 1;
         }

@@ -37,6 +37,14 @@ def bundle(exported: Path, tmp_path: Path) -> vitprune.Bundle:
 
 
 @pytest.fixture
+def merging_bundle(tmp_path: Path) -> vitprune.Bundle:
+    """One whose sites merge tokens."""
+    rules = vitprune.Recipe.load({"prune": {"method": "tome", "r": 2}, "graph": {"batch": "1:4:8"}})
+    vitprune.export(small_vit(), rules, tmp_path / "merging")
+    return vitprune.open_bundle(tmp_path / "merging")
+
+
+@pytest.fixture
 def orin() -> Gpu:
     return Gpu("Orin", "87", 8192, True)
 

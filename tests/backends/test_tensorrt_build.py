@@ -200,6 +200,19 @@ def test_sites_as_plugin_nodes_need_a_library_that_has_them(fake: Fake, bundle: 
     assert "plugin PruneSite version 1" in refusal("VP522", bundle, tmp_path / "e", plugin=old, sites="plugin").message
 
 
+def test_merging_sites_as_plugin_nodes(fake: Fake, merging_bundle: Bundle, tmp_path: Path) -> None:
+    """A library is asked for the operators that the graph has nodes of."""
+    fake("10.16.2")
+    bundle, library = merging_bundle, plugin_file(tmp_path)
+    library.write_text(json.dumps([["TokenSample", "1", "vitprune"], ["PruneSite", "1", "vitprune"]]))
+    assert "plugin PairMerge version 1" in refusal("VP522", bundle, tmp_path / "e", plugin=str(library), sites="plugin").message
+    library.write_text(json.dumps([["TokenSample", "1", "vitprune"], ["PairMerge", "1", "vitprune"]]))
+    facts = backend.build(request(bundle, tmp_path / "e", plugin=str(library), sites="plugin"), lambda text: None)
+    parsed = onnx.load(str(tmp_path / "e" / "model.parsed.onnx"))
+    assert facts["graph"] == "plugin"
+    assert {node.op_type for node in parsed.graph.node if node.domain == "vitprune"} == {"PairMerge"}
+
+
 def test_no_site_can_be_a_plugin_node(fake: Fake, bundle: Bundle, tmp_path: Path) -> None:
     fake("10.16.2")
     model = onnx.load(str(bundle.model_path))

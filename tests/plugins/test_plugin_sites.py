@@ -142,15 +142,13 @@ def test_without_kept_lists_nothing_is_written_for_them(dense: onnx.ModelProto) 
 
 
 def test_what_cannot_be_one_node_stays_as_it_is(dense: onnx.ModelProto) -> None:  # noqa: F811
-    """Halting and merging; TokenSample then keeps its function."""
-    for rules in (recipe(AVIT), recipe({**ATS, "method": "ats_merge"})):
-        model, *_ = surgery.rewrite(dense, rules)
-        lowered, made = with_plugin_sites(model)
-        assert made == len(sites_of(lowered))
-        samples = sum(node.op_type == "TokenSample" for node in lowered.graph.node)
-        assert made + samples == sum(node.op_type == "TokenSample" for node in model.graph.node)
-        assert [body.name for body in lowered.functions] == ["TokenSample"] * bool(samples)
-        assert made == 0
+    """Halting; TokenSample then keeps its function."""
+    model, *_ = surgery.rewrite(dense, recipe(AVIT))
+    lowered, made = with_plugin_sites(model)
+    assert made == len(sites_of(lowered)) == 0
+    samples = sum(node.op_type == "TokenSample" for node in lowered.graph.node)
+    assert samples == sum(node.op_type == "TokenSample" for node in model.graph.node) > 0
+    assert [body.name for body in lowered.functions] == ["TokenSample"]
 
 
 def test_forms_for_tensorrt(dense: onnx.ModelProto) -> None:  # noqa: F811

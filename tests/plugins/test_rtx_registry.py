@@ -11,6 +11,7 @@ import platform
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import onnx
 import pytest
@@ -84,9 +85,8 @@ def test_registry_lists_and_creates(plugin_library: str) -> None:
     assert done.returncode == 0, done.stderr
     answer = json.loads(done.stdout.splitlines()[-1])
     assert answer["creators"] == [
-        ["PruneSite", "1", "vitprune"],
-        ["TokenSample", "1", "vitprune"],
-        ["TokenScoreSample", "1", "vitprune"],
+        [name, "1", "vitprune"]
+        for name in ("PairMerge", "PruneSite", "SampledMerge", "TokenSample", "TokenScoreSample", "WardMerge")
     ]
     assert answer["created"] == ["TokenSample", "1", "vitprune"]
     assert answer["refused"] is True
@@ -121,11 +121,27 @@ def test_parser_prefers_the_plugin_to_the_function(plugin_library: str, tmp_path
     assert "Successfully created plugin: TokenSample" in log, log[-2000:]
 
 
-def test_parser_creates_a_site_from_its_node(plugin_library: str, dense: onnx.ModelProto, tmp_path: Path) -> None:  # noqa: F811
+@pytest.mark.parametrize(
+    ("operator", "prune"),
+    [
+        ("PruneSite", ATS),
+        ("PairMerge", {"method": "tome", "r": 4}),
+        ("PairMerge", {"method": "tome_threshold", "tau": 0.6, "r_max": 5}),
+        ("WardMerge", {"method": "ward_merge", "mu": 0.6}),
+        ("SampledMerge", {**ATS, "method": "ats_merge"}),
+    ],
+)
+def test_parser_creates_a_site_from_its_node(
+    operator: str,
+    prune: dict[str, Any],
+    plugin_library: str,
+    dense: onnx.ModelProto,  # noqa: F811
+    tmp_path: Path,
+) -> None:
     """With the attributes that name its tensors. Of the first site, since the process ends there."""
-    model, *_ = surgery.rewrite(dense, recipe(ATS))
+    model, *_ = surgery.rewrite(dense, recipe(prune))
     path = tmp_path / "model.onnx"
     onnx.save(with_plugin_sites(model)[0], path)
     done = child(PARSER, plugin_library, str(path))
     log = done.stdout + done.stderr
-    assert "Successfully created plugin: PruneSite" in log, log[-2000:]
+    assert f"Successfully created plugin: {operator}" in log, log[-2000:]

@@ -29,7 +29,14 @@ def shapes(driver: Path, name: str, *fields: str) -> dict[str, Any]:
 
 def test_creators(driver: Path) -> None:
     lines = [json.loads(line) for line in drive(driver, "creators").stdout.splitlines()]
-    assert [line["name"] for line in lines] == ["TokenSample", "TokenScoreSample", "PruneSite"]
+    assert [line["name"] for line in lines] == [
+        "TokenSample",
+        "TokenScoreSample",
+        "PruneSite",
+        "PairMerge",
+        "WardMerge",
+        "SampledMerge",
+    ]
     common = {"mode", "num_samples", "threshold", "capacity", "expected", "pad_to_capacity", "plugin_version", "plugin_namespace"}
     assert set(lines[0]["fields"]) == common
     assert set(lines[1]["fields"]) == common | {"score_form", "scale", "prefix_tokens"}

@@ -7,6 +7,7 @@
 #include <iterator>
 
 #include "tensorrt/log.h"
+#include "tensorrt/merge_plugin.h"
 #include "tensorrt/plugin.h"
 #include "tensorrt/site_plugin.h"
 
@@ -77,6 +78,21 @@ private:
     }
 };
 
+class MergeCreator final : public Creator {
+public:
+    explicit MergeCreator(MergeKind kind) : Creator(merge_name(kind), announced_merge_fields(kind)), kind_(kind) {}
+
+private:
+    nvinfer1::IPluginV3* make(const nvinfer1::PluginFieldCollection& collection, std::string& problem) const override {
+        MergeConfig config;
+        config.kind = kind_;
+        problem = read_merge_fields(collection, config);
+        return problem.empty() ? new MergePlugin(config) : nullptr;
+    }
+
+    MergeKind kind_;
+};
+
 }  // namespace
 
 void log_error(const std::string& message) {
@@ -96,7 +112,10 @@ extern "C" VP_API nvinfer1::IPluginCreatorInterface* const* getCreators(int32_t&
     static vitprune::SampleCreator sample(false);
     static vitprune::SampleCreator score_sample(true);
     static vitprune::SiteCreator site;
-    static nvinfer1::IPluginCreatorInterface* const creators[] = {&sample, &score_sample, &site};
+    static vitprune::MergeCreator pair(vitprune::MergeKind::kPair);
+    static vitprune::MergeCreator ward(vitprune::MergeKind::kWard);
+    static vitprune::MergeCreator sampled(vitprune::MergeKind::kSampled);
+    static nvinfer1::IPluginCreatorInterface* const creators[] = {&sample, &score_sample, &site, &pair, &ward, &sampled};
     count = static_cast<int32_t>(std::size(creators));
     return creators;
 }

@@ -5,6 +5,7 @@
 
 #include <NvInferRuntime.h>
 
+#include <initializer_list>
 #include <string>
 
 #include "parameters.h"
@@ -14,6 +15,20 @@ namespace vitprune {
 
 inline const nvinfer1::IDimensionExpr* smaller(nvinfer1::IExprBuilder& builder, const nvinfer1::IDimensionExpr* a, int64_t b) {
     return builder.operation(nvinfer1::DimensionOperation::kMIN, *a, *builder.constant(b));
+}
+
+inline const nvinfer1::IDimensionExpr* plus(nvinfer1::IExprBuilder& builder, const nvinfer1::IDimensionExpr* a, int64_t b) {
+    return b == 0 ? a : builder.operation(nvinfer1::DimensionOperation::kSUM, *a, *builder.constant(b));
+}
+
+inline const nvinfer1::IDimensionExpr* minus(nvinfer1::IExprBuilder& builder, const nvinfer1::IDimensionExpr* a, int64_t b) {
+    return b == 0 ? a : builder.operation(nvinfer1::DimensionOperation::kSUB, *a, *builder.constant(b));
+}
+
+inline nvinfer1::DimsExprs dims_of(std::initializer_list<const nvinfer1::IDimensionExpr*> list) {
+    nvinfer1::DimsExprs dims{};
+    for (const nvinfer1::IDimensionExpr* one : list) dims.d[dims.nbDims++] = one;
+    return dims;
 }
 
 // K. A formula when rows are padded; else a size tensor, which is the output `count_output`. Its upper bound sizes buffers and its

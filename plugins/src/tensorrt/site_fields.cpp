@@ -1,8 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "tensorrt/site_fields.h"
 
-#include <algorithm>
-
 namespace vitprune {
 namespace {
 
@@ -20,29 +18,6 @@ constexpr SiteTensorKind kOutputs[] = {
     {"patch", DataType::kINT64},      {"kept", DataType::kINT64},        {"mask", DataType::kINT32},  {"score_kept", DataType::kFLOAT},
     {"bias", DataType::kFLOAT},       {"score", DataType::kFLOAT},       {"count", DataType::kINT64},
 };
-
-// Names behind each other, each from the table and behind the one before it there; false for anything else.
-template <typename Role, size_t Count>
-bool read_roles(const std::string& text, const SiteTensorKind (&table)[Count], std::vector<Role>& roles) {
-    roles.clear();
-    size_t next = 0;
-    for (size_t at = 0; at <= text.size();) {
-        const size_t end = std::min(text.find(',', at), text.size());
-        const std::string name = text.substr(at, end - at);
-        while (next < Count && name != table[next].name) ++next;
-        if (next == Count) return false;
-        roles.push_back(static_cast<Role>(next++));
-        at = end + 1;
-    }
-    return true;
-}
-
-template <typename Role>
-std::string written(const std::vector<Role>& roles) {
-    std::string text;
-    for (const Role role : roles) text += (text.empty() ? "" : ",") + std::string(kind_of(role).name);
-    return text;
-}
 
 // Whether a site of these parameters can do with the tensors that are there.
 std::string check_tensors(const SiteConfig& config) {
@@ -69,37 +44,57 @@ std::string check_tensors(const SiteConfig& config) {
 const SiteTensorKind& kind_of(SiteInput role) { return kInputs[static_cast<int32_t>(role)]; }
 const SiteTensorKind& kind_of(SiteOutput role) { return kOutputs[static_cast<int32_t>(role)]; }
 
-std::vector<PluginField> announced_site_fields() {
-    std::vector<PluginField> fields;
-    for (const char* name : {"inputs", "outputs", "form", "combine"}) fields.emplace_back(name, nullptr, PluginFieldType::kCHAR, 1);
+VpPruneSiteAttributes RawSite::attributes() const {
+    VpPruneSiteAttributes raw{sample.attributes, form.c_str(), combine.c_str(), heads, prefix_tokens, originals};
+    raw.sample.mode = sample.mode.c_str();
+    return raw;
+}
+
+std::optional<bool> take_site_field(const PluginField& field, RawSite& raw) {
+    const std::string name = field.name;
+    if (name == "form") return read_text(field, raw.form);
+    if (name == "combine") return read_text(field, raw.combine);
+    if (name == "heads") return read_integer(field, raw.heads);
+    if (name == "prefix_tokens") return read_integer(field, raw.prefix_tokens);
+    if (name == "originals") return read_integer(field, raw.originals);
+    return take_sample_field(field, raw.sample);
+}
+
+void announce_site(std::vector<PluginField>& fields) {
+    for (const char* name : {"form", "combine"}) fields.emplace_back(name, nullptr, PluginFieldType::kCHAR, 1);
     for (const char* name : {"heads", "prefix_tokens", "originals"}) fields.emplace_back(name, nullptr, PluginFieldType::kINT64, 1);
     announce_sample(fields);
+}
+
+void store_site(FieldStore& store, const SiteParameters& site) {
+    store.text("form", site_form_name(site.form));
+    store.text("combine", combine_name(site.combine));
+    store.integer("heads", site.heads);
+    store.integer("prefix_tokens", site.prefix);
+    store.integer("originals", site.originals);
+    store.sample(site.sample);
+}
+
+std::vector<PluginField> announced_site_fields() {
+    std::vector<PluginField> fields;
+    for (const char* name : {"inputs", "outputs"}) fields.emplace_back(name, nullptr, PluginFieldType::kCHAR, 1);
+    announce_site(fields);
     announce_parser(fields);
     return fields;
 }
 
 std::string read_site_fields(const nvinfer1::PluginFieldCollection& collection, SiteConfig& config) {
-    RawSample sample;
-    std::string inputs, outputs, form, combine = "nothing";
-    VpPruneSiteAttributes raw{};
-    raw.heads = 1;
+    RawSite site;
+    std::string inputs, outputs;
     const auto take = [&](const PluginField& field) -> std::optional<bool> {
         const std::string name = field.name;
         if (name == "inputs") return read_text(field, inputs);
         if (name == "outputs") return read_text(field, outputs);
-        if (name == "form") return read_text(field, form);
-        if (name == "combine") return read_text(field, combine);
-        if (name == "heads") return read_integer(field, raw.heads);
-        if (name == "prefix_tokens") return read_integer(field, raw.prefix_tokens);
-        if (name == "originals") return read_integer(field, raw.originals);
-        return take_sample_field(field, sample);
+        return take_site_field(field, site);
     };
     const std::string problem = read_all(collection, take);
     if (!problem.empty()) return problem;
-    raw.sample = sample.attributes;
-    raw.sample.mode = sample.mode.c_str();
-    raw.form = form.c_str();
-    raw.combine = combine.c_str();
+    const VpPruneSiteAttributes raw = site.attributes();
     const int32_t status = check_site(&raw, config.site);
     if (status != VP_OK) return vp_status_string(status);
     if (!read_roles(inputs, kInputs, config.inputs)) return "'inputs' names no tensors of PruneSite in their order: " + inputs;
@@ -109,14 +104,9 @@ std::string read_site_fields(const nvinfer1::PluginFieldCollection& collection, 
 
 const nvinfer1::PluginFieldCollection* write_site_fields(const SiteConfig& config, FieldStore& store) {
     store.clear();
-    store.text("inputs", written(config.inputs));
-    store.text("outputs", written(config.outputs));
-    store.text("form", site_form_name(config.site.form));
-    store.text("combine", combine_name(config.site.combine));
-    store.integer("heads", config.site.heads);
-    store.integer("prefix_tokens", config.site.prefix);
-    store.integer("originals", config.site.originals);
-    store.sample(config.site.sample);
+    store.text("inputs", role_names(config.inputs));
+    store.text("outputs", role_names(config.outputs));
+    store_site(store, config.site);
     return store.collection();
 }
 

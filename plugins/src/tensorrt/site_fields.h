@@ -1,13 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Attributes of PruneSite: read from a field collection, and written back for serialisation.
-//
-// A node of TensorRT has no empty inputs or outputs. So the tensors that a site has stand behind each other without gaps, and two
-// attributes name them: inputs="x,query,key,value,h" and outputs="rows,rows2,kept,count", in the order of the tables below.
+// Attributes of PruneSite: read from a field collection, and written back for serialisation. Two of them name its tensors (roles.h).
 #pragma once
 
 #include "site.h"
 #include "tensorrt/field_values.h"
+#include "tensorrt/roles.h"
 
 namespace vitprune {
 
@@ -29,14 +27,19 @@ struct SiteConfig {
     std::vector<SiteOutput> outputs;  // by position
 };
 
-// Position of a role, -1 where the site has none.
-template <typename Role>
-int32_t position_of(const std::vector<Role>& roles, Role role) {
-    for (size_t i = 0; i < roles.size(); ++i) {
-        if (roles[i] == role) return static_cast<int32_t>(i);
-    }
-    return -1;
-}
+// Attributes of how a site scores and samples, which the merging site of ATS has as well.
+struct RawSite {
+    RawSample sample;
+    std::string form, combine = "nothing";
+    int64_t heads = 1, prefix_tokens = 0, originals = 0;
+
+    VpPruneSiteAttributes attributes() const;  // points into this
+};
+
+// As take_sample_field.
+std::optional<bool> take_site_field(const nvinfer1::PluginField& field, RawSite& raw);
+void announce_site(std::vector<nvinfer1::PluginField>& fields);
+void store_site(FieldStore& store, const SiteParameters& site);
 
 std::vector<nvinfer1::PluginField> announced_site_fields();
 std::string read_site_fields(const nvinfer1::PluginFieldCollection& collection, SiteConfig& config);

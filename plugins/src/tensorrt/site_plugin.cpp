@@ -9,15 +9,10 @@
 #include "tensorrt/site_shapes.h"
 
 namespace vitprune {
-namespace {
 
 using namespace nvinfer1;
 
-DimsExprs dims_of(std::initializer_list<const IDimensionExpr*> list) {
-    DimsExprs dims{};
-    for (const IDimensionExpr* one : list) dims.d[dims.nbDims++] = one;
-    return dims;
-}
+namespace {
 
 // Type of an output, type(role) being that of an input.
 template <typename Type>
@@ -60,23 +55,18 @@ int32_t SitePlugin::getOutputShapes(const DimsExprs* inputs, int32_t input_count
     if (input_count != known || output_count != getNbOutputs()) return refuse("wrong number of tensors");
     const DimsExprs& x = inputs[position_of(config_.inputs, SiteInput::kX)];
     if (x.nbDims != 3) return refuse("x must have the shape [batch, tokens, width]");
-    const auto more = [&builder](const IDimensionExpr* a, int64_t b) {
-        return b == 0 ? a : builder.operation(DimensionOperation::kSUM, *a, *builder.constant(b));
-    };
     const int32_t prefix = config_.site.prefix, added = config_.site.combine != Combine::kNothing;
-    const IDimensionExpr *batch = x.d[0], *one = builder.constant(1);
-    const IDimensionExpr* patches =
-        prefix == 0 ? x.d[1] : builder.operation(DimensionOperation::kSUB, *x.d[1], *builder.constant(prefix));
+    const IDimensionExpr *batch = x.d[0], *one = builder.constant(1), *patches = minus(builder, x.d[1], prefix);
     const IDimensionExpr* slots =
         kept_slots(builder, config_.site.sample, patches, position_of(config_.outputs, SiteOutput::kCount));
-    const IDimensionExpr *rows = more(slots, prefix), *all = more(slots, prefix + added);
+    const IDimensionExpr *rows = plus(builder, slots, prefix), *all = plus(builder, slots, prefix + added);
     const int32_t h = position_of(config_.inputs, SiteInput::kH);
     if (h >= 0 && inputs[h].nbDims != 3) return refuse("h must have the shape [batch, tokens, width]");
     for (int32_t i = 0; i < output_count; ++i) {
         switch (config_.outputs[i]) {
             case SiteOutput::kRows: outputs[i] = dims_of({batch, all, x.d[2]}); break;
             case SiteOutput::kRows2: outputs[i] = dims_of({batch, rows, inputs[h].d[2]}); break;
-            case SiteOutput::kPatch: outputs[i] = dims_of({batch, more(slots, added)}); break;
+            case SiteOutput::kPatch: outputs[i] = dims_of({batch, plus(builder, slots, added)}); break;
             case SiteOutput::kMask: outputs[i] = dims_of({batch, all}); break;
             case SiteOutput::kBias: outputs[i] = dims_of({batch, one, one, all}); break;
             case SiteOutput::kScore: outputs[i] = dims_of({batch, patches}); break;

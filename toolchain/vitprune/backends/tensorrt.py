@@ -13,12 +13,11 @@ from vitprune.backends._tensorrt.audit import Audit, audit, read_layers
 from vitprune.backends._tensorrt.building import Settings, memory_problem, said_out_of_memory, settings_of
 from vitprune.backends._tensorrt.memory import free_memory
 from vitprune.backends._tensorrt.session import Session
-from vitprune.backends._tensorrt.sites import has_plugin_sites, not_onnx, sites_as_plugins
+from vitprune.backends._tensorrt.sites import not_onnx, plugin_sites_in, sites_as_plugins
 from vitprune.backends._tensorrt.support import ALWAYS_TYPED, CUMULATIVE_LAYER, unsupported
 from vitprune.backends._tensorrt.trtexec import command_line
 from vitprune.errors import BuildError
 from vitprune.graph.lowering.tensorrt import for_tensorrt
-from vitprune.ops.sites import PRUNE_SITE
 from vitprune.ops.token_sample import NAME
 from vitprune.support import registry, trust
 from vitprune.support.gpus import Gpu, local_gpus
@@ -59,7 +58,7 @@ def build(request: dict[str, Any], report: Callable[[str], None]) -> dict[str, A
 
     Args:
         request: see `building`; optionally also plugin ("auto", "none" or a path), embed_plugin, architectures (those of the target),
-            precision, keep_fp32, sites ("nodes", or "plugin": a dropping site is one node of the plugin library).
+            precision, keep_fp32, sites ("nodes", or "plugin": a site is one node of the plugin library).
         report: called with progress texts.
 
     Returns:
@@ -115,7 +114,7 @@ def _build(settings: Settings, gpu: Gpu, messages: list[str], report: Callable[[
         raise BuildError(524, "there is not enough memory for the build", cause=why, next_step=LOWER)
     model = sites_as_plugins(settings.model) if settings.sites == "plugin" else settings.model.read_bytes()
     library, why_not = plugins.obtain(settings.plugin, gpu.architecture, report)
-    whole = has_plugin_sites(model, settings.model.name)
+    whole = plugin_sites_in(model, settings.model.name)
     if whole and library is None:
         raise BuildError(
             522,
@@ -132,7 +131,7 @@ def _build(settings: Settings, gpu: Gpu, messages: list[str], report: Callable[[
             next_step="vitprune plugins build, or --plugin none to build without it",
         )
     if library is not None:
-        for operator in (NAME, PRUNE_SITE) if whole else (NAME,):
+        for operator in (NAME, *whole):
             plugins.register(trt.get_plugin_registry(), library, BuildError, 522, operator)
         library = plugins.beside(library, settings.output.parent)
         trust.remember(library)

@@ -52,9 +52,7 @@ def command(
     ] = "padded",
     sites: Annotated[
         str,
-        typer.Option(
-            help="TensorRT: nodes, or plugin: a dropping site is one node of the plugin library, not yet run on a device."
-        ),
+        typer.Option(help="TensorRT: nodes, or plugin: a site is one node of the plugin library, not yet run on a device."),
     ] = "nodes",
     embed_plugin: Annotated[bool, typer.Option("--embed-plugin", help="TensorRT: put the plugin into the engine.")] = False,
     kept_outputs: Annotated[bool, typer.Option("--kept-outputs", help="The engine also returns the kept patches.")] = False,

@@ -70,7 +70,7 @@ def package_engine(
         batch: (min, opt, max) instead of the recipe's. workspace_mib: memory of the device's builder.
         timeout: seconds of the stand-in build.
         trials: also compile the plugin and build with TensorRT-RTX, where they are installed.
-        sites: "nodes", or "plugin": the package also has a graph whose dropping sites are one plugin node each, and builds that.
+        sites: "nodes", or "plugin": the package also has a graph whose sites are one plugin node each, and builds that.
         force: replace a package that is there and is another one; an equal package is kept. An engine that is there stays in
             either case, until the one of this package comes back from the device.
         more: further files of the package by their path.

@@ -10,7 +10,7 @@ from typing import Any
 from vitprune.support.answers import shapes_of
 from vitprune.support.versions import Version
 
-# In a package: the model with one plugin node for every dropping site (`graph.lowering.plugin_sites`), where that was asked for.
+# In a package: the model with one plugin node for every site (`graph.lowering.plugin_sites`), where that was asked for.
 SITES_MODEL = "sites/model.onnx"
 
 

@@ -5,7 +5,7 @@
   package.json      what to do, sha256 of every file
   bundle/           model.onnx, samples.npz, recipe.yaml, manifest.json: a bundle without engines and reports
   plugins/          sources of the native library
-  sites/            where it was asked for: the model with one plugin node for every dropping site, which the engine is built from
+  sites/            where it was asked for: the model with one plugin node for every site, which the engine is built from
   profile/          where it was asked for: small models by token count, for run.sh --profile-tokens
   lib/vitprune/     this package's Python sources
 """

@@ -1,4 +1,4 @@
-"""What a dropping site is in an engine: its plain nodes, or one node of the plugin library."""
+"""What a site is in an engine: its plain nodes, or one node of the plugin library."""
 
 from __future__ import annotations
 

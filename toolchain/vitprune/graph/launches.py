@@ -15,7 +15,7 @@ import onnx
 
 from vitprune.graph.lowering.onnxruntime import specialise
 from vitprune.graph.lowering.plugin_sites import with_plugin_sites
-from vitprune.ops.sites import KEY_BIAS_ATTENTION, PAIR_MERGE, PRUNE_SITE, SAMPLED_MERGE, WARD_MERGE
+from vitprune.ops.sites import KEY_BIAS_ATTENTION, PLUGIN_SITES, PRUNE_SITE
 from vitprune.ops.token_sample import DOMAIN, NAME
 
 Sites = Literal["nodes", "sampling", "one operator"]
@@ -28,12 +28,6 @@ BY_ELEMENT = {
     "Less", "LessOrEqual", "Log", "Max", "Min", "Mod", "Mul", "Neg", "Not", "Or", "Pow", "QuantizeLinear", "Reciprocal", "Relu", "Round",
     "Sigmoid", "Sqrt", "Sub", "Tanh", "Where",
 }  # fmt: skip
-PLUGINS = (
-    PRUNE_SITE,
-    PAIR_MERGE,
-    WARD_MERGE,
-    SAMPLED_MERGE,
-)  # operators that make a whole site in two launches (plugins/src/cuda)
 _OF_BLOCK = re.compile(r"vitprune/block(\d+)/")
 
 
@@ -115,7 +109,7 @@ def _launched(node: onnx.NodeProto, host: set[str], made: set[str], fused: bool)
 
 
 def _one(node: onnx.NodeProto, built: bool) -> Launches:
-    if built and node.domain == DOMAIN and node.op_type in PLUGINS:
+    if built and node.domain == DOMAIN and node.op_type in PLUGIN_SITES:  # two launches (plugins/src/cuda)
         return Launches(glue=2 + _clears(node))
     if node.op_type in PRODUCTS:
         return Launches(products=1)

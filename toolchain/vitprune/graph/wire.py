@@ -64,11 +64,11 @@ def without_outputs(model: bytes, unwanted: Callable[[str], bool]) -> bytes:
     )
 
 
-def has_node(model: bytes, domain: str, op_type: str) -> bool:
-    """Whether the main graph has a node of that operator."""
+def operators(model: bytes, domain: str) -> set[str]:
+    """Names of the operators of a domain that the main graph has nodes of."""
     graphs = (field.contents for field in fields(memoryview(model)) if field.number == MODEL_GRAPH)
     nodes = (field.contents for graph in graphs for field in fields(graph) if field.number == GRAPH_NODE)
-    return any(_text(node, NODE_OP_TYPE) == op_type and _text(node, NODE_DOMAIN) == domain for node in nodes)
+    return {_text(node, NODE_OP_TYPE) for node in nodes if _text(node, NODE_DOMAIN) == domain}
 
 
 def _graph_without(graph: memoryview, unwanted: Callable[[str], bool]) -> list[bytes | memoryview]:

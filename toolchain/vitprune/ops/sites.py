@@ -14,3 +14,5 @@ TOKEN_PREDICTOR = "TokenPredictor"
 COLUMN_SCORE = "ColumnScore"
 SKETCH_PRODUCTS = "SketchProducts"
 KEY_BIAS_ATTENTION = "KeyBiasAttention"  # no part of a site: the attention behind one, with one value for every key
+# Those that TensorRT can have as a plugin in the place of a whole site.
+PLUGIN_SITES = (PRUNE_SITE, PAIR_MERGE, WARD_MERGE, SAMPLED_MERGE)

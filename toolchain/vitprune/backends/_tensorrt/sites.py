@@ -1,4 +1,4 @@
-"""Dropping sites as plugin nodes, asked for with `--sites plugin`."""
+"""Sites as plugin nodes, asked for with `--sites plugin`."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from pathlib import Path
 
 from vitprune.errors import BuildError
 from vitprune.graph import wire
-from vitprune.ops.sites import PRUNE_SITE
+from vitprune.ops.sites import PLUGIN_SITES
 from vitprune.ops.token_sample import DOMAIN
 
 
@@ -15,20 +15,20 @@ def not_onnx(name: str, error: ValueError) -> BuildError:
     return BuildError(529, f"'{name}' is not an ONNX file", cause=str(error), next_step="export the bundle again")
 
 
-def has_plugin_sites(model: bytes, name: str) -> bool:
-    """Whether a model has sites that are plugin nodes; name: of its file.
+def plugin_sites_in(model: bytes, name: str) -> list[str]:
+    """Operators of the sites of a model that are plugin nodes, sorted; name: of its file.
 
     Raises:
         BuildError: VP529.
     """
     try:
-        return wire.has_node(model, DOMAIN, PRUNE_SITE)
+        return sorted(wire.operators(model, DOMAIN) & set(PLUGIN_SITES))
     except ValueError as error:
         raise not_onnx(name, error) from error
 
 
 def sites_as_plugins(path: Path) -> bytes:
-    """A model whose dropping sites are one plugin node each (`graph.lowering.plugin_sites`).
+    """A model whose sites are one plugin node each (`graph.lowering.plugin_sites`).
 
     Raises:
         BuildError: VP528 without the packages that rewrite graphs, VP537 no site can be one node. LoadError: VP604 not an ONNX file.
@@ -54,8 +54,8 @@ def sites_as_plugins(path: Path) -> bytes:
         raise BuildError(
             537,
             "no site of this model can be one plugin node",
-            cause="sites that merge tokens or halt them stay plain nodes, and so do those inside of which something is rounded to a "
-            "half type or quantised",
+            cause="sites that halt tokens stay plain nodes, and so do those inside of which something is rounded to a half type or "
+            "quantised",
             next_step="leave --sites out",
         )
     return bytes(model.SerializeToString())

@@ -15,10 +15,11 @@ from vitprune.ops.sites import PAIR_MERGE, SKETCH_PRODUCTS, WARD_MERGE
 from vitprune.ops.token_sample import DOMAIN
 from vitprune.support.onnx_types import HALF
 
-KINDS = (WARD_MERGE, PAIR_MERGE, SAMPLED)
 QUANTISED = ("QuantizeLinear", "DequantizeLinear")
 OPTIONAL = ("size", "patch", "valid", "group")
 ASKING = ("query", "key", "asked_bias")  # in place of "attention": what the row of the CLS token is computed from
+INPUTS = {PAIR_MERGE: ("x", "products", "metric", *OPTIONAL), WARD_MERGE: ("x", "gram", "attention", *OPTIONAL, *ASKING)}
+INTEGERS = ("patch", "valid", "group")  # what is no float
 OUTPUTS = {
     "rows": np.float32, "size": np.float32, "bias": np.float32, "index": np.int64, "keep": np.bool_, "group": np.int64,
 }  # fmt: skip
@@ -52,21 +53,27 @@ def native_merging(graph: Graph, model: onnx.ModelProto, shapes: dict[int, Tenso
     return made
 
 
-def _replace_sampled(graph: Graph, one: Outline, name: str, shapes: dict[int, Tensor]) -> bool:
-    """A site that samples who stays (ATS) and merges the others."""
-    tensors = graph.tensors()
+def sampled_entering(one: Outline, tensors: dict[str, Tensor]) -> dict[str, Tensor] | None:
+    """The inputs of a SampledMerge by role; None where the operator cannot take the place of the nodes."""
     grouped = one.inputs.get("group") in tensors
     numbered = grouped or any(one.outputs.get(role) in tensors for role in ("patch", "kept"))
     wanted = {role: label for role, label in one.inputs.items() if (role != "group" or grouped) and (role != "patch" or numbered)}
     found = {role: tensors[label] for role, label in wanted.items() if role in SAMPLED_INPUTS and label in tensors}
     scored = "score" in found or {"query", "key", "value"} <= found.keys()
     if len(found) < len(wanted) or not scored or not {"x", "metric"} <= found.keys() or not one.typed(SAMPLED_ATTRIBUTES):
-        return False
-    floats = (tensor.dtype == np.float32 for role, tensor in found.items() if role not in ("patch", "valid", "group"))
-    if one.outputs.get("rows") not in tensors or len(dims(found["x"])) != 3 or not all(floats):
+        return None
+    floats = (tensor.dtype == np.float32 for role, tensor in found.items() if role not in INTEGERS)
+    return found if one.outputs.get("rows") in tensors and len(dims(found["x"])) == 3 and all(floats) else None
+
+
+def _replace_sampled(graph: Graph, one: Outline, name: str, shapes: dict[int, Tensor]) -> bool:
+    """A site that samples who stays (ATS) and merges the others."""
+    tensors = graph.tensors()
+    found = sampled_entering(one, tensors)
+    if found is None:
         return False
     outputs = written(one, tensors, name, SAMPLED_OUTPUTS)
-    if not grouped:
+    if "group" not in found:
         outputs["group"] = types.absent()
     count = int(one.attributes["capacity"]) if one.attributes["pad_to_capacity"] else None
     left = f"{name}/left" if count is None else int(one.attributes["prefix_tokens"]) + count
@@ -79,36 +86,53 @@ def _replace_sampled(graph: Graph, one: Outline, name: str, shapes: dict[int, Te
     return True
 
 
-def _replace(graph: Graph, one: Outline, name: str, asks: bool) -> bool:
+def pair_entering(graph: Graph, one: Outline, name: str, asks: bool, plugin: bool = False) -> dict[str, Tensor] | None:
+    """The inputs of a PairMerge or WardMerge by role; None where the operator cannot take the place of the nodes.
+
+    Products of rows become nodes of the graph.
+
+    Args:
+        asks: the row of the CLS token is computed from the attention's own queries and keys where the outline names them.
+        plugin: for TensorRT, whose operator writes the numbers of patches too, and where there is no SketchProducts.
+    """
     tensors = graph.tensors()
     behind = {role: one.inputs[role] for role in OPTIONAL if role in one.inputs}
-    if behind.get("group") not in tensors:  # nobody reads groups; the numbers of patches are needed for them alone
-        behind = {role: label for role, label in behind.items() if role not in ("group", "patch")}
+    if behind.get("group") not in tensors:  # nobody reads groups; the numbers of patches are needed for them, or to be written
+        listed = plugin and any(one.outputs.get(role) in tensors for role in ("patch", "kept"))
+        behind = {role: label for role, label in behind.items() if role != "group" and (role != "patch" or listed)}
     asking = {role: one.inputs[role] for role in ASKING if role in one.inputs}
     asks = asks and {"query", "key"} <= asking.keys() and all(label in tensors for label in asking.values())
     left_out = (*OPTIONAL, *ASKING, "attention") if asks else (*OPTIONAL, *ASKING)
     needed = {role: label for role, label in one.inputs.items() if role not in left_out} | (asking if asks else {})
-    rows = tensors.get(one.outputs.get("rows", ""))
-    known = one.kind in KINDS and rows is not None and {"x", "metric"} <= needed.keys() and "prefix" in one.attributes
-    if not known or any(label not in tensors for label in (*needed.values(), *behind.values())):
-        return False
+    known = one.kind in INPUTS and one.outputs.get("rows") in tensors and "prefix" in one.attributes
+    if (
+        not known
+        or not {"x", "metric"} <= needed.keys()
+        or any(label not in tensors for label in (*needed.values(), *behind.values()))
+    ):
+        return None
     if any(tensors[label].dtype != np.float32 for label in needed.values()):
-        return False
-    x, metric = tensors[needed["x"]], tensors[needed["metric"]]
-    attributes = dict(one.attributes)
+        return None
+    found = {role: tensors[label] for role, label in (needed | behind).items()}
+    metric, prefix = found["metric"], int(one.attributes["prefix"])
     if one.kind == WARD_MERGE:
-        attributes = {"heads": 0} | attributes
-        gram = _of_sketches(graph, x, metric, int(one.attributes["prefix"]), name)
-        attention = tensors[needed["attention"]] if "attention" in needed else types.absent()
-        inputs = [x, gram or _product(graph, metric, metric, name), attention]
+        gram = None if plugin else _of_sketches(graph, found["x"], metric, prefix, name)
+        found["gram"] = gram or _product(graph, metric, metric, name)
     else:
-        inputs = [x, _halves(graph, metric, int(one.attributes["prefix"]), name), metric]
-    inputs += [tensors[behind[role]] if role in behind else types.absent() for role in OPTIONAL]
-    if asks:
-        inputs += [tensors[asking[role]] if role in asking else types.absent() for role in ASKING]
+        found["products"] = _halves(graph, metric, prefix, name)
+    return {role: found[role] for role in INPUTS[one.kind] if role in found}
+
+
+def _replace(graph: Graph, one: Outline, name: str, asks: bool) -> bool:
+    tensors = graph.tensors()
+    found = pair_entering(graph, one, name, asks)
+    if found is None:
+        return False
+    inputs = [found.get(role, types.absent()) for role in INPUTS[one.kind]]
+    attributes = ({"heads": 0} if one.kind == WARD_MERGE else {}) | one.attributes
     outputs: list[Tensor] = []
     for role, dtype in OUTPUTS.items():
-        if role == "group" and "group" not in behind:
+        if role == "group" and "group" not in found:
             continue
         tensor = tensors.get(one.outputs.get(role, ""))
         if tensor is None:

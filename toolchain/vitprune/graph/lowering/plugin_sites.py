@@ -1,7 +1,7 @@
-"""Dropping sites as one plugin node each, for TensorRT: what `lowering.pruning` does for ONNX Runtime, in the form of that parser.
+"""Sites as one plugin node each, for TensorRT: what `lowering.pruning` does for ONNX Runtime, in the form of that parser.
 
 A node of TensorRT has no empty inputs or outputs. The tensors that a site has stand behind each other without gaps, and the attributes
-`inputs` and `outputs` name them in the order of `INPUTS` and `OUTPUTS` (plugins/src/tensorrt/site_fields.h).
+`inputs` and `outputs` name them in the order of `INPUTS` and `OUTPUTS` (plugins/src/tensorrt/site_fields.h). Merging sites: `plugin_merging`.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import onnx
 import onnx.inliner
 
 from vitprune.graph import held, types
+from vitprune.graph.lowering import plugin_merging
 from vitprune.graph.lowering.pruning import INPUTS, KIND, as_gathered, entering, written
 from vitprune.graph.lowering.sampling import without_sampling
 from vitprune.graph.lowering.scoring import rounds_inside
@@ -28,9 +29,9 @@ VALUED = ("per_head", "pooled", "head_share")  # forms of a score that read valu
 
 
 def with_plugin_sites(model: onnx.ModelProto) -> tuple[onnx.ModelProto, int]:
-    """A model whose dropping sites are one `vitprune::PruneSite` each, and how many there are.
+    """A model whose sites are one `vitprune::PruneSite`, `PairMerge`, `WardMerge` or `SampledMerge` each, and how many there are.
 
-    Rows, queries, keys and values have the types that the graph has for them. Halting and merging stay plain nodes, and so does a site
+    Rows, queries, keys and values of a PruneSite have the types that the graph has for them. Halting stays plain nodes, and so does a site
     inside of which something is rounded to a half type or quantised. Where TokenSample nodes are left, so is their function.
 
     Args:
@@ -41,14 +42,18 @@ def with_plugin_sites(model: onnx.ModelProto) -> tuple[onnx.ModelProto, int]:
     graph.cleanup(remove_unused_graph_inputs=False)
     made: list[tuple[Node, list[str], list[str]]] = []
     for number, told in enumerate(stored(model)):
+        name = f"vitprune/plugin_site{number}"
+        if told.kind in plugin_merging.ATTRIBUTES:
+            made += plugin_merging.put_merging(graph, told, name)
         if told.kind != KIND:
             continue
         one = before_rounding(as_gathered(told, graph.tensors()), graph.tensors())
         if not rounds_inside(one, graph.tensors(), set()):
-            made += _put(graph, one, f"vitprune/plugin_site{number}")
+            made += _put(graph, one, name)
     graph.cleanup(remove_unused_graph_inputs=False)
-    for node, inputs, outputs in made:
+    for node, inputs, outputs in reversed(made):  # what a site does not read, the one before it need not write
         _name_tensors(graph, node, inputs, outputs)
+    graph.cleanup(remove_unused_graph_inputs=False)
     toposort(graph)
     result = held.rebuilt(graph)
     kept = {entry.domain: entry.version for entry in model.opset_import}
@@ -97,8 +102,10 @@ def _name_tensors(graph: Graph, node: Node, inputs: list[str], outputs: list[str
         for role, tensor in zip(outputs, node.outputs, strict=True)
         if role in ("rows", "count") or tensor.outputs or id(tensor) in wanted
     ]
-    if all(role != "rows2" for role, _ in kept) and "h" in inputs:
-        del node.inputs[inputs.index("h")]
-        inputs.remove("h")
+    roles = [role for role, _ in kept]
+    useless = plugin_merging.unread(inputs, roles) if node.op != KIND else ["h"] if "rows2" not in roles and "h" in inputs else []
+    for role in useless:
+        del node.inputs[inputs.index(role)]
+        inputs.remove(role)
     node.outputs = [tensor for _, tensor in kept]
     node.attrs |= {"inputs": ",".join(inputs), "outputs": ",".join(role for role, _ in kept)}

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vitprune.graph import wire
-from vitprune.ops.sites import PRUNE_SITE
+from vitprune.ops.sites import PLUGIN_SITES
 from vitprune.ops.token_sample import DOMAIN, NAME
 from vitprune.support import onnx_weights
 from vitprune.support.onnx_file import read_model
@@ -49,14 +49,15 @@ def for_tensorrt(model: bytes, version: Version, plugin: bool) -> tuple[bytes, s
 
     Returns:
         The model and its form: "plain" (no TokenSample in it), "plugin" (functions removed), "plugin or function", "inlined" or
-        "function". With PruneSite nodes it is "plugin" in any case.
+        "function". With sites that are plugin nodes it is "plugin" in any case.
 
     Raises:
         ImportError: "inlined" without the onnx package.
     """
-    if wire.has_node(model, DOMAIN, PRUNE_SITE):
+    found = wire.operators(model, DOMAIN)
+    if found & set(PLUGIN_SITES):
         return (wire.without_functions(model) if version < PLUGIN_WINS else model), "plugin"
-    if not wire.has_node(model, DOMAIN, NAME):
+    if NAME not in found:
         return model, "plain"
     if plugin and version < PLUGIN_WINS:
         return wire.without_functions(model), "plugin"

@@ -52,6 +52,7 @@ class TomeSurgery(MergingSurgery):
         index = self._numbers(surgery, emit, stay, sources, targets)
         merged = self.combine(surgery, emit, x, self.token_rows(surgery, emit, stay), sources, targets, site.options.r)
         leaving_ = {"rows": merged, "size": self.size, "index": index, "group": self.group, "bias": self.hide(surgery, emit)}
+        leaving_["patch"] = leaving_["kept"] = surgery.patch
         surgery.outlines.append(
             outline(
                 PAIR_MERGE, entering, leaving_, prefix=prefix, pairs=site.options.r, most=0, padded=0, loses=0, by_threshold=0,

@@ -43,7 +43,7 @@ class TomeThresholdSurgery(MergingSurgery):
         prefix, r = surgery.anatomy.prefix, site.options.r_max
         first_a, first_b = starts(prefix)
         summed, unit = metric(emit, block, key)
-        padded = surgery.valid is not None and not surgery.single
+        padded, before = surgery.valid is not None and not surgery.single, surgery.patch
         start(
             surgery,
             emit,
@@ -64,7 +64,7 @@ class TomeThresholdSurgery(MergingSurgery):
         stays = emit.op("Sub", [emit.constant(1.0, FLOAT), active], "stays")
         score = emit.op("ScatterElements", [live, leaving, stays], "score", axis=1)  # every source once: no reduction
         valid = surgery.valid if padded else None
-        entering = {"x": x, "metric": summed, "size": self.size, "valid": valid, "group": self.group, "patch": surgery.patch}
+        entering = {"x": x, "metric": summed, "size": self.size, "valid": valid, "group": self.group, "patch": before}
         index, keep = token_sample(emit, surgery, site, score)
         if self.group is not None:
             slots = emit.op("Sub", [targets, emit.constant(prefix)], "trace/targets", dtype=INT64)
@@ -73,7 +73,7 @@ class TomeThresholdSurgery(MergingSurgery):
         stay = emit.op("Add", [index, emit.constant(prefix)], "stay/patches", dtype=INT64)
         merged = self.combine(surgery, emit, x, self.token_rows(surgery, emit, stay), sources, targets, r, active)
         leaving_ = {"rows": merged, "size": self.size, "index": index, "keep": keep, "group": self.group}
-        leaving_["bias"] = self.hide(surgery, emit, keep)
+        leaving_ |= {"bias": self.hide(surgery, emit, keep), "patch": surgery.patch, "kept": surgery.kept[-1]}
         surgery.outlines.append(
             outline(
                 PAIR_MERGE, entering, leaving_, prefix=prefix, pairs=r, padded=int(surgery.padded), loses=0, by_threshold=1,

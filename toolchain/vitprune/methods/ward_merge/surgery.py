@@ -57,6 +57,7 @@ class WardMergeSurgery(MergingSurgery):
     ) -> Tensor:
         """See `MergingSurgery.merge`."""
         options, prefix, asked_bias = site.options, surgery.anatomy.prefix, self.key_bias
+        entered = (surgery.valid, surgery.patch)
         patches = emit.slice(x, prefix, None, 1, "rows/patches") if prefix else x
         norm = emit.reduce("ReduceL2", patches, 2, "norm", keepdims=1)
         flat_norm = emit.op("Squeeze", [norm, emit.constant([2])], "norm/flat")
@@ -75,14 +76,14 @@ class WardMergeSurgery(MergingSurgery):
         summed, directions = self._directions(emit, block, site, patches, norm)
         rows = Rows(directions, mass, gone)
         into, after = self._rounds(surgery, emit, site, rows, slots)
-        valid = None if live is None else surgery.valid
         received = (attention if row is None else row) if site.options.power else None
         entering: Roles = {
             "x": x,
             "metric": summed,
             "attention": received,
             "size": self.size,
-            "valid": valid,
+            "valid": None if live is None else entered[0],
+            "patch": entered[1],
             "group": self.group,
         }
         if row is not None and site.options.power:
@@ -96,7 +97,6 @@ class WardMergeSurgery(MergingSurgery):
         if before is None:
             numbers = emit.constant(np.arange(surgery.anatomy.patches)[None])
             before = emit.op("Expand", [numbers, self.column(surgery)], "patches/all", dtype=INT64)
-        entering["patch"] = before
         self.rename(emit, before, who.sources, who.targets, who.active)
         kept = emit.op("Where", [stay, after, emit.constant(-1.0, FLOAT)], "heaviest")
         index, keep = self._pack(surgery, emit, site, kept, before)
@@ -106,7 +106,7 @@ class WardMergeSurgery(MergingSurgery):
         to = emit.op("Add", [index, emit.constant(prefix)], "stay/rows", dtype=INT64) if prefix else index
         merged = emit.take_rows(written, self.token_rows(surgery, emit, to), "rows/merged")
         leaving_: Roles = {"rows": merged, "size": self.size, "index": index, "keep": keep, "group": self.group}
-        leaving_["bias"] = self.hide(surgery, emit, keep)
+        leaving_ |= {"bias": self.hide(surgery, emit, keep), "patch": surgery.patch, "kept": surgery.kept[-1]}
         surgery.outlines.append(described(surgery, site, entering, leaving_, block.heads, row is not None, self.proportional))
         return merged
 
