@@ -120,9 +120,12 @@ VP_HD float larger(float a, float b) { return a < b ? b : a; }
 // A value with a place in every order: NaN comes last where the largest comes first.
 VP_HD float ranked(float value) { return value == value ? value : -kInfinity; }
 
-// How alike two rows of the metric are; a pad of A is taken off the best of them.
-VP_HD float likeness(float product, float length_a, float length_b, bool live_b) {
-    return add(divide(product, mul(length_a, length_b)), live_b ? 0.0f : -kImpossible);
+// What is taken off the likeness with a pad.
+VP_HD float hidden(bool live) { return live ? 0.0f : -kImpossible; }
+
+// How alike two rows of the metric are; hidden_b: of the row of B, that of A is taken off the best of them.
+VP_HD float likeness(float product, float length_a, float length_b, float hidden_b) {
+    return add(divide(product, mul(length_a, length_b)), hidden_b);
 }
 
 // Size of a row times its importance (attention per patch, 1 = average) to the power.

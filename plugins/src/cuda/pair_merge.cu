@@ -48,7 +48,7 @@ struct PairSite {
         const float* length = view.layout.length + view.row();
         const auto alike = [&](int32_t b) {
             const int32_t other = first_b() + 2 * b;
-            return likeness(product[b], length[slot], length[other], view.live(other));
+            return likeness(product[b], length[slot], length[other], hidden(view.live(other)));
         };
         unsigned long long best = 0;
         for (int32_t b = threadIdx.x % kWarp; b < count_b; b += kWarp) best = max(best, first_largest(alike(b), b));
@@ -56,7 +56,7 @@ struct PairSite {
         if (threadIdx.x % kWarp != 0) return;
         const int32_t b = best == ~0ull ? 0 : preferred_index(best);
         view.layout.partner[view.row() + a] = b;
-        view.layout.worth[view.row() + a] = ranked(add(alike(b), view.live(slot) ? 0.0f : -kImpossible));
+        view.layout.worth[view.row() + a] = ranked(add(alike(b), hidden(view.live(slot))));
     }
 
     __device__ bool close(const StagePlace& place, char* dynamic, Shared& shared) const {

@@ -53,6 +53,10 @@ void write_group(const MergeImage& image, const Merging& merging, bool loses, in
 
 VP_WIDE float norm_of(const float* row, int64_t width) { return square_root(dot(row, row, width)); }
 
+VP_WIDE void norms_of(const float* rows, int64_t count, int64_t width, float floor, float* out) {
+    for (int64_t n = 0; n < count; ++n, rows += width) out[n] = larger(square_root(dot(rows, rows, width)), floor);
+}
+
 void keep_heaviest(std::vector<int64_t>& slots, const std::vector<float>& mass, int64_t limit) {
     if (static_cast<int64_t>(slots.size()) <= limit) return;
     std::nth_element(slots.begin(), slots.begin() + limit, slots.end(),

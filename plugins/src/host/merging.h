@@ -46,6 +46,9 @@ void keep_heaviest(std::vector<int64_t>& slots, const std::vector<float>& mass, 
 // Length of a row.
 float norm_of(const float* row, int64_t width);
 
+// Lengths of rows [count, width] behind each other, none less than `floor`.
+void norms_of(const float* rows, int64_t count, int64_t width, float floor, float* out);
+
 // Where the rows of one image go; as MergeOutputs, of this image.
 void write_merged(const MergeImage& image, const Merging& merging, Mean mean, const MergeParameters& parameters, const MergeOutputs& out);
 

@@ -2,10 +2,15 @@
 #include <algorithm>
 #include <numeric>
 
+#include "host/dispatch.h"
 #include "host/merging.h"
 
 namespace vitprune {
 namespace {
+
+VP_WIDE void likenesses(const float* product, float own, const float* length, const float* hidden, int64_t count, float* out) {
+    for (int64_t b = 0; b < count; ++b) out[b] = likeness(product[b], own, length[b], hidden[b]);
+}
 
 // Best partner of every member of A, and how similar it is; pads have none of either.
 struct Partners {
@@ -16,14 +21,16 @@ struct Partners {
 Partners partners(const MergeImage& image, const float* products, const std::vector<float>& length, int64_t first_a,
                   int64_t members_a, int64_t first_b, int64_t members_b) {
     Partners found{std::vector<int64_t>(members_a), std::vector<float>(members_a)};
-    std::vector<float> row(members_b);
+    std::vector<float> row(members_b), length_b(members_b), hidden_b(members_b);
+    for (int64_t b = 0; b < members_b; ++b) {
+        length_b[b] = length[first_b + 2 * b];
+        hidden_b[b] = hidden(image.live(first_b + 2 * b));
+    }
     for (int64_t a = 0; a < members_a; ++a) {
-        for (int64_t b = 0; b < members_b; ++b) {
-            row[b] = likeness(products[a * members_b + b], length[first_a + 2 * a], length[first_b + 2 * b], image.live(first_b + 2 * b));
-        }
+        likenesses(products + a * members_b, length[first_a + 2 * a], length_b.data(), hidden_b.data(), members_b, row.data());
         const auto best = std::max_element(row.begin(), row.end());
         found.partner[a] = best - row.begin();
-        found.alike[a] = add(*best, image.live(first_a + 2 * a) ? 0.0f : -kImpossible);
+        found.alike[a] = add(*best, hidden(image.live(first_a + 2 * a)));
     }
     return found;
 }
@@ -36,7 +43,7 @@ Merging pair_merging(const MergeParameters& parameters, const MergeImage& image,
     const int64_t first_a = first_of_a(parameters.prefix), first_b = first_of_b(parameters.prefix);
     const int64_t members_a = members_of(first_a, image.patches), members_b = members_of(first_b, image.patches);
     std::vector<float> length(image.patches);
-    for (int64_t slot = 0; slot < image.patches; ++slot) length[slot] = larger(norm_of(metric + slot * depth, depth), parameters.floor);
+    norms_of(metric, image.patches, depth, parameters.floor, length.data());
     const Partners found = partners(image, products, length, first_a, members_a, first_b, members_b);
     Merging merging{std::vector<int64_t>(image.patches), {}, {}};
     std::iota(merging.into.begin(), merging.into.end(), 0);

@@ -70,7 +70,8 @@ VP_WIDE void move(float* own, const float* other, float share, int64_t count) {
 // Factors that make directions of rows.
 std::vector<float> inverse_lengths(const MergeImage& image) {
     std::vector<float> factor(image.patches);
-    for (int64_t slot = 0; slot < image.patches; ++slot) factor[slot] = 1.0f / larger(norm_of(image.row(slot), image.width), kShortest);
+    norms_of(image.row(0), image.patches, image.width, kShortest, factor.data());
+    for (float& one : factor) one = 1.0f / one;
     return factor;
 }
 
