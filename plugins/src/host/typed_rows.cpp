@@ -18,7 +18,7 @@ const float* widened(const Typed& values, int64_t first, int64_t count, std::vec
 
 template <typename Element>
 void narrowed(const float* values, int64_t count, void* target) {
-    std::transform(values, values + count, static_cast<Element*>(target), narrow<Element>);
+    std::transform(values, values + count, static_cast<Element*>(target), [](float value) { return narrow<Element>(value); });
 }
 
 }  // namespace
