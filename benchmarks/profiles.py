@@ -35,8 +35,7 @@ from vitprune.recipe import Recipe  # noqa: E402
 
 OUT = Path(__file__).parent / "results" / "profiles.json"
 CASES = (
-    "oracle:dynamicvit:224:1", "oracle:dynamicvit:224:8", "oracle:ats:224:8", "oracle:ward_merge:224:8", "oracle:ward_merge:384:1",
-    "oracle:tome:384:1", "export:topk:224:1", "export:evit:224:1", "export:tome:224:1", "export:topk:592:1", "export:tome:592:1",
+    "oracle:dynamicvit:224:1", "oracle:dynamicvit:224:8", "oracle:ward_merge:384:1", "export:topk:224:1", "export:evit:224:1", "export:tome:224:1", "export:topk:592:1", "export:tome:592:1",
 )  # fmt: skip
 Pair = tuple[dict[str, bytes], np.ndarray]
 
@@ -60,7 +59,7 @@ def against_export(method: str, size: int, batch: int) -> Pair:
 
 
 GROUPS = {
-    "products and attention": ("Gemm", "MatMul", "FusedMatMul", "Conv", "MultiHeadAttention", "aten::addmm", "aten::mm", "aten::bmm",
+    "products and attention": ("Gemm", "MatMul", "FusedMatMul", "Conv", "MultiHeadAttention", "KeyBiasAttention", "aten::addmm", "aten::mm", "aten::bmm",
         "aten::mkldnn_convolution", "aten::_softmax", "aten::_scaled_dot_product_flash_attention_for_cpu"),
     "norms and GELU": ("LayerNormalization", "SkipLayerNormalization", "Gelu", "aten::native_layer_norm", "aten::gelu"),
 }  # fmt: skip
