@@ -161,7 +161,8 @@ def real(batches: list[int], rounds: int, library: Path) -> list[dict[str, Any]]
             continue
         made, shown = sessions(model, library, keep_outputs=False), pixels(name)
         lists = make_session(specialise(model, keep_outputs=True, native=True)[0].SerializeToString(), library=library)
-        kept = [(one >= 0).sum(axis=1) for one in lists.run(None, {lists.get_inputs()[0].name: shown})[1:] if one.ndim == 2]
+        wanted = [output.name for output in lists.get_outputs() if output.name.startswith("kept_")]  # there are groups, too
+        kept = [(one >= 0).sum(axis=1) for one in lists.run(wanted, {lists.get_inputs()[0].name: shown})]
         spread = max(float(np.std(np.log(np.maximum(one, 1)))) for one in kept)
         for batch in batches:
             starts = [number * batch % (len(shown) - batch + 1) for number in range(rounds + 1)]
