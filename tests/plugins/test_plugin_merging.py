@@ -188,6 +188,26 @@ def test_a_site_that_rounds_inside_keeps_its_nodes(dense: Callable[[str], onnx.M
     assert [body.name for body in lowered.functions] == ["TokenSample"]
 
 
+@pytest.mark.parametrize(
+    ("there", "back", "more"), [("Cast", "Cast", []), ("QuantizeLinear", "DequantizeLinear", ["planted/scale"])]
+)
+@pytest.mark.parametrize("case", ["tome", "ward, fixed"])
+def test_a_rounding_planted_inside_a_site_keeps_its_nodes(
+    case: str, there: str, back: str, more: list[str], dense: Callable[[str], onnx.ModelProto]  # noqa: F811
+) -> None:  # fmt: skip
+    """Between the joined rows and their readers, in one of the sites: to a half type, or to int8 and back."""
+    model = pruned(dense, case)
+    told = [one for one in stored(model) if one.kind in KINDS]
+    rows = told[1].outputs["rows"]
+    assert len(sites_of(with_plugin_sites(model)[0])) == len(told)
+    next(node for node in model.graph.node if rows in node.output).output[0] = "planted/exact"
+    model.graph.initializer.append(numpy_helper.from_array(np.float32(0.1), "planted/scale"))
+    to = [{"to": onnx.TensorProto.FLOAT16}, {"to": onnx.TensorProto.FLOAT}] if there == "Cast" else [{}, {}]
+    model.graph.node.append(helper.make_node(there, ["planted/exact", *more], ["planted/half"], **to[0]))
+    model.graph.node.append(helper.make_node(back, ["planted/half", *more], [rows], **to[1]))
+    assert len(sites_of(with_plugin_sites(model)[0])) == len(told) - 1
+
+
 def test_forms_for_tensorrt(dense: Callable[[str], onnx.ModelProto]) -> None:  # noqa: F811
     for case in ("tome", "ward", "sampled"):
         lowered = with_plugin_sites(pruned(dense, case))[0].SerializeToString()

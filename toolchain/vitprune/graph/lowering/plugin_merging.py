@@ -69,9 +69,7 @@ def put_merging(graph: Graph, one: Outline, name: str) -> list[tuple[Node, list[
 
 def unread(inputs: list[str], outputs: list[str]) -> list[str]:
     """Inputs of a merging site that nothing is left to be done with, once the outputs that nobody reads are taken off."""
-    useless = [] if "group" in outputs else ["group"]
-    useless += [] if any(role in outputs for role in NUMBERS) else ["patch"]
-    return [role for role in inputs if role in useless]
+    return [] if any(role in outputs for role in NUMBERS) else [role for role in inputs if role == "patch"]
 
 
 def _known_count(one: Outline) -> bool:
