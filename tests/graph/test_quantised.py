@@ -21,6 +21,10 @@ from vitprune.support.precision import LARGEST, exponent_text, exponents
 from vitprune.vit.pruned import PrunedViT
 from vitprune.vit.quantised import QuantLinear, on_grid, unsure_weights
 
+# A value on the edge between two steps falls to one or the other with the order in which a processor adds. E4M3's steps are up to 16
+# times int8's; over the whole network they weigh some three times as much (0.0065 and 0.0202 seen on one processor).
+EDGES = {"int8": 0.02, "fp8": 0.06}
+
 
 @pytest.mark.parametrize(
     ("method", "mode", "rest"),
@@ -34,7 +38,7 @@ def test_graph_and_reference_agree(method, mode, rest):
     assert notes["precision"]["quantize"] >= 4 * 4
     assert check["layers_compared"] == 16
     assert check["layers_max_abs"] < 1e-6
-    assert check["logits_max_abs"] < 0.02
+    assert check["logits_max_abs"] < EDGES[mode]
     assert all(site["illegal_flips"] == 0 for site in check["sites"])
     assert audit.half_decisions(pruned) == []
     outputs = {value.type.tensor_type.elem_type for value in (*pruned.graph.input, pruned.graph.output[0])}
